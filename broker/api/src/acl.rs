@@ -1,0 +1,54 @@
+//! Who may connect and what each user may do: the full set, rendered from all users and grants.
+
+use serde::{Deserialize, Serialize};
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct AclDocument {
+    /// Rises with every change.
+    pub generation: u64,
+    /// Connections without credentials act as this user; absent: they are refused.
+    #[serde(default)]
+    pub anonymous_user: Option<String>,
+    pub users: Vec<AclUser>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct AclUser {
+    pub username: String,
+    /// Any of them is accepted (two while a password is rotated); none: no login with credentials.
+    #[serde(default)]
+    pub passwords: Vec<PasswordHash>,
+    /// Client IDs this user may connect with, `*` standing for any run of characters; empty: any.
+    #[serde(default)]
+    pub client_ids: Vec<String>,
+    #[serde(default)]
+    pub rules: Vec<Rule>,
+}
+
+/// How a password is kept. Never the password itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub enum PasswordHash {
+    /// SHA-256 over salt then password, all hex: for generated 256-bit passwords, and for documents that
+    /// never leave the process that rendered them.
+    #[serde(rename_all = "camelCase")]
+    SaltedSha256 { salt: String, digest: String },
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Rule {
+    pub action: Action,
+    /// A topic filter; `${clientId}` and `${username}` stand for the connection's own.
+    pub filter: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Action {
+    Pub,
+    Sub,
+    PubSub,
+}

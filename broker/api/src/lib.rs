@@ -1,0 +1,8 @@
+//! The documents that a broker is steered by, and nothing else: plain serde types without behaviour.
+//!
+//! The operator (or, on one machine, the `standalone` command) renders them; the broker parses them. Both
+//! sides use these very types, so a drift between them does not compile.
+
+pub mod acl;
+pub mod admin;
+pub mod config;

@@ -1,0 +1,4 @@
+//! MQTT 3.1, 3.1.1 and 5.0 without input or output: packets and ticks go in, packets and effects come out.
+//!
+//! Nothing here reads a clock, opens a socket or starts a task; time is an argument. Whatever comes from a
+//! socket or a file is parsed into a type that can't be wrong ([`topic::Topic`], [`topic::Filter`], …).

@@ -1,0 +1,180 @@
+//! The durable log that everything acknowledged stands in: topics of partitions of records, shaped like Kafka's.
+//!
+//! [`Log`] is what the rest of the broker knows of it; the stores behind it promise exactly what is written
+//! here and nothing more. In particular a record may show twice, an append may end unknown, and there is no
+//! linearizable end offset. Nothing outside this module names a store.
+
+use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use tokio::sync::watch;
+
+/// Position of a record in its partition; rises, with gaps.
+pub type Offset = u64;
+pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// A record as it is appended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Record {
+    pub key: Option<Bytes>,
+    /// Absent: a delete marker for the key, in a compacted topic.
+    pub value: Option<Bytes>,
+    pub headers: Vec<(Bytes, Bytes)>,
+    /// Milliseconds since the Unix epoch, when its writer made it.
+    pub created: i64,
+}
+
+/// A record as it is read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredRecord {
+    pub offset: Offset,
+    pub record: Record,
+}
+
+/// How an append ended. Told exactly once for each, unless the process ends first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It survives the death of this process, and of the machine as far as the store promises.
+    Durable(Offset),
+    /// It is not in the log and never will be.
+    Refused,
+    /// It may become visible until 10 minutes after its `created`.
+    Broken,
+}
+
+/// Who is told how an append ended. Called from the store's own thread: must not block, must not append.
+pub trait AppendSink: Send + Sync {
+    fn appended(&self, token: u64, outcome: Outcome);
+}
+
+/// Where an append's outcome goes; `token` is the sink's own business.
+#[derive(Clone)]
+pub struct Completion {
+    pub sink: Arc<dyn AppendSink>,
+    pub token: u64,
+}
+
+/// Names a topic for appending and reading, as cheap to clone as a pointer. Got from [`Log::ensure_topic`].
+#[derive(Clone, Debug)]
+pub struct Topic {
+    inner: Arc<TopicInner>,
+}
+
+#[derive(Debug)]
+struct TopicInner {
+    name: String,
+    partitions: std::sync::atomic::AtomicU32,
+    /// The store's own number for it.
+    id: u32,
+}
+
+/// How a topic keeps its records.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cleanup {
+    /// The oldest go when older than `age` or when the partition is larger than `bytes`; absent: never.
+    Retention { age: Option<Duration>, bytes: Option<u64> },
+    /// Only the latest record of a key is kept; a delete marker goes after a while, too.
+    KeepLatest,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TopicSettings {
+    /// May grow later, never shrink.
+    pub partitions: u32,
+    pub cleanup: Cleanup,
+}
+
+/// How far one read may go.
+#[derive(Clone, Copy, Debug)]
+pub struct ReadLimit {
+    pub records: usize,
+    /// Bytes of keys, values and headers; at least one record is returned, whatever its size.
+    pub bytes: usize,
+    /// How long to wait for the first record when there is none yet; zero: not at all.
+    pub wait: Duration,
+}
+
+#[derive(Clone, Debug, Default)]
+pub struct ReadBatch {
+    pub records: Vec<StoredRecord>,
+    /// Where to read on: past gaps, too.
+    pub next: Offset,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bounds {
+    /// The first offset that can be read.
+    pub start: Offset,
+    /// The offset that the next record will have at least.
+    pub end: Offset,
+}
+
+/// Whether appends are being made durable now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Health {
+    Working,
+    /// Appends wait. What failed, where and what to do, in one line.
+    Failing(String),
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum LogError {
+    #[error("topic {0:?} is not in the log")]
+    UnknownTopic(String),
+    #[error("topic {topic:?} has no partition {partition}")]
+    UnknownPartition { topic: String, partition: u32 },
+    /// Records between the asked offset and `start` are gone (retention); never a silent skip.
+    #[error("records before offset {start} are gone")]
+    Lost { start: Offset },
+    #[error("{0}")]
+    Settings(String),
+    /// The store itself failed; worth another try.
+    #[error("{0}")]
+    Store(String),
+}
+
+/// Topics, partitions and records, durable once told so.
+///
+/// Order: what one writer appends to one partition becomes visible in the order of its calls, without a gap.
+/// After `Refused` or `Broken` nothing later of that partition appears before it is resolved.
+pub trait Log: Send + Sync {
+    /// Makes the topic if there is none, or brings an existing one to these settings (partitions only grow).
+    fn ensure_topic<'a>(&'a self, name: &'a str, settings: TopicSettings) -> BoxFuture<'a, Result<Topic, LogError>>;
+
+    fn topic(&self, name: &str) -> Option<Topic>;
+
+    /// Takes the record and returns at once; `done` is told the outcome later. Callers look at
+    /// [`Log::room`] before they take more work from a socket: that is what bounds the queue.
+    fn append(&self, topic: &Topic, partition: u32, record: Record, done: Completion);
+
+    /// False while more is waiting than should: then take nothing more in before [`Log::wait_for_room`] is over.
+    fn room(&self) -> bool;
+
+    fn wait_for_room(&self) -> BoxFuture<'_, ()>;
+
+    /// The visible records from `from` on. A record is visible only once durable.
+    fn read<'a>(
+        &'a self,
+        topic: &'a Topic,
+        partition: u32,
+        from: Offset,
+        limit: ReadLimit,
+    ) -> BoxFuture<'a, Result<ReadBatch, LogError>>;
+
+    fn bounds<'a>(&'a self, topic: &'a Topic, partition: u32) -> BoxFuture<'a, Result<Bounds, LogError>>;
+
+    fn health(&self) -> watch::Receiver<Health>;
+
+    /// Makes durable what was appended, and closes the store. Appends afterwards are refused.
+    fn close(&self) -> BoxFuture<'_, ()>;
+}
+
+impl Topic {
+    pub fn name(&self) -> &str {
+        &self.inner.name
+    }
+
+    pub fn partitions(&self) -> u32 {
+        self.inner.partitions.load(std::sync::atomic::Ordering::Relaxed)
+    }
+}

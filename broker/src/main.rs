@@ -1,0 +1,5 @@
+//! The `mqtt-broker` binary.
+
+mod log;
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! The four resource kinds of `mqtt.dms.dev/v1alpha1`.
