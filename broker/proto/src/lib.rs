@@ -2,3 +2,5 @@
 //!
 //! Nothing here reads a clock, opens a socket or starts a task; time is an argument. Whatever comes from a
 //! socket or a file is parsed into a type that can't be wrong ([`topic::Topic`], [`topic::Filter`], …).
+
+pub mod codec;
