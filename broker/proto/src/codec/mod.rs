@@ -17,6 +17,8 @@ mod packet;
 mod properties;
 mod property;
 mod reason;
+#[cfg(test)]
+mod tests;
 
 use std::fmt;
 
