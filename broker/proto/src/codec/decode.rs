@@ -28,11 +28,11 @@ pub fn decode<'a>(frame: Frame<'a>, version: Version) -> Result<Packet<'a>, Code
     match kind {
         kind::CONNECT => connect(reader, frame.padded_length).map(Packet::Connect),
         kind::CONNACK => connack(reader, version).map(Packet::ConnAck),
-        kind::PUBLISH => publish(frame.first, reader, version).map(Packet::Publish),
-        kind::PUBACK => ack(kind, reader, version).map(Packet::PubAck),
-        kind::PUBREC => ack(kind, reader, version).map(Packet::PubRec),
-        kind::PUBREL => ack(kind, reader, version).map(Packet::PubRel),
-        kind::PUBCOMP => ack(kind, reader, version).map(Packet::PubComp),
+        kind::PUBLISH => publish(frame.first, reader, version),
+        kind::PUBACK => ack(kind, Packet::PubAck, reader, version),
+        kind::PUBREC => ack(kind, Packet::PubRec, reader, version),
+        kind::PUBREL => ack(kind, Packet::PubRel, reader, version),
+        kind::PUBCOMP => ack(kind, Packet::PubComp, reader, version),
         kind::SUBSCRIBE => subscribe(reader, version).map(Packet::Subscribe),
         kind::SUBACK => suback(reader, version).map(Packet::SubAck),
         kind::UNSUBSCRIBE => unsubscribe(reader, version).map(Packet::Unsubscribe),
@@ -167,7 +167,8 @@ fn connack(mut reader: Reader<'_>, version: Version) -> Result<ConnAck<'_>, Code
     Ok(ConnAck { session_present, reason, properties })
 }
 
-fn publish(first: u8, mut reader: Reader<'_>, version: Version) -> Result<Publish<'_>, CodecError> {
+/// This and [`ack`] give the finished packet, because moving one costs as much as reading it.
+fn publish(first: u8, mut reader: Reader<'_>, version: Version) -> Result<Packet<'_>, CodecError> {
     let dup = first & 0b1000 != 0;
     let retain = first & 0b0001 != 0;
     let qos = QoS::try_from(first >> 1 & 0b11)?;
@@ -183,10 +184,16 @@ fn publish(first: u8, mut reader: Reader<'_>, version: Version) -> Result<Publis
     if topic.is_empty() && properties.topic_alias.is_none() {
         return Err(CodecError::EmptyTopic);
     }
-    Ok(Publish { dup, qos, retain, topic, packet_id, properties, payload: reader.remainder() })
+    let payload = reader.remainder();
+    Ok(Packet::Publish(Publish { dup, qos, retain, topic, packet_id, properties, payload }))
 }
 
-fn ack(kind: u8, mut reader: Reader<'_>, version: Version) -> Result<Ack<'_>, CodecError> {
+fn ack<'a>(
+    kind: u8,
+    packet: fn(Ack<'a>) -> Packet<'a>,
+    mut reader: Reader<'a>,
+    version: Version,
+) -> Result<Packet<'a>, CodecError> {
     let packet_id = reader.packet_id()?;
     let mut reason = Reason::Success;
     let mut properties = AckProperties::default();
@@ -197,7 +204,7 @@ fn ack(kind: u8, mut reader: Reader<'_>, version: Version) -> Result<Ack<'_>, Co
         }
     }
     reader.finish()?;
-    Ok(Ack { packet_id, reason, properties })
+    Ok(packet(Ack { packet_id, reason, properties }))
 }
 
 fn ack_properties<'a>(reader: &mut Reader<'a>) -> Result<AckProperties<'a>, CodecError> {

@@ -137,18 +137,32 @@ impl<'a> Reader<'a> {
     }
 
     pub(super) fn string(&mut self) -> Result<&'a str, CodecError> {
-        let bytes = self.binary()?;
-        let text = std::str::from_utf8(bytes).map_err(|_| CodecError::InvalidUtf8)?;
-        if has_any(bytes, |byte| byte == 0) { Err(CodecError::NulInString) } else { Ok(text) }
+        self.text(|byte| byte == 0, |_| CodecError::NulInString)
     }
 
     /// The topic of a message: no wildcards; may still be empty.
     pub(super) fn topic(&mut self) -> Result<&'a str, CodecError> {
-        let topic = self.string()?;
-        if has_any(topic.as_bytes(), |byte| matches!(byte, b'+' | b'#')) {
-            return Err(CodecError::WildcardInTopic);
-        }
-        Ok(topic)
+        self.text(
+            |byte| matches!(byte, 0 | b'+' | b'#'),
+            |text| match text.contains('\0') {
+                true => CodecError::NulInString,
+                false => CodecError::WildcardInTopic,
+            },
+        )
+    }
+
+    /// UTF-8 in which no byte is `forbidden`.
+    #[inline]
+    fn text(
+        &mut self,
+        forbidden: impl Fn(u8) -> bool,
+        error: impl FnOnce(&str) -> CodecError,
+    ) -> Result<&'a str, CodecError> {
+        let bytes = self.binary()?;
+        let text = std::str::from_utf8(bytes).map_err(|_| CodecError::InvalidUtf8)?;
+        // Looks at every byte without leaving early, so that the compiler can compare many at once.
+        let found = bytes.iter().fold(false, |found, &byte| found | forbidden(byte));
+        if found { Err(error(text)) } else { Ok(text) }
     }
 
     pub(super) fn non_empty_topic(&mut self) -> Result<&'a str, CodecError> {
@@ -235,9 +249,4 @@ fn scan_varint(bytes: &[u8]) -> Varint {
         }
     }
     if bytes.len() < 4 { Varint::Incomplete } else { Varint::TooLong }
-}
-
-/// Looks at every byte without leaving early, so that the compiler can compare many at once.
-fn has_any(bytes: &[u8], matches: impl Fn(u8) -> bool) -> bool {
-    bytes.iter().fold(false, |found, &byte| found | matches(byte))
 }
