@@ -3,4 +3,13 @@
 //! Nothing here reads a clock, opens a socket or starts a task; time is an argument. Whatever comes from a
 //! socket or a file is parsed into a type that can't be wrong ([`topic::Topic`], [`topic::Filter`], …).
 
+pub mod acl;
 pub mod codec;
+mod level_tree;
+pub mod murmur2;
+pub mod retained;
+pub mod topic;
+pub mod trie;
+
+#[cfg(test)]
+mod test_random;
