@@ -2,19 +2,22 @@
 //! store have in common.
 //!
 //! A path is a [`crate::topic::Topic`] or [`crate::topic::Filter`] as text, so no path has more than
-//! [`crate::topic::MAX_LEVELS`] levels; that bounds every recursion below. A node without value and without
-//! nodes below it is gone. Walks do not allocate.
+//! [`crate::topic::MAX_LEVELS`] levels; that bounds every recursion below. A path that nothing else shares is
+//! kept as text from where it parts, so that a million subscriptions cost about 200 bytes each. A node
+//! without value and without nodes below it is gone. Walks do not allocate.
 
 use std::collections::HashMap;
 
 use foldhash::fast::RandomState;
 
+use crate::topic::{is_internal, levels_match};
+
 #[derive(Debug)]
 pub(crate) struct LevelTree<T> {
-    root: Node<T>,
+    root: Branch<T>,
 }
 
-/// A value's place; boxed so that the many nodes without one stay small.
+/// A value's place; boxed so that the many places without one stay small.
 type Slot<T> = Option<Box<T>>;
 
 impl<T> LevelTree<T> {
@@ -30,7 +33,7 @@ impl<T> LevelTree<T> {
 
     /// Paths are filters: visits the values of all that match the topic, each once.
     pub(crate) fn filters_matching(&self, topic: &str, mut visit: impl FnMut(&T)) {
-        self.root.filters_matching(Some(topic), crate::topic::is_internal(topic), &mut visit);
+        self.root.filters_matching(Some(topic), is_internal(topic), &mut visit);
     }
 
     /// Paths are topics: visits the values of all that the filter matches, each once, in no stated order.
@@ -46,14 +49,29 @@ impl<T> LevelTree<T> {
 
 impl<T> Default for LevelTree<T> {
     fn default() -> Self {
-        LevelTree { root: Node::default() }
+        LevelTree { root: Branch::default() }
     }
 }
 
+/// What lies below one level. It begins as a leaf and becomes a branch with its second path.
 #[derive(Debug)]
-struct Node<T> {
+enum Node<T> {
+    Leaf(Leaf<T>),
+    Branch(Box<Branch<T>>),
+}
+
+#[derive(Debug)]
+struct Leaf<T> {
+    /// What remains of the path with the `/` before it: empty at its end.
+    rest: Box<str>,
+    /// Missing only before the first value and after the last.
+    value: Slot<T>,
+}
+
+#[derive(Debug)]
+struct Branch<T> {
     children: Children<T>,
-    /// Apart from `children`: every match asks for both, and most nodes have neither.
+    /// Apart from `children`: every match asks for both, and most branches have neither.
     wild: Option<Box<Wild<T>>>,
     value: Slot<T>,
 }
@@ -67,7 +85,7 @@ struct Wild<T> {
 
 /// Nodes by level: most have one or a few, some hold every device.
 #[derive(Debug)]
-#[expect(clippy::box_collection, reason = "the size of the rare map would be the size of every node")]
+#[expect(clippy::box_collection, reason = "the size of the rare map would be the size of every branch")]
 enum Children<T> {
     Few(Vec<(Box<str>, Node<T>)>),
     Many(Box<HashMap<Box<str>, Node<T>, RandomState>>),
@@ -76,8 +94,99 @@ enum Children<T> {
 /// Up to here a search in a row is as quick as hashing, and smaller.
 const FEW: usize = 8;
 
-/// `rest` is what remains of the path or topic: none at its end, else at least one level, perhaps empty.
+// In what follows, `rest` is what remains of the path, topic or filter that is asked for: none at its end,
+// else at least one level, perhaps empty.
+
 impl<T> Node<T> {
+    fn is_empty(&self) -> bool {
+        match self {
+            Node::Leaf(leaf) => leaf.value.is_none(),
+            Node::Branch(branch) => branch.is_empty(),
+        }
+    }
+
+    fn upsert<R>(&mut self, rest: Option<&str>, fill: impl FnOnce(&mut Slot<T>) -> R) -> R {
+        let leaf = match self {
+            Node::Branch(branch) => return branch.upsert(rest, fill),
+            Node::Leaf(leaf) => leaf,
+        };
+        if leaf.value.is_none() {
+            *leaf = Leaf::new(rest, None);
+        }
+        if leaf.rest() == rest {
+            return fill(&mut leaf.value);
+        }
+        let value = leaf.value.take();
+        let mut branch = Box::new(Branch::of_one(leaf.rest(), value));
+        let filled = branch.upsert(rest, fill);
+        *self = Node::Branch(branch);
+        filled
+    }
+
+    fn edit<R>(&mut self, rest: Option<&str>, edit: impl FnOnce(&mut Slot<T>) -> Option<R>) -> Option<R> {
+        match self {
+            Node::Leaf(leaf) if leaf.rest() == rest => edit(&mut leaf.value),
+            Node::Leaf(_) => None,
+            Node::Branch(branch) => branch.edit(rest, edit),
+        }
+    }
+
+    fn filters_matching(&self, rest: Option<&str>, visit: &mut impl FnMut(&T)) {
+        match self {
+            Node::Leaf(leaf) => leaf.visit_if(visit, |own| levels_match(levels(own), levels(rest))),
+            Node::Branch(branch) => branch.filters_matching(rest, false, visit),
+        }
+    }
+
+    fn topics_matching(&self, rest: Option<&str>, visit: &mut impl FnMut(&T)) {
+        match self {
+            Node::Leaf(leaf) => leaf.visit_if(visit, |own| levels_match(levels(rest), levels(own))),
+            Node::Branch(branch) => branch.topics_matching(rest, false, visit),
+        }
+    }
+
+    fn all(&self, visit: &mut impl FnMut(&T)) {
+        match self {
+            Node::Leaf(leaf) => leaf.visit_if(visit, |_| true),
+            Node::Branch(branch) => branch.all(false, visit),
+        }
+    }
+}
+
+impl<T> Leaf<T> {
+    fn new(rest: Option<&str>, value: Slot<T>) -> Self {
+        Leaf { rest: rest.map(|rest| format!("/{rest}")).unwrap_or_default().into(), value }
+    }
+
+    fn rest(&self) -> Option<&str> {
+        self.rest.strip_prefix('/')
+    }
+
+    fn visit_if(&self, visit: &mut impl FnMut(&T), wanted: impl FnOnce(Option<&str>) -> bool) {
+        if let Some(value) = self.value.as_deref()
+            && wanted(self.rest())
+        {
+            visit(value);
+        }
+    }
+}
+
+impl<T> Branch<T> {
+    fn of_one(rest: Option<&str>, value: Slot<T>) -> Self {
+        let mut branch = Branch::default();
+        match rest.map(split_level) {
+            None => branch.value = value,
+            Some(("#", _)) => branch.wild.get_or_insert_default().hash = value,
+            Some(("+", rest)) => {
+                branch.wild.get_or_insert_default().plus = Node::Leaf(Leaf::new(rest, value));
+            }
+            Some((level, rest)) => {
+                branch.children = Children::Few(vec![(level.into(), Node::Leaf(Leaf::new(rest, value)))]);
+            }
+        }
+        branch
+    }
+
     fn is_empty(&self) -> bool {
         self.value.is_none()
             && self.wild.is_none()
@@ -126,10 +235,10 @@ impl<T> Node<T> {
             return;
         };
         if let Some(wild) = wild {
-            wild.plus.filters_matching(rest, false, visit);
+            wild.plus.filters_matching(rest, visit);
         }
         if let Some(child) = self.children.get(level) {
-            child.filters_matching(rest, false, visit);
+            child.filters_matching(rest, visit);
         }
     }
 
@@ -142,11 +251,11 @@ impl<T> Node<T> {
             }
             Some(("#", _)) => self.all(first, visit),
             Some(("+", rest)) => {
-                self.children.for_each(first, |child| child.topics_matching(rest, false, visit));
+                self.children.for_each(first, |child| child.topics_matching(rest, visit));
             }
             Some((level, rest)) => {
                 if let Some(child) = self.children.get(level) {
-                    child.topics_matching(rest, false, visit);
+                    child.topics_matching(rest, visit);
                 }
             }
         }
@@ -157,7 +266,7 @@ impl<T> Node<T> {
         if let Some(value) = self.value.as_deref() {
             visit(value);
         }
-        self.children.for_each(first, |child| child.all(false, visit));
+        self.children.for_each(first, |child| child.all(visit));
     }
 }
 
@@ -233,7 +342,13 @@ impl<T> Children<T> {
 
 impl<T> Default for Node<T> {
     fn default() -> Self {
-        Node { children: Children::Few(Vec::new()), wild: None, value: None }
+        Node::Leaf(Leaf::new(None, None))
+    }
+}
+
+impl<T> Default for Branch<T> {
+    fn default() -> Self {
+        Branch { children: Children::Few(Vec::new()), wild: None, value: None }
     }
 }
 
@@ -248,4 +363,8 @@ fn split_level(path: &str) -> (&str, Option<&str>) {
         Some((level, rest)) => (level, Some(rest)),
         None => (path, None),
     }
+}
+
+fn levels(rest: Option<&str>) -> impl Iterator<Item = &str> {
+    rest.into_iter().flat_map(|rest| rest.split('/'))
 }
