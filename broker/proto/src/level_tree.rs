@@ -133,7 +133,10 @@ impl<T> Node<T> {
 
     fn filters_matching(&self, rest: Option<&str>, visit: &mut impl FnMut(&T)) {
         match self {
-            Node::Leaf(leaf) => leaf.visit_if(visit, |own| levels_match(levels(own), levels(rest))),
+            // Most filters end without a wildcard, and then comparing the text is quicker.
+            Node::Leaf(leaf) => {
+                leaf.visit_if(visit, |own| own == rest || levels_match(levels(own), levels(rest)));
+            }
             Node::Branch(branch) => branch.filters_matching(rest, false, visit),
         }
     }
