@@ -1,0 +1,190 @@
+//! `MqttInstance`: one MQTT service, its size, its limits and how sessions are kept.
+
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::{duration::Duration, quantity::Quantity, rules, status::Status};
+
+/// What an instance shall be.
+#[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[kube(
+    group = "mqtt.dms.dev",
+    version = "v1alpha1",
+    kind = "MqttInstance",
+    namespaced,
+    status = "Status",
+    derive = "PartialEq",
+    shortname = "mqtti",
+    category = "mqtt",
+    doc = "One MQTT service: devices speak MQTT to its brokers, applications read what they stored.",
+    printcolumn(name = "Replicas", type_ = "integer", json_path = ".spec.replicas"),
+    printcolumn(
+        name = "Ready",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"Ready\")].status"
+    ),
+    printcolumn(
+        name = "Reason",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"Ready\")].reason"
+    ),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+)]
+#[serde(rename_all = "camelCase")]
+pub struct MqttInstanceSpec {
+    /// How many broker nodes.
+    #[serde(default = "three")]
+    #[schemars(range(min = 1, max = 99))]
+    pub replicas: u32,
+    /// Limits of the whole instance; those that count something are shared evenly among the live nodes.
+    #[serde(default)]
+    pub limits: Limits,
+    /// How sessions are kept while their devices are away.
+    #[serde(default)]
+    pub session: Session,
+    /// The Kafka cluster that keeps what is stored; a standalone broker has an embedded store instead.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kafka: Option<Kafka>,
+    /// Who may connect besides the MqttUsers with their passwords.
+    #[serde(default)]
+    pub auth: Auth,
+    /// Registered groups: devices with the client ID GROUP@@device are counted under GROUP.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 1000), inner(length(min = 1, max = 64), regex(pattern = r"^[A-Za-z0-9._-]+$")))]
+    #[x_kube(merge_strategy = ListMerge::Set)]
+    pub groups: Vec<String>,
+    /// Where brokers listen.
+    #[serde(default)]
+    #[x_kube(validation = Rule::new("self.mqtt.port != self.admin.port")
+        .message("mqtt and admin need different ports; change one"))]
+    pub listeners: Listeners,
+}
+
+/// Limits of the whole instance.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Limits {
+    /// Connections at a time.
+    #[schemars(range(min = 1, max = 1_000_000_000))]
+    pub connections: u64,
+    /// Published messages a second; over it sockets are read more slowly, nothing is dropped.
+    #[schemars(range(min = 1, max = 1_000_000_000))]
+    pub publish_rate: u64,
+    /// Delivered messages a second; absent: no limit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1_000_000_000))]
+    pub delivery_rate: Option<u64>,
+    /// Subscriptions at a time.
+    #[schemars(range(min = 1, max = 1_000_000_000))]
+    pub subscriptions: u64,
+    /// Bytes of a whole MQTT packet.
+    #[schemars(extend("x-kubernetes-validations" = [rules::bytes_between("128", "256Mi")]))]
+    pub packet_size: Quantity,
+    /// Characters of a client ID.
+    #[schemars(range(min = 1, max = 65535))]
+    pub client_id_length: u32,
+    /// Which characters client IDs and topics may have.
+    pub characters: Characters,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections: 100_000,
+            publish_rate: 20_000,
+            delivery_rate: None,
+            subscriptions: 100_000,
+            packet_size: Quantity::kibi(128),
+            client_id_length: 128,
+            characters: Characters::Any,
+        }
+    }
+}
+
+/// Any: what MQTT allows. Strict: letters, digits, `-`, `_`, `/`, `@@`, and wildcards in filters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Characters {
+    Any,
+    Strict,
+}
+
+/// How sessions are kept.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Session {
+    /// How long a persistent session is kept after its device left; MQTT 5 clients may ask for less.
+    #[schemars(extend("x-kubernetes-validations" = [rules::time_between("0s", "8760h")]))]
+    pub expiry: Duration,
+    /// Messages (QoS 1 and 2) kept for a device while it is away; the oldest goes first.
+    #[schemars(range(min = 0, max = 1_000_000))]
+    pub offline_messages: u32,
+    /// The same while it is connected but slow; publishers wait for room before anything goes.
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub online_messages: u32,
+}
+
+impl Default for Session {
+    fn default() -> Self {
+        Self { expiry: Duration::hours(2), offline_messages: 10, online_messages: 1000 }
+    }
+}
+
+/// The Kafka cluster behind an instance.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Kafka {
+    /// HOST:PORT of some of its brokers.
+    #[schemars(length(min = 1, max = 32), inner(length(min = 1, max = 300)))]
+    #[x_kube(validation = Rule::new(r"self.all(s, s.matches('^(\\[[0-9a-fA-F:.]+\\]|[A-Za-z0-9._-]+):[0-9]{1,5}$'))")
+        .message("each server is HOST:PORT, such as kafka-0.kafka:9092"))]
+    #[x_kube(merge_strategy = ListMerge::Set)]
+    pub bootstrap_servers: Vec<String>,
+    /// Copies that Kafka keeps of each record.
+    #[serde(default = "three_copies")]
+    #[schemars(range(min = 1, max = 32))]
+    pub replication_factor: u16,
+}
+
+/// Who may connect besides users with a password.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Auth {
+    /// Connections without credentials act as this MqttUser (its name, in the instance's namespace), which may
+    /// lack a password; absent: they are refused.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253), regex(pattern = crate::refs::NAME))]
+    pub anonymous_user: Option<String>,
+}
+
+/// Where brokers listen.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Listeners {
+    /// MQTT over TCP, on all addresses.
+    pub mqtt: Listener,
+    /// The admin endpoint; a standalone broker has it on 127.0.0.1 alone.
+    pub admin: Listener,
+}
+
+impl Default for Listeners {
+    fn default() -> Self {
+        Self { mqtt: Listener { port: 1883 }, admin: Listener { port: 9090 } }
+    }
+}
+
+/// A TCP port.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Listener {
+    #[schemars(range(min = 1))]
+    pub port: u16,
+}
+
+fn three() -> u32 {
+    3
+}
+
+fn three_copies() -> u16 {
+    3
+}

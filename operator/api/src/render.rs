@@ -1,0 +1,355 @@
+//! From a full set of objects to the documents that steer a broker. Pure: no clock, no randomness, no I/O.
+//!
+//! Promises: the outcome depends on the set alone, not on the order of users, grants or topics in it (but for two
+//! objects that claim one name and are equally old: the first wins); a problem of one object takes nothing away
+//! from the others; what is wrong is told, never half applied.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+use kube::{Resource, ResourceExt as _};
+use mqtt_broker_api::{
+    acl::{self, AclDocument, AclUser, PasswordHash},
+    config::{self, InstanceConfig},
+};
+use sha2::{Digest as _, Sha256};
+
+use crate::{
+    DEFAULT_NAMESPACE, Kind,
+    grant::{self, TopicGrant},
+    instance::{Characters, MqttInstance},
+    parent_topic::{Ordering, ParentTopic},
+    refs::{InstanceRef, SecretKeyRef},
+    user::MqttUser,
+};
+
+/// All that concerns one instance.
+#[derive(Clone, Debug)]
+pub struct Objects {
+    pub instance: MqttInstance,
+    pub topics: Vec<ParentTopic>,
+    pub users: Vec<MqttUser>,
+    pub grants: Vec<TopicGrant>,
+    pub secrets: Secrets,
+}
+
+/// The Secrets that users name: by namespace and name, then key.
+pub type Secrets = BTreeMap<(String, String), BTreeMap<String, Vec<u8>>>;
+
+/// The documents, and what could not go into them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rendered {
+    pub config: InstanceConfig,
+    pub acl: AclDocument,
+    pub problems: Vec<Problem>,
+}
+
+/// What one object can't have, though nothing in it alone is wrong.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    pub object: ObjectName,
+    /// Such as `spec.userRef.name`.
+    pub field: String,
+    /// What is wrong and what to do, in one line.
+    pub message: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ObjectName {
+    pub kind: Kind,
+    pub namespace: String,
+    pub name: String,
+}
+
+impl fmt::Display for ObjectName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}/{}", self.kind, self.namespace, self.name)
+    }
+}
+
+/// Renders the documents.
+///
+/// `generation` goes into the ACL document as it is. `salt` gives the salt for the hash of one password, told by
+/// the namespace, name and key of the Secret it lies in; one that gives the same for the same keeps documents
+/// equal while nothing changes.
+pub fn render(
+    objects: &Objects,
+    generation: u64,
+    salt: impl Fn(&str, &SecretKeyRef) -> [u8; 16],
+) -> Rendered {
+    let mut problems = Vec::new();
+    let instance = name_of(Kind::MqttInstance, &objects.instance);
+
+    let topics = oldest_of_each(
+        members(&instance, Kind::ParentTopic, &objects.topics, |t| &t.spec.instance_ref, &mut problems),
+        ParentTopic::topic,
+        |name, topic, winner| Problem {
+            object: name,
+            field: "spec.topic".into(),
+            message: format!(
+                "the parent topic {topic:?} belongs to {winner}, which is older; remove one of the two"
+            ),
+        },
+        &mut problems,
+    );
+    let users = oldest_of_each(
+        members(&instance, Kind::MqttUser, &objects.users, |u| &u.spec.instance_ref, &mut problems),
+        MqttUser::username,
+        |name, username, winner| Problem {
+            object: name,
+            field: "spec.username".into(),
+            message: format!(
+                "the user name {username:?} belongs to {winner}, which is older; remove one of the two"
+            ),
+        },
+        &mut problems,
+    );
+    let grants =
+        members(&instance, Kind::TopicGrant, &objects.grants, |g| &g.spec.instance_ref, &mut problems);
+
+    let anonymous = anonymous_user(objects, &instance, &users, &mut problems);
+    let mut acl_users: BTreeMap<ObjectName, AclUser> = users
+        .into_iter()
+        .map(|(username, (name, user))| {
+            let passwords = passwords(&name, user, &objects.secrets, &salt, &mut problems);
+            if user.spec.password_secret_ref.is_none() && anonymous.as_ref() != Some(&name) {
+                problems.push(Problem {
+                    object: name.clone(),
+                    field: "spec.passwordSecretRef".into(),
+                    message: "is missing, so this user can't log in; name a Secret that holds its password"
+                        .into(),
+                });
+            }
+            let client_ids = user.spec.client_ids.clone();
+            (name, AclUser { username, passwords, client_ids, rules: Vec::new() })
+        })
+        .collect();
+    add_rules(grants, &objects.users, &mut acl_users, &mut problems);
+
+    let anonymous_user = anonymous.and_then(|name| acl_users.get(&name)).map(|user| user.username.clone());
+    let mut acl_users: Vec<_> = acl_users.into_values().collect();
+    acl_users.sort_by(|a, b| a.username.cmp(&b.username));
+    Rendered {
+        config: config(&objects.instance, &instance, topics),
+        acl: AclDocument { generation, anonymous_user, users: acl_users },
+        problems,
+    }
+}
+
+/// The SHA-256 of salt and password, as documents keep it.
+pub fn hash(salt: [u8; 16], password: &[u8]) -> PasswordHash {
+    let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    let digest = Sha256::new().chain_update(salt).chain_update(password).finalize();
+    PasswordHash::SaltedSha256 { salt: hex(&salt), digest: hex(&digest) }
+}
+
+/// How an object is called; without a namespace it counts as being in `default`.
+pub fn name_of<K: Resource>(kind: Kind, object: &K) -> ObjectName {
+    let namespace = object.namespace().unwrap_or_else(|| DEFAULT_NAMESPACE.into());
+    ObjectName { kind, namespace, name: object.name_any() }
+}
+
+/// The objects that belong to the instance, the oldest first; the others are problems.
+fn members<'a, K: Resource>(
+    instance: &ObjectName,
+    kind: Kind,
+    objects: &'a [K],
+    instance_ref: impl Fn(&K) -> &InstanceRef,
+    problems: &mut Vec<Problem>,
+) -> Vec<(ObjectName, &'a K)> {
+    let mut members = Vec::new();
+    for object in objects {
+        let name = name_of(kind, object);
+        let named = instance_ref(object);
+        let namespace = named.namespace.as_ref().unwrap_or(&name.namespace);
+        if (namespace, &named.name) == (&instance.namespace, &instance.name) {
+            members.push((name, object));
+        } else {
+            let message = format!(
+                "names MqttInstance {namespace}/{}, but the only one here is {}/{}; name that one, or remove this",
+                named.name, instance.namespace, instance.name
+            );
+            problems.push(Problem { object: name, field: "spec.instanceRef".into(), message });
+        }
+    }
+    // Stable, so that equally old ones (or those without a time, as in manifests) keep their order.
+    members.sort_by_key(|(_, object)| {
+        let created = object.meta().creation_timestamp.clone();
+        (created.is_none(), created)
+    });
+    members
+}
+
+/// Of the objects (the oldest first) that claim one key, the first; the others are problems.
+fn oldest_of_each<'a, K>(
+    objects: Vec<(ObjectName, &'a K)>,
+    key: impl Fn(&K) -> String,
+    problem: impl Fn(ObjectName, &str, &ObjectName) -> Problem,
+    problems: &mut Vec<Problem>,
+) -> BTreeMap<String, (ObjectName, &'a K)> {
+    let mut winners: BTreeMap<String, (ObjectName, &K)> = BTreeMap::new();
+    for (name, object) in objects {
+        let key = key(object);
+        match winners.get(&key) {
+            Some((winner, _)) => problems.push(problem(name, &key, winner)),
+            None => {
+                winners.insert(key, (name, object));
+            }
+        }
+    }
+    winners
+}
+
+fn anonymous_user(
+    objects: &Objects,
+    instance: &ObjectName,
+    users: &BTreeMap<String, (ObjectName, &MqttUser)>,
+    problems: &mut Vec<Problem>,
+) -> Option<ObjectName> {
+    let wanted = objects.instance.spec.auth.anonymous_user.as_ref()?;
+    let mut in_force = users.values().map(|(name, _)| name);
+    let found = in_force.find(|user| &user.name == wanted && user.namespace == instance.namespace).cloned();
+    if found.is_none() {
+        problems.push(Problem {
+            object: instance.clone(),
+            field: "spec.auth.anonymousUser".into(),
+            message: format!(
+                "no MqttUser {wanted:?} of this instance is in force in namespace {}, so connections without credentials are refused; create it, or remove the field",
+                instance.namespace
+            ),
+        });
+    }
+    found
+}
+
+/// The hashes of a user's passwords, the current one first.
+fn passwords(
+    user: &ObjectName,
+    object: &MqttUser,
+    secrets: &Secrets,
+    salt: impl Fn(&str, &SecretKeyRef) -> [u8; 16],
+    problems: &mut Vec<Problem>,
+) -> Vec<PasswordHash> {
+    let mut hashes = Vec::new();
+    let spec = &object.spec;
+    for (field, secret_ref) in [
+        ("spec.passwordSecretRef", &spec.password_secret_ref),
+        ("spec.previousPasswordSecretRef", &spec.previous_password_secret_ref),
+    ] {
+        let Some(secret_ref) = secret_ref else { continue };
+        let secret = secrets.get(&(user.namespace.clone(), secret_ref.name.clone()));
+        let whole_name = format!("{}/{}", user.namespace, secret_ref.name);
+        let (part, message) = match secret.map(|secret| secret.get(&secret_ref.key)) {
+            Some(Some(password)) if !password.is_empty() => {
+                hashes.push(hash(salt(&user.namespace, secret_ref), password));
+                continue;
+            }
+            Some(Some(_)) => (
+                "key",
+                format!("Secret {whole_name} has nothing under {:?}; put the password there", secret_ref.key),
+            ),
+            Some(None) => (
+                "key",
+                format!("Secret {whole_name} has no key {:?}; add it, or name another key", secret_ref.key),
+            ),
+            None => ("name", format!("there is no Secret {whole_name}; create it, or name another one")),
+        };
+        problems.push(Problem { object: user.clone(), field: format!("{field}.{part}"), message });
+    }
+    hashes
+}
+
+fn add_rules(
+    mut grants: Vec<(ObjectName, &TopicGrant)>,
+    all_users: &[MqttUser],
+    users: &mut BTreeMap<ObjectName, AclUser>,
+    problems: &mut Vec<Problem>,
+) {
+    let existing: BTreeSet<_> = all_users.iter().map(|user| name_of(Kind::MqttUser, user)).collect();
+    grants.sort_by(|(a, _), (b, _)| a.cmp(b));
+    for (name, grant) in grants {
+        let user = ObjectName {
+            kind: Kind::MqttUser,
+            namespace: name.namespace.clone(),
+            name: grant.spec.user_ref.name.clone(),
+        };
+        if let Some(user) = users.get_mut(&user) {
+            user.rules.extend(
+                grant
+                    .spec
+                    .rules
+                    .iter()
+                    .map(|rule| acl::Rule { action: action(rule.action), filter: rule.filter.clone() }),
+            );
+            continue;
+        }
+        let message = if existing.contains(&user) {
+            format!("{user} is not in force, so this grants nothing; see what is wrong with it")
+        } else {
+            format!("there is no {user}; create it, or name another one")
+        };
+        problems.push(Problem { object: name, field: "spec.userRef.name".into(), message });
+    }
+}
+
+fn config(
+    object: &MqttInstance,
+    name: &ObjectName,
+    topics: BTreeMap<String, (ObjectName, &ParentTopic)>,
+) -> InstanceConfig {
+    let spec = &object.spec;
+    let limits = &spec.limits;
+    InstanceConfig {
+        instance: format!("{}/{}", name.namespace, name.name),
+        limits: config::Limits {
+            connections: limits.connections,
+            publish_rate: limits.publish_rate,
+            delivery_rate: limits.delivery_rate,
+            subscriptions: limits.subscriptions,
+            packet_size: u32::try_from(limits.packet_size.bytes()).unwrap_or(u32::MAX),
+            client_id_length: limits.client_id_length,
+            characters: match limits.characters {
+                Characters::Any => config::Characters::Any,
+                Characters::Strict => config::Characters::Strict,
+            },
+        },
+        session: config::SessionRules {
+            expiry_seconds: u32::try_from(spec.session.expiry.seconds()).unwrap_or(u32::MAX),
+            offline_messages: spec.session.offline_messages,
+            online_messages: spec.session.online_messages,
+        },
+        groups: spec.groups.clone(),
+        parents: topics.into_iter().map(|(topic, (_, object))| parent(topic, object)).collect(),
+        listeners: config::Listeners {
+            mqtt: format!("[::]:{}", spec.listeners.mqtt.port),
+            admin: format!("127.0.0.1:{}", spec.listeners.admin.port),
+        },
+        kafka: spec.kafka.as_ref().map(|kafka| config::Kafka {
+            bootstrap_servers: kafka.bootstrap_servers.clone(),
+            replication_factor: kafka.replication_factor,
+        }),
+    }
+}
+
+fn parent(topic: String, object: &ParentTopic) -> config::Parent {
+    config::Parent {
+        topic,
+        ordering: match object.spec.ordering {
+            Ordering::Normal => config::Ordering::Normal,
+            Ordering::PartitionOrdered => config::Ordering::PartitionOrdered,
+        },
+        partitions: object.spec.partitions,
+        retention: config::Retention {
+            seconds: Some(object.spec.retention.age.seconds()),
+            bytes: object.spec.retention.size.as_ref().map(crate::quantity::Quantity::bytes),
+        },
+    }
+}
+
+fn action(action: grant::Action) -> acl::Action {
+    match action {
+        grant::Action::Pub => acl::Action::Pub,
+        grant::Action::Sub => acl::Action::Sub,
+        grant::Action::PubSub => acl::Action::PubSub,
+    }
+}

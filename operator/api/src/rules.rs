@@ -1,0 +1,24 @@
+//! Rules of validation that several fields share.
+
+use kube::core::Rule;
+
+/// What an update may not change.
+pub(crate) fn immutable(field: &str) -> Rule {
+    Rule::new("self == oldSelf")
+        .message(format!("{field} is immutable; make another object instead").as_str())
+}
+
+/// Bounds of a Quantity, both included.
+pub(crate) fn bytes_between(least: &str, most: &str) -> Rule {
+    let of_self = "quantity(string(self))";
+    Rule::new(format!(
+        "{of_self}.compareTo(quantity('{least}')) >= 0 && {of_self}.compareTo(quantity('{most}')) <= 0"
+    ))
+    .message(format!("must lie between {least} and {most}").as_str())
+}
+
+/// Bounds of a Duration, both included.
+pub(crate) fn time_between(least: &str, most: &str) -> Rule {
+    Rule::new(format!("duration(self) >= duration('{least}') && duration(self) <= duration('{most}')"))
+        .message(format!("must lie between {least} and {most}").as_str())
+}

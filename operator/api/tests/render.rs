@@ -1,0 +1,276 @@
+//! From a set of objects to the documents a broker is steered by.
+
+use mqtt_broker_api::{
+    acl::{AclDocument, AclUser, Action, PasswordHash, Rule},
+    config::{self, InstanceConfig},
+};
+use mqtt_operator_api::render::{Objects, Rendered, hash, render};
+use serde_json::{Value, json};
+
+/// Renders objects given as JSON: `instance` alone, the others as lists, secrets as `[namespace, name, key, value]`.
+fn rendered(objects: &Value) -> Rendered {
+    fn list<T: serde::de::DeserializeOwned>(objects: &Value, kind: &str, field: &str) -> Vec<T> {
+        let items = objects[field].as_array().cloned().unwrap_or_default();
+        items
+            .into_iter()
+            .map(|item| {
+                let mut object = json!({"apiVersion": "mqtt.dms.dev/v1alpha1", "kind": kind});
+                object.as_object_mut().unwrap().extend(item.as_object().cloned().unwrap());
+                serde_json::from_value(object).unwrap()
+            })
+            .collect()
+    }
+    let mut secrets = mqtt_operator_api::render::Secrets::new();
+    for secret in objects["secrets"].as_array().into_iter().flatten() {
+        let text = |i: usize| secret[i].as_str().unwrap().to_owned();
+        secrets.entry((text(0), text(1))).or_default().insert(text(2), text(3).into_bytes());
+    }
+    let instance =
+        objects.get("instance").cloned().unwrap_or(json!({"metadata": {"name": "meters"}, "spec": {}}));
+    let objects = Objects {
+        instance: list(&json!({"i": [instance]}), "MqttInstance", "i").remove(0),
+        topics: list(objects, "ParentTopic", "topics"),
+        users: list(objects, "MqttUser", "users"),
+        grants: list(objects, "TopicGrant", "grants"),
+        secrets,
+    };
+    render(&objects, 7, |_, _| SALT)
+}
+
+const SALT: [u8; 16] = [7; 16];
+
+fn user(name: &str) -> Value {
+    json!({"metadata": {"name": name},
+           "spec": {"instanceRef": {"name": "meters"}, "passwordSecretRef": {"name": "passwords", "key": name}}})
+}
+
+fn grant(name: &str, user: &str, filter: &str) -> Value {
+    json!({"metadata": {"name": name}, "spec": {"instanceRef": {"name": "meters"}, "userRef": {"name": user},
+           "rules": [{"action": "pubsub", "filter": filter}]}})
+}
+
+fn topic(name: &str, created: &str, topic: &str) -> Value {
+    json!({"metadata": {"name": name, "creationTimestamp": created},
+           "spec": {"instanceRef": {"name": "meters"}, "topic": topic}})
+}
+
+#[test]
+fn a_whole_set_becomes_two_documents() {
+    let set = json!({
+        "instance": {"metadata": {"name": "meters", "namespace": "plant"}, "spec": {
+            "limits": {"packetSize": "64Ki", "deliveryRate": 9, "characters": "Strict"},
+            "session": {"expiry": "1h30m"}, "auth": {"anonymousUser": "guest"}, "groups": ["GID-home"],
+            "kafka": {"bootstrapServers": ["kafka-0.kafka:9092"]}, "listeners": {"mqtt": {"port": 2883}},
+        }},
+        "topics": [
+            {"metadata": {"name": "readings", "namespace": "plant"}, "spec": {"instanceRef": {"name": "meters"}}},
+            {"metadata": {"name": "ordered"}, "spec": {
+                "instanceRef": {"name": "meters", "namespace": "plant"}, "topic": "orderMsg2mq-readings",
+                "type": "PartitionOrdered", "partitions": 6, "retention": {"age": "24h", "size": "10Gi"}}},
+        ],
+        "users": [
+            {"metadata": {"name": "guest", "namespace": "plant"}, "spec": {"instanceRef": {"name": "meters"}}},
+            {"metadata": {"name": "fleet", "namespace": "plant"}, "spec": {
+                "instanceRef": {"name": "meters"}, "username": "Fleet", "clientIds": ["meter-*"],
+                "passwordSecretRef": {"name": "fleet", "key": "new"},
+                "previousPasswordSecretRef": {"name": "fleet", "key": "old"}}},
+        ],
+        "grants": [
+            {"metadata": {"name": "b", "namespace": "plant"}, "spec": {
+                "instanceRef": {"name": "meters"}, "userRef": {"name": "fleet"},
+                "rules": [{"action": "sub", "filter": "commands/${clientId}"}]}},
+            {"metadata": {"name": "a", "namespace": "plant"}, "spec": {
+                "instanceRef": {"name": "meters"}, "userRef": {"name": "fleet"},
+                "rules": [{"action": "pub", "filter": "readings/#"}, {"action": "pubsub", "filter": "x"}]}},
+        ],
+        "secrets": [["plant", "fleet", "new", "n3w\n"], ["plant", "fleet", "old", "0ld"]],
+    });
+    let rule = |action, filter: &str| Rule { action, filter: filter.into() };
+    let Rendered { config, acl, problems } = rendered(&set);
+    assert_eq!(problems, []);
+    assert_eq!(
+        acl,
+        AclDocument {
+            generation: 7,
+            anonymous_user: Some("guest".into()),
+            users: vec![
+                AclUser {
+                    username: "Fleet".into(),
+                    passwords: vec![hash(SALT, b"n3w\n"), hash(SALT, b"0ld")],
+                    client_ids: vec!["meter-*".into()],
+                    rules: vec![
+                        rule(Action::Pub, "readings/#"),
+                        rule(Action::PubSub, "x"),
+                        rule(Action::Sub, "commands/${clientId}"),
+                    ],
+                },
+                AclUser { username: "guest".into(), passwords: vec![], client_ids: vec![], rules: vec![] },
+            ],
+        }
+    );
+    assert_eq!(
+        config,
+        InstanceConfig {
+            instance: "plant/meters".into(),
+            limits: config::Limits {
+                connections: 100_000,
+                publish_rate: 20_000,
+                delivery_rate: Some(9),
+                subscriptions: 100_000,
+                packet_size: 65_536,
+                client_id_length: 128,
+                characters: config::Characters::Strict,
+            },
+            session: config::SessionRules {
+                expiry_seconds: 5_400,
+                offline_messages: 10,
+                online_messages: 1000
+            },
+            groups: vec!["GID-home".into()],
+            parents: vec![
+                config::Parent {
+                    topic: "orderMsg2mq-readings".into(),
+                    ordering: config::Ordering::PartitionOrdered,
+                    partitions: 6,
+                    retention: config::Retention { seconds: Some(86_400), bytes: Some(10 << 30) },
+                },
+                config::Parent {
+                    topic: "readings".into(),
+                    ordering: config::Ordering::Normal,
+                    partitions: 3,
+                    retention: config::Retention { seconds: Some(604_800), bytes: None },
+                },
+            ],
+            listeners: config::Listeners { mqtt: "[::]:2883".into(), admin: "127.0.0.1:9090".into() },
+            kafka: Some(config::Kafka {
+                bootstrap_servers: vec!["kafka-0.kafka:9092".into()],
+                replication_factor: 3,
+            }),
+        }
+    );
+}
+
+#[test]
+fn the_order_of_objects_changes_nothing() {
+    let set = |reverse: bool| {
+        let mut users = vec![user("a"), user("b")];
+        let mut grants = vec![grant("x", "a", "x"), grant("y", "a", "y"), grant("z", "b", "z")];
+        let mut topics =
+            vec![topic("t", "2026-01-01T00:00:00Z", "t"), topic("s", "2026-01-02T00:00:00Z", "t")];
+        if reverse {
+            users.reverse();
+            grants.reverse();
+            topics.reverse();
+        }
+        let secrets = json!([["default", "passwords", "a", "1"], ["default", "passwords", "b", "2"]]);
+        rendered(&json!({"users": users, "grants": grants, "topics": topics, "secrets": secrets}))
+    };
+    assert_eq!(set(false), set(true));
+}
+
+#[test]
+fn a_password_is_kept_as_the_sha_256_of_salt_and_password() {
+    let PasswordHash::SaltedSha256 { salt, digest } = hash(*b"0123456789abcdef", b"secret");
+    assert_eq!(salt, "30313233343536373839616263646566");
+    // printf 0123456789abcdefsecret | sha256sum
+    assert_eq!(digest, "c5310e3d1e5823ef77ce3a5804988a72fc60c307a0c8959f3461e202e4a8d814");
+}
+
+#[test]
+fn a_problem_of_one_object_takes_nothing_from_the_others() {
+    let good_user = |rules: Vec<Rule>| AclUser {
+        username: "good".into(),
+        passwords: vec![hash(SALT, b"secret")],
+        client_ids: vec![],
+        rules,
+    };
+    for (what, add, expected) in [
+        ("nothing wrong", json!({}), vec![]),
+        (
+            "a grant to nobody",
+            json!({"grants": [grant("g", "nobody", "a")]}),
+            vec![
+                "TopicGrant default/g: spec.userRef.name: there is no MqttUser default/nobody; create it, or name another one",
+            ],
+        ),
+        (
+            "objects of another instance",
+            json!({"users": [{"metadata": {"name": "u"}, "spec": {"instanceRef": {"name": "others"}}}],
+                   "grants": [{"metadata": {"name": "g"}, "spec": {"instanceRef": {"name": "meters", "namespace": "b"},
+                               "userRef": {"name": "good"}, "rules": [{"action": "pub", "filter": "a"}]}}]}),
+            vec![
+                "MqttUser default/u: spec.instanceRef: names MqttInstance default/others, but the only one here is default/meters; name that one, or remove this",
+                "TopicGrant default/g: spec.instanceRef: names MqttInstance b/meters, but the only one here is default/meters; name that one, or remove this",
+            ],
+        ),
+        (
+            "a topic claimed twice: the older has it",
+            json!({"topics": [topic("young", "2026-02-01T00:00:00Z", "t"), topic("old", "2026-01-01T00:00:00Z", "t")]}),
+            vec![
+                "ParentTopic default/young: spec.topic: the parent topic \"t\" belongs to ParentTopic default/old, which is older; remove one of the two",
+            ],
+        ),
+        (
+            "a user name claimed twice: the first has it, and the other's grants are void",
+            json!({"users": [{"metadata": {"name": "second"}, "spec": {"instanceRef": {"name": "meters"}, "username": "good"}}],
+                   "grants": [grant("g", "second", "a")]}),
+            vec![
+                "MqttUser default/second: spec.username: the user name \"good\" belongs to MqttUser default/good, which is older; remove one of the two",
+                "TopicGrant default/g: spec.userRef.name: MqttUser default/second is not in force, so this grants nothing; see what is wrong with it",
+            ],
+        ),
+        (
+            "a Secret that is not there",
+            json!({"users": [{"metadata": {"name": "u"}, "spec": {"instanceRef": {"name": "meters"},
+                              "passwordSecretRef": {"name": "none", "key": "password"}}}]}),
+            vec![
+                "MqttUser default/u: spec.passwordSecretRef.name: there is no Secret default/none; create it, or name another one",
+            ],
+        ),
+        (
+            "keys that are not there, or empty",
+            json!({"users": [{"metadata": {"name": "u"}, "spec": {"instanceRef": {"name": "meters"},
+                              "passwordSecretRef": {"name": "passwords", "key": "none"},
+                              "previousPasswordSecretRef": {"name": "passwords", "key": "empty"}}}]}),
+            vec![
+                "MqttUser default/u: spec.passwordSecretRef.key: Secret default/passwords has no key \"none\"; add it, or name another key",
+                "MqttUser default/u: spec.previousPasswordSecretRef.key: Secret default/passwords has nothing under \"empty\"; put the password there",
+            ],
+        ),
+        (
+            "a user who can't log in",
+            json!({"users": [{"metadata": {"name": "u"}, "spec": {"instanceRef": {"name": "meters"}}}]}),
+            vec![
+                "MqttUser default/u: spec.passwordSecretRef: is missing, so this user can't log in; name a Secret that holds its password",
+            ],
+        ),
+        (
+            "an anonymous user who is not there",
+            json!({"instance": {"metadata": {"name": "meters"}, "spec": {"auth": {"anonymousUser": "guest"}}}}),
+            vec![
+                "MqttInstance default/meters: spec.auth.anonymousUser: no MqttUser \"guest\" of this instance is in force in namespace default, so connections without credentials are refused; create it, or remove the field",
+            ],
+        ),
+    ] {
+        let mut set = json!({
+            "users": [user("good")], "grants": [grant("good", "good", "mine/#")],
+            "secrets": [["default", "passwords", "good", "secret"], ["default", "passwords", "empty", ""]],
+        });
+        for (field, value) in add.as_object().unwrap() {
+            match (set.get_mut(field), value) {
+                (Some(Value::Array(list)), Value::Array(more)) => list.extend(more.iter().cloned()),
+                _ => set[field] = value.clone(),
+            }
+        }
+        let Rendered { acl, problems, .. } = rendered(&set);
+        let problems: Vec<_> =
+            problems.iter().map(|p| format!("{}: {}: {}", p.object, p.field, p.message)).collect();
+        assert_eq!(problems, expected, "{what}");
+        let good: Vec<_> = acl.users.into_iter().filter(|user| user.username == "good").collect();
+        assert_eq!(
+            good,
+            [good_user(vec![Rule { action: Action::PubSub, filter: "mine/#".into() }])],
+            "{what}"
+        );
+    }
+}

@@ -1,0 +1,458 @@
+//! What one object can prove wrong about itself, at creation and at update.
+
+use kube::core::cel;
+use mqtt_operator_api::{Kind, crds, validate::Validator};
+use serde_json::{Value, json};
+
+/// The problems of `spec` (an object named `name` of the kind), as `FIELD: MESSAGE`, updated from `old` if given.
+fn problems(kind: Kind, name: &str, spec: Value, old: Option<Value>) -> Vec<String> {
+    let object = |spec| {
+        json!({"apiVersion": "mqtt.dms.dev/v1alpha1", "kind": kind.name(),
+               "metadata": {"name": name, "namespace": "plant"}, "spec": spec})
+    };
+    let validator = Validator::new().unwrap();
+    let found = validator.check(kind, &object(spec), old.map(object).as_ref());
+    found.into_iter().map(|invalid| format!("{}: {}", invalid.field, invalid.message)).collect()
+}
+
+fn merged(base: Value, change: Value) -> Value {
+    match (base, change) {
+        (Value::Object(mut base), Value::Object(change)) => {
+            for (key, value) in change {
+                let old = base.remove(&key).unwrap_or(Value::Null);
+                base.insert(key, merged(old, value));
+            }
+            Value::Object(base)
+        }
+        (_, change) => change,
+    }
+}
+
+/// Each case: what is added to the base, and the beginning of the only problem there is, or none.
+fn check(kind: Kind, base: &Value, cases: &[(Value, Option<&str>)]) {
+    for (change, expected) in cases {
+        let found = problems(kind, "sample", merged(base.clone(), change.clone()), None);
+        match expected {
+            None => assert!(found.is_empty(), "{kind} with {change}: {found:#?}"),
+            Some(start) => {
+                assert!(
+                    found.len() == 1 && found[0].starts_with(start),
+                    "{kind} with {change}: {found:#?}, not {start:?}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn an_instance_is_held_to_its_bounds() {
+    check(
+        Kind::MqttInstance,
+        &json!({}),
+        &[
+            (json!({}), None),
+            (
+                json!({"replicas": 3,
+                    "limits": {"connections": 100_000, "publishRate": 20_000, "subscriptions": 100_000,
+                               "packetSize": "128Ki", "clientIdLength": 128, "characters": "Any"},
+                    "session": {"expiry": "2h", "offlineMessages": 10, "onlineMessages": 1000},
+                    "kafka": {"bootstrapServers": ["kafka-0.kafka:9092"], "replicationFactor": 3},
+                    "auth": {"anonymousUser": "guest"}, "groups": ["GID-home"]}),
+                None,
+            ),
+            (json!({"replicas": 0}), Some("spec.replicas: is 0, and must be 1 at least; raise it")),
+            (json!({"replicas": "3"}), Some("spec.replicas: must be a whole number, not text")),
+            (json!({"replicas": 1.5}), Some("spec.replicas: must be a whole number, not a number")),
+            (json!({"replicas": null}), Some("spec.replicas: has no value; give it one")),
+            (
+                json!({"replcas": 3}),
+                Some("spec.replcas: is not known; remove or rename it (known here: auth, gro"),
+            ),
+            (json!({"limits": {"connections": 0}}), Some("spec.limits.connections: is 0")),
+            (json!({"limits": {"publishRate": 0}}), Some("spec.limits.publishRate: is 0")),
+            (json!({"limits": {"deliveryRate": 0}}), Some("spec.limits.deliveryRate: is 0")),
+            (json!({"limits": {"deliveryRate": 500}}), None),
+            (json!({"limits": {"subscriptions": 0}}), Some("spec.limits.subscriptions: is 0")),
+            (json!({"limits": {"clientIdLength": 0}}), Some("spec.limits.clientIdLength: is 0")),
+            (
+                json!({"limits": {"characters": "Some"}}),
+                Some("spec.limits.characters: \"Some\" is not one of Any, Strict"),
+            ),
+            (json!({"limits": {"packetSize": 131_072}}), None),
+            (
+                json!({"limits": {"packetSize": "127"}}),
+                Some("spec.limits.packetSize: must lie between 128 and 256Mi"),
+            ),
+            (
+                json!({"limits": {"packetSize": 127}}),
+                Some("spec.limits.packetSize: must lie between 128 and 256Mi"),
+            ),
+            (
+                json!({"limits": {"packetSize": "257Mi"}}),
+                Some("spec.limits.packetSize: must lie between 128 and 256Mi"),
+            ),
+            (
+                json!({"limits": {"packetSize": "128KB"}}),
+                Some("spec.limits.packetSize: \"128KB\" is not an amount of bytes"),
+            ),
+            (
+                json!({"limits": {"packetSize": true}}),
+                Some("spec.limits.packetSize: must be a whole number or text"),
+            ),
+            (json!({"session": {"expiry": "0s"}}), None),
+            (
+                json!({"session": {"expiry": "2 hours"}}),
+                Some("spec.session.expiry: \"2 hours\" is not a duration"),
+            ),
+            (
+                json!({"session": {"expiry": "8761h"}}),
+                Some("spec.session.expiry: must lie between 0s and 8760h"),
+            ),
+            (json!({"session": {"offlineMessages": 0}}), None),
+            (json!({"session": {"offlineMessages": -1}}), Some("spec.session.offlineMessages: is -1")),
+            (json!({"session": {"onlineMessages": 0}}), Some("spec.session.onlineMessages: is 0")),
+            (json!({"kafka": {}}), Some("spec.kafka.bootstrapServers: is missing; add it")),
+            (json!({"kafka": {"bootstrapServers": []}}), Some("spec.kafka.bootstrapServers: has 0 entries")),
+            (json!({"kafka": {"bootstrapServers": ["[::1]:9092", "10.0.0.1:9092"]}}), None),
+            (
+                json!({"kafka": {"bootstrapServers": ["kafka"]}}),
+                Some("spec.kafka.bootstrapServers: each server is HOST:PORT"),
+            ),
+            (
+                json!({"kafka": {"bootstrapServers": ["k:1"], "replicationFactor": 0}}),
+                Some("spec.kafka.replicationFactor: is 0"),
+            ),
+            (
+                json!({"groups": ["GID-home", "GID-home"]}),
+                Some("spec.groups[1]: \"GID-home\" stands here twice"),
+            ),
+            (json!({"groups": ["a@@b"]}), Some("spec.groups[0]: \"a@@b\" has characters")),
+            (
+                json!({"auth": {"anonymousUser": "Guest"}}),
+                Some("spec.auth.anonymousUser: \"Guest\" is not a name"),
+            ),
+            (json!({"listeners": {"mqtt": {"port": 2883}}}), None),
+            (json!({"listeners": {"mqtt": {"port": 0}}}), Some("spec.listeners.mqtt.port: is 0")),
+            (json!({"listeners": {"mqtt": {"port": 65536}}}), Some("spec.listeners.mqtt.port: is 65536")),
+            (
+                json!({"listeners": {"mqtt": {"port": 9090}}}),
+                Some("spec.listeners: mqtt and admin need different ports"),
+            ),
+        ],
+    );
+}
+
+#[test]
+fn a_parent_topic_is_named_and_sized_so_that_a_log_can_keep_it() {
+    let long = "a".repeat(250);
+    check(
+        Kind::ParentTopic,
+        &json!({"instanceRef": {"name": "meters"}}),
+        &[
+            (json!({}), None),
+            (json!({"topic": "Readings_1.x-y", "type": "Normal", "partitions": 12, "remark": "all"}), None),
+            (json!({"topic": "orderMsg2mq-readings", "type": "PartitionOrdered"}), None),
+            (
+                json!({"topic": "readings", "type": "PartitionOrdered"}),
+                Some(
+                    "spec.topic: \"readings\" has the type PartitionOrdered, so it must begin with orderMsg2mq-",
+                ),
+            ),
+            (
+                json!({"type": "PartitionOrdered"}),
+                Some("spec.topic: \"sample\" has the type PartitionOrdered"),
+            ),
+            (
+                json!({"topic": "orderMsg2mq-readings"}),
+                Some("spec.topic: \"orderMsg2mq-readings\" begins with orderMsg2mq-, so its type must be"),
+            ),
+            (
+                json!({"type": "Ordered"}),
+                Some("spec.type: \"Ordered\" is not one of Normal, PartitionOrdered"),
+            ),
+            (json!({"topic": ""}), Some("spec.topic: is empty")),
+            (json!({"topic": "a/b"}), Some("spec.topic: \"a/b\" may not name a parent topic")),
+            (json!({"topic": "é"}), Some("spec.topic: \"é\" may not name a parent topic")),
+            (json!({"topic": long}), Some("spec.topic: has 250 characters, and may have 249")),
+            (json!({"topic": "."}), Some("spec.topic: \".\" is taken by the system")),
+            (json!({"topic": ".."}), Some("spec.topic: \"..\" is taken by the system")),
+            (json!({"topic": "mq2mqtt"}), Some("spec.topic: \"mq2mqtt\" is taken by the system")),
+            (json!({"topic": "mq2mqtt-rejected"}), Some("spec.topic: \"mq2mqtt-rejected\" is taken")),
+            (json!({"topic": "mqtt-device-connect"}), Some("spec.topic: \"mqtt-device-connect\" is taken")),
+            (
+                json!({"topic": "mqtt-device-disconnect"}),
+                Some("spec.topic: \"mqtt-device-disconnect\" is taken"),
+            ),
+            (json!({"topic": "__mqtt-sessions"}), Some("spec.topic: \"__mqtt-sessions\" is taken")),
+            (json!({"topic": "__consumer_offsets"}), Some("spec.topic: \"__consumer_offsets\" is taken")),
+            (json!({"topic": "mqtt-devices"}), None),
+            (json!({"partitions": 0}), Some("spec.partitions: is 0")),
+            (json!({"retention": {"age": "720h", "size": "10Gi"}}), None),
+            (json!({"retention": {"size": 1_073_741_824}}), None),
+            (
+                json!({"retention": {"age": "500ms"}}),
+                Some("spec.retention.age: must lie between 1s and 876000h"),
+            ),
+            (json!({"retention": {"size": "1"}}), Some("spec.retention.size: must lie between 1Ki and 1Ei")),
+            (json!({"instanceRef": {"name": "M"}}), Some("spec.instanceRef.name: \"M\" is not a name")),
+            (
+                json!({"instanceRef": {"name": "m", "namespace": "a.b"}}),
+                Some("spec.instanceRef.namespace: \"a.b\" is not a namespace"),
+            ),
+        ],
+    );
+    for (name, expected) in [
+        ("readings", vec![]),
+        (
+            "mq2mqtt",
+            vec![
+                "spec.topic: \"mq2mqtt\" is taken by the system, as is all that begins with __; choose another name",
+            ],
+        ),
+    ] {
+        let found = problems(Kind::ParentTopic, name, json!({"instanceRef": {"name": "meters"}}), None);
+        assert_eq!(found, expected, "a topic that takes the name of its object, {name}");
+    }
+}
+
+#[test]
+fn a_user_is_named_and_gets_its_passwords_from_secrets() {
+    let password = json!({"name": "fleet-password", "key": "password"});
+    check(
+        Kind::MqttUser,
+        &json!({"instanceRef": {"name": "meters"}}),
+        &[
+            (json!({}), None),
+            (
+                json!({"username": "Zähler 1", "passwordSecretRef": password, "clientIds": ["meter-*"], "remark": "x"}),
+                None,
+            ),
+            (json!({"passwordSecretRef": password, "previousPasswordSecretRef": password}), None),
+            (
+                json!({"previousPasswordSecretRef": password}),
+                Some("spec.previousPasswordSecretRef: a previous password needs a current one"),
+            ),
+            (
+                json!({"passwordSecretRef": {"name": "a"}}),
+                Some("spec.passwordSecretRef.key: is missing; add it"),
+            ),
+            (
+                json!({"passwordSecretRef": {"name": "a", "key": "a b"}}),
+                Some("spec.passwordSecretRef.key: \"a b\" has characters"),
+            ),
+            (json!({"password": "secret"}), Some("spec.password: is not known")),
+            (json!({"username": ""}), Some("spec.username: is empty")),
+            (json!({"username": "a\u{0}"}), Some("spec.username: \"a\\0\" has characters")),
+            (json!({"username": 5}), Some("spec.username: must be text, not a number; put 5 in quotes")),
+            (json!({"clientIds": [""]}), Some("spec.clientIds[0]: is empty")),
+            (json!({"clientIds": ["a", "a"]}), Some("spec.clientIds[1]: \"a\" stands here twice")),
+            (json!({"clientIds": "meter-*"}), Some("spec.clientIds: must be a list, not text")),
+        ],
+    );
+}
+
+#[test]
+fn a_grant_s_filters_are_well_formed() {
+    let rule = |filter: &str| json!({"rules": [{"action": "sub", "filter": "a"}, {"action": "pub", "filter": filter}]});
+    let mut cases = vec![
+        (json!({"rules": []}), Some("spec.rules: has 0 entries, and needs 1 at least")),
+        (
+            json!({"rules": [{"action": "all", "filter": "a"}]}),
+            Some("spec.rules[0].action: \"all\" is not one of pub, sub, pubsub"),
+        ),
+        (json!({"rules": [{"action": "pub"}]}), Some("spec.rules[0].filter: is missing")),
+        (
+            json!({"rules": vec![json!({"action": "pub", "filter": "a"}); 101]}),
+            Some("spec.rules: has 101 entries, and may have 100"),
+        ),
+        (
+            json!({"rules": [{"action": "pub", "filter": "a"}], "userRef": {"name": "fleet", "namespace": "b"}}),
+            Some("spec.userRef.namespace: is not known"),
+        ),
+    ];
+    for filter in [
+        "#",
+        "+",
+        "/",
+        "a",
+        "a/#",
+        "/#",
+        "+/#",
+        "a/+/b",
+        "+/+",
+        "a//b",
+        "$SYS/#",
+        "größe/+",
+        "orderMsg2mq-readings/${clientId}/#",
+        "commands/${clientId}",
+        "x-${username}-${clientId}/+",
+        "$",
+        "a$",
+        "$a/b",
+        "$${clientId}",
+        "{a}",
+        "a$$/b",
+    ] {
+        cases.push((rule(filter), None));
+    }
+    for (filter, expected) in [
+        ("", "spec.rules[1].filter: is empty"),
+        ("a/#/b", "spec.rules[1].filter: \"a/#/b\" has '#' before its end; put '#' last"),
+        ("##", "spec.rules[1].filter: \"##\" has '#' before its end"),
+        ("a#", "spec.rules[1].filter: \"a#\" has '#' beside other characters; give it a level of its own"),
+        (
+            "a/b+",
+            "spec.rules[1].filter: \"a/b+\" has '+' beside other characters; give it a level of its own",
+        ),
+        ("+a/b", "spec.rules[1].filter: \"+a/b\" has '+' beside"),
+        ("++", "spec.rules[1].filter: \"++\" has '+' beside"),
+        (
+            "a/${clientid}",
+            "spec.rules[1].filter: \"a/${clientid}\" has an unknown placeholder; only ${clientId} and ${username} are known",
+        ),
+        ("${", "spec.rules[1].filter: \"${\" has an unknown placeholder"),
+        (
+            "${user${clientId}name}",
+            "spec.rules[1].filter: \"${user${clientId}name}\" has an unknown placeholder",
+        ),
+        (
+            "$share/g/a",
+            "spec.rules[1].filter: \"$share/g/a\" is a shared subscription; grant the filter behind the group's name",
+        ),
+        ("a\u{0}b", "spec.rules[1].filter: \"a\\0b\" has characters"),
+    ] {
+        cases.push((rule(filter), Some(expected)));
+    }
+    check(
+        Kind::TopicGrant,
+        &json!({"instanceRef": {"name": "meters"}, "userRef": {"name": "fleet"}}),
+        &cases,
+    );
+}
+
+#[test]
+fn an_update_may_change_what_does_not_make_another_thing_of_it() {
+    let topic = json!({"instanceRef": {"name": "meters"}, "partitions": 3});
+    let ordered = json!({"instanceRef": {"name": "meters"}, "topic": "orderMsg2mq-r", "type": "PartitionOrdered", "partitions": 3});
+    let user = json!({"instanceRef": {"name": "meters"}, "username": "fleet"});
+    let grant = json!({"instanceRef": {"name": "meters"}, "userRef": {"name": "fleet"}, "rules": [{"action": "pub", "filter": "a"}]});
+    let elsewhere = json!({"instanceRef": {"name": "others"}});
+    for (kind, old, change, expected) in [
+        (Kind::MqttInstance, json!({}), json!({"replicas": 5, "session": {"expiry": "1h"}}), None),
+        (Kind::ParentTopic, topic.clone(), json!({"partitions": 6, "remark": "more"}), None),
+        (Kind::ParentTopic, topic.clone(), json!({"topic": "sample"}), None),
+        (
+            Kind::ParentTopic,
+            topic.clone(),
+            json!({"partitions": 2}),
+            Some("spec.partitions: partitions may grow, never shrink"),
+        ),
+        (
+            Kind::ParentTopic,
+            topic.clone(),
+            elsewhere.clone(),
+            Some("spec.instanceRef: instanceRef is immutable"),
+        ),
+        (
+            Kind::ParentTopic,
+            topic,
+            json!({"topic": "other"}),
+            Some("spec.topic: the topic of a ParentTopic is immutable"),
+        ),
+        (Kind::ParentTopic, ordered.clone(), json!({"retention": {"age": "1h"}}), None),
+        (
+            Kind::ParentTopic,
+            ordered,
+            json!({"partitions": 4}),
+            Some("spec.partitions: the partitions of an ordered topic are fixed"),
+        ),
+        (
+            Kind::MqttUser,
+            user.clone(),
+            json!({"passwordSecretRef": {"name": "a", "key": "b"}, "clientIds": ["x"]}),
+            None,
+        ),
+        (
+            Kind::MqttUser,
+            user.clone(),
+            json!({"username": "other"}),
+            Some("spec.username: the user name of an MqttUser is immutable"),
+        ),
+        (Kind::MqttUser, user, elsewhere.clone(), Some("spec.instanceRef: instanceRef is immutable")),
+        (Kind::TopicGrant, grant.clone(), json!({"rules": [{"action": "sub", "filter": "b/#"}]}), None),
+        (Kind::TopicGrant, grant.clone(), elsewhere, Some("spec.instanceRef: instanceRef is immutable")),
+        (
+            Kind::TopicGrant,
+            grant,
+            json!({"userRef": {"name": "other"}}),
+            Some("spec.userRef: userRef is immutable"),
+        ),
+    ] {
+        let found = problems(kind, "sample", merged(old.clone(), change.clone()), Some(old.clone()));
+        match expected {
+            None => assert!(found.is_empty(), "{kind} {old} + {change}: {found:#?}"),
+            Some(start) => assert!(
+                found.len() == 1 && found[0].starts_with(start),
+                "{kind} {old} + {change}: {found:#?}"
+            ),
+        }
+    }
+    // A change of type also breaks the rule that ties names to types, so it shows as two problems.
+    let found = problems(
+        Kind::ParentTopic,
+        "sample",
+        json!({"instanceRef": {"name": "meters"}, "type": "PartitionOrdered"}),
+        Some(json!({"instanceRef": {"name": "meters"}, "type": "Normal"})),
+    );
+    assert!(
+        found.contains(&"spec.type: type is immutable; make another object instead".to_owned()),
+        "{found:#?}"
+    );
+}
+
+#[test]
+fn all_that_is_wrong_with_an_object_is_told_at_once() {
+    let found = problems(
+        Kind::TopicGrant,
+        "Sample",
+        json!({"instanceRef": {}, "userRef": {"name": "fleet"}, "rules": [{"action": "x", "filter": ""}], "more": 1}),
+        None,
+    );
+    let fields: Vec<_> = found.iter().filter_map(|line| line.split(": ").next()).collect();
+    assert_eq!(
+        fields,
+        [
+            "metadata.name",
+            "spec.instanceRef.name",
+            "spec.more",
+            "spec.rules[0].action",
+            "spec.rules[0].filter"
+        ],
+        "{found:#?}"
+    );
+}
+
+#[test]
+fn every_rule_compiles_says_what_to_do_and_is_cheap() {
+    fn check(schema: &Value, path: &str) -> usize {
+        let compiled = cel::compile_schema(schema);
+        assert!(!compiled.has_errors(), "{path}: {:?}", compiled.compilation_errors());
+        let rules = schema.get("x-kubernetes-validations").and_then(Value::as_array);
+        for rule in rules.into_iter().flatten() {
+            let text = rule["rule"].as_str().unwrap();
+            let warnings = cel::estimate_rule_cost(text, &compiled);
+            assert!(warnings.is_empty(), "{path}: {warnings:#?}");
+            assert!(rule.get("message").or(rule.get("messageExpression")).is_some(), "{path}: {text}");
+        }
+        let properties = schema.get("properties").and_then(Value::as_object).into_iter().flatten();
+        let items = schema.get("items").into_iter();
+        rules.map_or(0, Vec::len)
+            + properties.map(|(name, property)| check(property, &format!("{path}.{name}"))).sum::<usize>()
+            + items.map(|items| check(items, &format!("{path}[]"))).sum::<usize>()
+    }
+    for (kind, rules) in
+        [(Kind::MqttInstance, 4), (Kind::ParentTopic, 11), (Kind::MqttUser, 3), (Kind::TopicGrant, 7)]
+    {
+        assert_eq!(check(&crds::schema(kind).unwrap(), kind.name()), rules, "rules of {kind}");
+    }
+}
