@@ -6,8 +6,10 @@
 pub mod acl;
 pub mod codec;
 mod level_tree;
+pub mod message;
 pub mod murmur2;
 pub mod retained;
+pub mod session;
 pub mod topic;
 pub mod trie;
 

@@ -40,6 +40,8 @@ pub enum CodecError {
     InvalidUtf8,
     #[error("text contains U+0000")]
     NulInString,
+    #[error("topic of a message contains U+0000")]
+    NulInTopic,
     #[error("topic of a message contains a wildcard")]
     WildcardInTopic,
     #[error("topic of a message is empty")]
@@ -108,6 +110,7 @@ impl CodecError {
             | Self::InvalidQos(_)
             | Self::InvalidUtf8
             | Self::NulInString
+            | Self::NulInTopic
             | Self::WillFlagsWithoutWill
             | Self::PasswordWithoutUsername
             | Self::UnknownProperty(_)

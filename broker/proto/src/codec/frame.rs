@@ -145,7 +145,7 @@ impl<'a> Reader<'a> {
         self.text(
             |byte| matches!(byte, 0 | b'+' | b'#'),
             |text| match text.contains('\0') {
-                true => CodecError::NulInString,
+                true => CodecError::NulInTopic,
                 false => CodecError::WildcardInTopic,
             },
         )

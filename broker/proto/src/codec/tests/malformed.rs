@@ -146,7 +146,7 @@ fn wrong_publishes_are_refused() {
                 (b"\x30\x04\0\x02\xed\xa0", E::InvalidUtf8),
                 (b"\x30\x05\0\x03\xed\xa0\x80", E::InvalidUtf8),
                 (b"\x30\x04\0\x02\xc0\x80", E::InvalidUtf8),
-                (b"\x30\x05\0\x03a\0b", E::NulInString),
+                (b"\x30\x05\0\x03a\0b", E::NulInTopic),
                 (b"\x30\x05\0\x03a/+", E::WildcardInTopic),
                 (b"\x30\x03\0\x01#", E::WildcardInTopic),
                 (b"\x30\x05\0\x03a#b", E::WildcardInTopic),
@@ -284,6 +284,7 @@ fn a_peer_is_told_the_reason_that_fits() {
     for (error, reason) in [
         (E::Truncated, Reason::MalformedPacket),
         (E::NulInString, Reason::MalformedPacket),
+        (E::NulInTopic, Reason::MalformedPacket),
         (E::InvalidQos(3), Reason::MalformedPacket),
         (E::DuplicateProperty(1), Reason::ProtocolError),
         (E::NoFilters, Reason::ProtocolError),

@@ -1,0 +1,169 @@
+//! The broker between them: as its owner would, it feeds one session and empties the other.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use super::*;
+
+/// The publisher's side: outcomes come in any order.
+#[derive(Default)]
+pub(super) struct Intake {
+    pub(super) session: Option<Session>,
+    pub(super) state: SessionState,
+    outcomes: Vec<(Ticket, Reason)>,
+    pub(super) releases: Vec<(u16, bool)>,
+    /// Acknowledgements that must come next, in this order.
+    order: VecDeque<u16>,
+}
+
+impl Intake {
+    pub(super) fn read(&mut self, link: &mut Link, queue: &mut VecDeque<Delivery>, now: Millis) {
+        let Some(session) = self.session.as_mut().filter(|session| !session.publish_window_full()) else {
+            return;
+        };
+        let Some(bytes) = link.up.pop_front() else { return };
+        let mut out = BytesMut::new();
+        for packet in read(&bytes, link.version) {
+            let repeated = match &packet {
+                Packet::Publish(publish) if publish.packet_id > 0 => Some(publish.packet_id),
+                _ => None,
+            };
+            match session.receive(packet, now, &mut out).expect("the publisher keeps to the protocol") {
+                Effect::Publish(publish, ticket) => {
+                    let refused = link.version == Version::V5 && is_refused(number_of(publish.payload));
+                    if let Some(ticket) = ticket {
+                        self.order.push_back(publish.packet_id);
+                        let reason = if refused { Reason::NotAuthorized } else { Reason::Success };
+                        self.outcomes.push((ticket, reason));
+                    }
+                    if !refused {
+                        let id = MessageId { boot: 0, counter: 0 };
+                        let message = Message::new(id, 0, "t", publish.payload, publish.qos, false)
+                            .with_properties(&publish.properties.message, now);
+                        let (message, qos) = (Arc::new(message), publish.qos);
+                        queue.push_back(Delivery { message, qos, retain: false, subscription_ids: None });
+                    }
+                }
+                Effect::Release { packet_id, known } => self.releases.push((packet_id, known)),
+                Effect::None => {
+                    let packet_id = repeated.expect("only a repeat asks for nothing");
+                    if !self.order.contains(&packet_id) {
+                        self.order.push_back(packet_id);
+                    }
+                }
+                other => panic!("a publisher does not lead to {other:?}"),
+            }
+        }
+        self.send(out, link);
+    }
+
+    pub(super) fn settle(&mut self, random: &mut Random, link: &mut Link) {
+        let Some(session) = &mut self.session else { return };
+        let mut out = BytesMut::new();
+        if !self.outcomes.is_empty() {
+            let (ticket, reason) = self.outcomes.swap_remove(random.below(self.outcomes.len()));
+            session.published(ticket, reason, &mut out);
+        }
+        if !self.releases.is_empty() {
+            let (packet_id, known) = self.releases.swap_remove(random.below(self.releases.len()));
+            session.released(packet_id, known, &mut out);
+        }
+        self.send(out, link);
+    }
+
+    fn send(&mut self, out: BytesMut, link: &mut Link) {
+        for packet in read(&out, link.version) {
+            if let Packet::PubAck(ack) | Packet::PubRec(ack) = &packet {
+                assert_eq!(self.order.pop_front(), Some(ack.packet_id), "acknowledgements out of order");
+            }
+            link.down.push_back(encoded(&packet, link.version));
+        }
+    }
+
+    /// All outcomes are awaited before the session is put away.
+    pub(super) fn close(&mut self, random: &mut Random) {
+        let Some(mut session) = self.session.take() else { return };
+        while !self.outcomes.is_empty() {
+            let (ticket, reason) = self.outcomes.swap_remove(random.below(self.outcomes.len()));
+            session.published(ticket, reason, &mut BytesMut::new());
+        }
+        assert!(!session.owes_acks());
+        self.releases.clear();
+        self.order.clear();
+        self.state = session.into_state();
+    }
+}
+
+/// The subscriber's side.
+#[derive(Default)]
+pub(super) struct Outlet {
+    pub(super) session: Option<Session>,
+    pub(super) state: SessionState,
+    pub(super) receive_maximum: u16,
+    /// The number of the message that each identifier stands for until it is finished.
+    in_flight: BTreeMap<u16, u32>,
+    /// Of those, sent as PUBLISH on this connection.
+    pub(super) on_wire: BTreeSet<u16>,
+    pub(super) dropped: Dropped,
+}
+
+impl Outlet {
+    pub(super) fn fill(
+        &mut self,
+        queue: &mut VecDeque<Delivery>,
+        link: &mut Link,
+        limit: usize,
+        now: Millis,
+    ) {
+        let Some(session) = &mut self.session else { return };
+        let mut out = BytesMut::new();
+        let more = session.must_resend() && session.resend(now, &mut out);
+        let dropped = session.take_dropped();
+        self.dropped.expired += dropped.expired;
+        self.dropped.too_large += dropped.too_large;
+        for _ in 0..limit {
+            let Some(delivery) = queue.front().filter(|_| !more) else { break };
+            if session.window() == 0 && delivery.qos != QoS::AtMostOnce {
+                break;
+            }
+            let sent = session.deliver(delivery, now, &mut out);
+            assert_ne!(sent, Sent::WindowFull, "the window was open");
+            queue.pop_front();
+        }
+        for packet in read(&out, link.version) {
+            if let Packet::Publish(publish) = &packet
+                && publish.qos != QoS::AtMostOnce
+            {
+                let (packet_id, number) = (publish.packet_id, number_of(publish.payload));
+                let former = self.in_flight.insert(packet_id, number);
+                let dup = publish.dup.then_some(number);
+                assert_eq!(former, dup, "identifier {packet_id} is that of another message");
+                assert!(self.on_wire.insert(packet_id), "{packet_id} is sent twice on one connection");
+                assert!(self.on_wire.len() <= usize::from(self.receive_maximum), "beyond the window");
+            }
+            link.down.push_back(encoded(&packet, link.version));
+        }
+    }
+
+    pub(super) fn read(&mut self, link: &mut Link, now: Millis) {
+        let Some(session) = &mut self.session else { return };
+        let Some(bytes) = link.up.pop_front() else { return };
+        let mut out = BytesMut::new();
+        for packet in read(&bytes, link.version) {
+            let (Packet::PubAck(Ack { packet_id, .. })
+            | Packet::PubRec(Ack { packet_id, .. })
+            | Packet::PubComp(Ack { packet_id, .. })) = packet
+            else {
+                panic!("a device sends no {packet:?}")
+            };
+            match session.receive(packet, now, &mut out).expect("the device keeps to the protocol") {
+                Effect::Delivered => {
+                    self.in_flight.remove(&packet_id);
+                    self.on_wire.remove(&packet_id);
+                }
+                Effect::None => {}
+                other => panic!("a device does not lead to {other:?}"),
+            }
+        }
+        link.down.extend(read(&out, link.version).iter().map(|packet| encoded(packet, link.version)));
+    }
+}

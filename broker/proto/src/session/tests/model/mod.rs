@@ -1,0 +1,274 @@
+//! Random dialogues of two sessions between a model publisher and a model subscriber, both of which lose their
+//! connections at any time. Whatever happens: QoS 1 arrives, QoS 2 arrives once, first copies are in order, and in
+//! the end nothing is left over.
+//!
+//! What a message may do is in its number, so that a repeat does the same: see [`is_refused`], [`is_mortal`],
+//! [`is_large`].
+
+mod broker;
+mod clients;
+
+use std::{collections::VecDeque, sync::Arc};
+
+use self::{
+    broker::{Intake, Outlet},
+    clients::{Device, Publisher},
+};
+use super::{super::*, ack, delivery, read};
+use crate::{
+    message::{Message, MessageId},
+    test_random::Random,
+};
+
+const SEEDS: u64 = 300;
+const STEPS: usize = 1000;
+/// Few, so that the publisher uses them again soon.
+const PUBLISHER_IDS: u16 = 12;
+const PUBLISH_WINDOW: u16 = 3;
+const SMALL_PACKETS: u32 = 40;
+const LARGE_PAYLOAD: usize = 60;
+
+#[test]
+fn qos_1_arrives_and_qos_2_arrives_once_in_order_whatever_connections_do() {
+    let mut arrived = 0;
+    let mut dropped = Dropped::default();
+    for seed in 0..SEEDS {
+        // Shown when it fails.
+        println!("seed {seed}");
+        let mut world = World::new(seed);
+        if seed % 50 == 0 {
+            world.use_up_identifiers();
+        }
+        for _ in 0..STEPS {
+            world.step();
+        }
+        world.finish();
+        arrived += world.device.taken.len();
+        dropped.expired += world.outlet.dropped.expired;
+        dropped.too_large += world.outlet.dropped.too_large;
+    }
+    // Else the world stood still and nothing was shown.
+    assert!(arrived > SEEDS as usize * 30, "only {arrived} messages arrived");
+    assert!(dropped.expired.min(dropped.too_large) > SEEDS / 10, "hardly anything was given up: {dropped:?}");
+}
+
+/// A v5 broker refuses it.
+fn is_refused(number: u32) -> bool {
+    number % 11 == 5
+}
+
+/// It expires soon.
+fn is_mortal(number: u32) -> bool {
+    number % 7 == 3
+}
+
+/// Too large for a device that takes small packets.
+fn is_large(number: u32) -> bool {
+    number % 9 == 4
+}
+
+fn may_vanish(number: u32) -> bool {
+    is_mortal(number) || is_large(number)
+}
+
+struct World {
+    random: Random,
+    now: Millis,
+    publisher: Publisher,
+    intake: Intake,
+    queue: VecDeque<Delivery>,
+    outlet: Outlet,
+    device: Device,
+}
+
+/// Packets on their way, in order.
+type Wire = VecDeque<Vec<u8>>;
+
+/// One TCP connection as both ends see it.
+struct Link {
+    version: Version,
+    up: Wire,
+    down: Wire,
+}
+
+impl Link {
+    fn send(&mut self, packet: &Packet<'_>) {
+        self.up.push_back(encoded(packet, self.version));
+    }
+}
+
+fn encoded(packet: &Packet<'_>, version: Version) -> Vec<u8> {
+    let mut out = BytesMut::new();
+    packet.encode(version, &mut out);
+    out.to_vec()
+}
+
+fn number_of(payload: &[u8]) -> u32 {
+    let text = std::str::from_utf8(payload).expect("payloads are numbers");
+    text.trim_end_matches('.').parse().expect("payloads are numbers")
+}
+
+impl World {
+    fn new(seed: u64) -> World {
+        World {
+            random: Random::new(seed),
+            now: 0,
+            publisher: Publisher::default(),
+            intake: Intake::default(),
+            queue: VecDeque::new(),
+            outlet: Outlet::default(),
+            device: Device::default(),
+        }
+    }
+
+    fn step(&mut self) {
+        self.now += self.random.below(1000) as u64;
+        match self.random.below(100) {
+            0..20 => {
+                let qos = [QoS::AtMostOnce, QoS::AtLeastOnce, QoS::ExactlyOnce, QoS::ExactlyOnce];
+                self.publisher.publish(qos[self.random.below(qos.len())]);
+            }
+            20..35 => self.intake_reads(),
+            35..47 => self.intake_settles(),
+            47..59 => self.publisher.hear(),
+            59..68 => self.outlet_fills(3),
+            68..80 => {
+                let refuses = self.random.below(20) == 0;
+                self.device.hear(refuses);
+            }
+            80..89 => self.device.answer(&mut self.random),
+            89..95 => self.outlet_reads(),
+            95 => self.part_publisher(),
+            96 => self.part_device(),
+            _ => {
+                let version = if self.random.below(2) == 0 { Version::V311 } else { Version::V5 };
+                let receive_maximum = 1 + self.random.below(5) as u16;
+                let packets = if self.random.below(3) == 0 { SMALL_PACKETS } else { u32::MAX };
+                self.join(version, receive_maximum, packets);
+            }
+        }
+    }
+
+    /// Connects who is away.
+    fn join(&mut self, version: Version, receive_maximum: u16, maximum_packet_size: u32) {
+        let keep_alive = 0;
+        let publish_window = PUBLISH_WINDOW;
+        let terms = Terms {
+            version,
+            keep_alive,
+            receive_maximum,
+            maximum_packet_size,
+            publish_window,
+            wants_reasons: true,
+        };
+        if self.publisher.link.is_none() {
+            let state = std::mem::take(&mut self.intake.state);
+            self.intake.session = Some(Session::new(terms, state, self.now));
+            self.publisher.connect(version);
+        }
+        if self.device.link.is_none() {
+            let state = std::mem::take(&mut self.outlet.state);
+            self.outlet.session = Some(Session::new(terms, state, self.now));
+            self.outlet.receive_maximum = receive_maximum;
+            self.device.link = Some(Link { version, up: Wire::new(), down: Wire::new() });
+        }
+    }
+
+    fn part_publisher(&mut self) {
+        self.publisher.link = None;
+        self.intake.close(&mut self.random);
+    }
+
+    fn part_device(&mut self) {
+        self.device.link = None;
+        self.device.answers.clear();
+        self.outlet.on_wire.clear();
+        if let Some(session) = self.outlet.session.take() {
+            self.outlet.state = session.into_state();
+        }
+    }
+
+    fn intake_reads(&mut self) {
+        if let Some(link) = &mut self.publisher.link {
+            self.intake.read(link, &mut self.queue, self.now);
+        }
+    }
+
+    fn intake_settles(&mut self) {
+        if let Some(link) = &mut self.publisher.link {
+            self.intake.settle(&mut self.random, link);
+        }
+    }
+
+    fn outlet_fills(&mut self, limit: usize) {
+        if let Some(link) = &mut self.device.link {
+            self.outlet.fill(&mut self.queue, link, limit, self.now);
+        }
+    }
+
+    fn outlet_reads(&mut self) {
+        if let Some(link) = &mut self.device.link {
+            self.outlet.read(link, self.now);
+        }
+    }
+
+    /// The device has had so many messages that identifiers begin anew soon.
+    fn use_up_identifiers(&mut self) {
+        self.join(Version::V5, 5, u32::MAX);
+        let Some(session) = &mut self.outlet.session else { return };
+        let delivery = delivery("q1", "0", None, 0);
+        let mut out = BytesMut::new();
+        for number in 0..65_530 {
+            out.clear();
+            assert_eq!(session.deliver(&delivery, 0, &mut out), Sent::Now);
+            let ack = Packet::PubAck(ack(number + 1, Reason::Success));
+            assert!(matches!(session.receive(ack, 0, &mut BytesMut::new()), Ok(Effect::Delivered)));
+        }
+    }
+
+    /// Both ends come back for good, and everything that began must end.
+    fn finish(&mut self) {
+        self.part_publisher();
+        self.part_device();
+        self.join(Version::V5, 2, u32::MAX);
+        for _ in 0..5_000 {
+            if self.is_quiet() {
+                break;
+            }
+            self.intake_reads();
+            self.intake_settles();
+            self.publisher.hear();
+            self.outlet_fills(1);
+            self.device.hear(false);
+            self.device.answer(&mut self.random);
+            self.outlet_reads();
+        }
+        assert!(self.is_quiet(), "something never ends");
+        assert!(self.device.unreleased.is_empty(), "the device was not told to release");
+        for packet_id in 1..=PUBLISHER_IDS {
+            let session = self.intake.session.as_mut().expect("the publisher is online");
+            let pubrel = Packet::PubRel(ack(packet_id, Reason::Success));
+            let effect = session.receive(pubrel, self.now, &mut BytesMut::new());
+            assert!(matches!(effect, Ok(Effect::Release { known: false, .. })), "{effect:?}");
+        }
+        for number in &self.publisher.promised {
+            assert!(may_vanish(*number) || self.device.seen.contains(number), "{number} is lost");
+        }
+    }
+
+    fn is_quiet(&self) -> bool {
+        let empty = |link: &Option<Link>| {
+            link.as_ref().is_some_and(|link| link.up.is_empty() && link.down.is_empty())
+        };
+        let session = self.outlet.session.as_ref().is_some_and(|session| session.state.inflight() == 0);
+        let intake = self.intake.session.as_ref().is_some_and(|session| !session.owes_acks());
+        empty(&self.publisher.link)
+            && empty(&self.device.link)
+            && self.publisher.unfinished.is_empty()
+            && self.intake.releases.is_empty()
+            && self.device.answers.is_empty()
+            && self.queue.is_empty()
+            && session
+            && intake
+    }
+}
