@@ -7,15 +7,17 @@
 use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
+
+pub(crate) mod embedded;
 
 /// Position of a record in its partition; rises, with gaps.
-pub type Offset = u64;
-pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+pub(crate) type Offset = u64;
+pub(crate) type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// A record as it is appended.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Record {
+pub(crate) struct Record {
     pub key: Option<Bytes>,
     /// Absent: a delete marker for the key, in a compacted topic.
     pub value: Option<Bytes>,
@@ -26,14 +28,14 @@ pub struct Record {
 
 /// A record as it is read.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct StoredRecord {
+pub(crate) struct StoredRecord {
     pub offset: Offset,
     pub record: Record,
 }
 
 /// How an append ended. Told exactly once for each, unless the process ends first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
+pub(crate) enum Outcome {
     /// It survives the death of this process, and of the machine as far as the store promises.
     Durable(Offset),
     /// It is not in the log and never will be.
@@ -42,21 +44,22 @@ pub enum Outcome {
     Broken,
 }
 
-/// Who is told how an append ended. Called from the store's own thread: must not block, must not append.
-pub trait AppendSink: Send + Sync {
+/// Who is told how an append ended. Called from the store's own thread (a closed store: from within
+/// [`Log::append`]): must not block, must not append.
+pub(crate) trait AppendSink: Send + Sync {
     fn appended(&self, token: u64, outcome: Outcome);
 }
 
 /// Where an append's outcome goes; `token` is the sink's own business.
 #[derive(Clone)]
-pub struct Completion {
+pub(crate) struct Completion {
     pub sink: Arc<dyn AppendSink>,
     pub token: u64,
 }
 
 /// Names a topic for appending and reading, as cheap to clone as a pointer. Got from [`Log::ensure_topic`].
 #[derive(Clone, Debug)]
-pub struct Topic {
+pub(crate) struct Topic {
     inner: Arc<TopicInner>,
 }
 
@@ -70,7 +73,7 @@ struct TopicInner {
 
 /// How a topic keeps its records.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Cleanup {
+pub(crate) enum Cleanup {
     /// The oldest go when older than `age` or when the partition is larger than `bytes`; absent: never.
     Retention { age: Option<Duration>, bytes: Option<u64> },
     /// Only the latest record of a key is kept; a delete marker goes after a while, too.
@@ -78,7 +81,7 @@ pub enum Cleanup {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TopicSettings {
+pub(crate) struct TopicSettings {
     /// May grow later, never shrink.
     pub partitions: u32,
     pub cleanup: Cleanup,
@@ -86,7 +89,7 @@ pub struct TopicSettings {
 
 /// How far one read may go.
 #[derive(Clone, Copy, Debug)]
-pub struct ReadLimit {
+pub(crate) struct ReadLimit {
     pub records: usize,
     /// Bytes of keys, values and headers; at least one record is returned, whatever its size.
     pub bytes: usize,
@@ -95,14 +98,14 @@ pub struct ReadLimit {
 }
 
 #[derive(Clone, Debug, Default)]
-pub struct ReadBatch {
+pub(crate) struct ReadBatch {
     pub records: Vec<StoredRecord>,
     /// Where to read on: past gaps, too.
     pub next: Offset,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Bounds {
+pub(crate) struct Bounds {
     /// The first offset that can be read.
     pub start: Offset,
     /// The offset that the next record will have at least.
@@ -111,14 +114,14 @@ pub struct Bounds {
 
 /// Whether appends are being made durable now.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Health {
+pub(crate) enum Health {
     Working,
     /// Appends wait. What failed, where and what to do, in one line.
     Failing(String),
 }
 
 #[derive(Debug, thiserror::Error)]
-pub enum LogError {
+pub(crate) enum LogError {
     #[error("topic {0:?} is not in the log")]
     UnknownTopic(String),
     #[error("topic {topic:?} has no partition {partition}")]
@@ -137,14 +140,19 @@ pub enum LogError {
 ///
 /// Order: what one writer appends to one partition becomes visible in the order of its calls, without a gap.
 /// After `Refused` or `Broken` nothing later of that partition appears before it is resolved.
-pub trait Log: Send + Sync {
+pub(crate) trait Log: Send + Sync {
     /// Makes the topic if there is none, or brings an existing one to these settings (partitions only grow).
-    fn ensure_topic<'a>(&'a self, name: &'a str, settings: TopicSettings) -> BoxFuture<'a, Result<Topic, LogError>>;
+    fn ensure_topic<'a>(
+        &'a self,
+        name: &'a str,
+        settings: TopicSettings,
+    ) -> BoxFuture<'a, Result<Topic, LogError>>;
 
     fn topic(&self, name: &str) -> Option<Topic>;
 
     /// Takes the record and returns at once; `done` is told the outcome later. Callers look at
     /// [`Log::room`] before they take more work from a socket: that is what bounds the queue.
+    /// A partition that the topic does not have, and a store that is closed, refuse.
     fn append(&self, topic: &Topic, partition: u32, record: Record, done: Completion);
 
     /// False while more is waiting than should: then take nothing more in before [`Log::wait_for_room`] is over.
@@ -152,7 +160,8 @@ pub trait Log: Send + Sync {
 
     fn wait_for_room(&self) -> BoxFuture<'_, ()>;
 
-    /// The visible records from `from` on. A record is visible only once durable.
+    /// The visible records from `from` on. A record is visible only once durable. An empty batch may still move
+    /// `next` past a gap; at the end, and beyond it, `next` is `from`.
     fn read<'a>(
         &'a self,
         topic: &'a Topic,
@@ -163,6 +172,10 @@ pub trait Log: Send + Sync {
 
     fn bounds<'a>(&'a self, topic: &'a Topic, partition: u32) -> BoxFuture<'a, Result<Bounds, LogError>>;
 
+    /// An offset that no later append will be below, without asking anybody: what this process last knew of the
+    /// partition's end, 0 if nothing.
+    fn known_end(&self, topic: &Topic, partition: u32) -> Offset;
+
     fn health(&self) -> watch::Receiver<Health>;
 
     /// Makes durable what was appended, and closes the store. Appends afterwards are refused.
@@ -170,11 +183,48 @@ pub trait Log: Send + Sync {
 }
 
 impl Topic {
-    pub fn name(&self) -> &str {
+    fn new(name: &str, id: u32, partitions: u32) -> Topic {
+        Topic { inner: Arc::new(TopicInner { name: name.to_owned(), partitions: partitions.into(), id }) }
+    }
+
+    pub(crate) fn name(&self) -> &str {
         &self.inner.name
     }
 
-    pub fn partitions(&self) -> u32 {
+    pub(crate) fn partitions(&self) -> u32 {
         self.inner.partitions.load(std::sync::atomic::Ordering::Relaxed)
+    }
+
+    fn id(&self) -> u32 {
+        self.inner.id
+    }
+
+    fn grow(&self, partitions: u32) {
+        self.inner.partitions.fetch_max(partitions, std::sync::atomic::Ordering::Relaxed);
+    }
+}
+
+/// Appends one record and waits for its outcome; for rare appends, where a sink of one's own is not worth it.
+/// `Broken` when the store ended without telling.
+pub(crate) fn append_and_wait(
+    log: &dyn Log,
+    topic: &Topic,
+    partition: u32,
+    record: Record,
+) -> impl Future<Output = Outcome> + use<> {
+    let (sender, receiver) = oneshot::channel();
+    let sink = Arc::new(OneOutcome(parking_lot::Mutex::new(Some(sender))));
+    log.append(topic, partition, record, Completion { sink, token: 0 });
+    async move { receiver.await.unwrap_or(Outcome::Broken) }
+}
+
+struct OneOutcome(parking_lot::Mutex<Option<oneshot::Sender<Outcome>>>);
+
+impl AppendSink for OneOutcome {
+    fn appended(&self, _token: u64, outcome: Outcome) {
+        if let Some(sender) = self.0.lock().take() {
+            // Nobody waits any more: the outcome is of no use.
+            let _ = sender.send(outcome);
+        }
     }
 }
