@@ -1,5 +1,23 @@
-//! The `mqtt-broker` binary.
+//! The `mqtt-broker` binary: serves devices, and talks to a running broker.
 
+mod admin;
+mod auth;
+mod bridge;
+mod cli;
+mod connection;
+mod counters;
+mod limits;
+mod listener;
 mod log;
+mod node;
+mod router;
+mod server;
+mod session;
+mod settings;
+mod standalone;
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    cli::run()
+}

@@ -23,3 +23,23 @@ pub enum Text {
     Utf8(String),
     Base64 { base64: String },
 }
+
+/// A record to append.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct NewRecord {
+    #[serde(default)]
+    pub key: Option<Text>,
+    pub value: Option<Text>,
+    #[serde(default)]
+    pub headers: Vec<(String, String)>,
+}
+
+/// Where an appended record stands; it is durable.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Appended {
+    pub topic: String,
+    pub partition: u32,
+    pub offset: u64,
+}

@@ -59,9 +59,7 @@ fn tidy(value: Value) -> Value {
         Value::Array(items) => Value::Array(items.into_iter().map(tidy).collect()),
         Value::Number(number) => match number.as_f64() {
             // Schemas hold their bounds as floats; ours are small whole numbers, which floats hold exactly.
-            Some(float) if number.is_f64() && float.fract() == 0.0 && float.abs() < 1e15 => {
-                Value::from(float as i64)
-            }
+            Some(float) if number.is_f64() && float.fract() == 0.0 => Value::from(float as i64),
             _ => Value::Number(number),
         },
         other => other,

@@ -62,10 +62,10 @@ pub struct GrantRule {
     /// allowed only if this covers all of its filter.
     #[schemars(length(min = 1, max = 1024), regex(pattern = r"^[^\x00]+$"))]
     #[x_kube(
-        validation = on_filter("self.matches('^[^#]*#?$')", "has '#' before its end; put '#' last"),
-        validation = on_filter("!self.matches('[^/#]#$')", "has '#' beside other characters; give it a level of its own"),
-        validation = on_filter("!self.matches('[^/]\\\\+|\\\\+[^/]')", "has '+' beside other characters; give it a level of its own"),
-        validation = on_filter("self.matches('^([$]*[$][{](clientId|username)[}]|[^$]|[$]+[^${])*[$]*$')",
+        validation = on_filter("!self.contains('#') || self.indexOf('#') == self.size() - 1", "has '#' before its end; put '#' last"),
+        validation = on_filter("self == '#' || self.endsWith('/#') || self.indexOf('#') != self.size() - 1", "has '#' beside other characters; give it a level of its own"),
+        validation = on_filter("!self.contains('+') || !self.matches('[^/][+]|[+][^/]')", "has '+' beside other characters; give it a level of its own"),
+        validation = on_filter("!self.contains('${') || self.matches('^([$]*[$][{](clientId|username)[}]|[^$]|[$]+[^${])*[$]*$')",
             "has an unknown placeholder; only ${clientId} and ${username} are known"),
         validation = on_filter("!self.startsWith('$share/')", "is a shared subscription; grant the filter behind the group's name"),
     )]

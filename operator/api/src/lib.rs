@@ -9,6 +9,8 @@
 
 // kube's derive repeats our public structs inside functions, where the lint takes them for unreachable.
 #![allow(unreachable_pub)]
+// Printer columns share their `type_`, which the lint takes for a mistake.
+#![allow(clippy::duplicated_attributes)]
 
 pub mod crds;
 pub mod duration;

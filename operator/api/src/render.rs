@@ -87,7 +87,7 @@ pub fn render(
             object: name,
             field: "spec.topic".into(),
             message: format!(
-                "the parent topic {topic:?} belongs to {winner}, which is older; remove one of the two"
+                "the parent topic {topic:?} belongs to {winner}, which came first; remove one of the two"
             ),
         },
         &mut problems,
@@ -99,7 +99,7 @@ pub fn render(
             object: name,
             field: "spec.username".into(),
             message: format!(
-                "the user name {username:?} belongs to {winner}, which is older; remove one of the two"
+                "the user name {username:?} belongs to {winner}, which came first; remove one of the two"
             ),
         },
         &mut problems,

@@ -108,7 +108,8 @@ impl Validator {
             }
             ("boolean", Value::Bool(_)) => {}
             ("string", Value::Number(_) | Value::Bool(_)) => {
-                report(format!("must be text, not {}; put {value} in quotes", a_kind_of(value)));
+                // Without the value: it may be a password.
+                report(format!("must be text, not {}; put it in quotes", a_kind_of(value)));
             }
             _ => {
                 let wanted = match wanted {
@@ -216,6 +217,7 @@ fn in_words(pattern: &str, text: &str) -> String {
 /// A CRD's schema says nothing of these fields; they are the same for all objects.
 fn with_metadata(mut schema: Value) -> Value {
     let text_map = json!({"type": "object", "additionalProperties": {"type": "string"}});
+    // What a server adds to objects, so that those read from one are valid manifests, too.
     let any = json!({"x-kubernetes-preserve-unknown-fields": true});
     let mut metadata = json!({
         "type": "object",
@@ -225,11 +227,10 @@ fn with_metadata(mut schema: Value) -> Value {
             "namespace": {"type": "string", "minLength": 1, "maxLength": 63, "pattern": refs::NAMESPACE},
             "labels": text_map,
             "annotations": text_map,
-            "creationTimestamp": {"type": "string"},
-        },
+                    },
     });
-    // What a server adds to objects, so that those read from one are valid manifests, too.
     for added in [
+        "creationTimestamp",
         "uid",
         "resourceVersion",
         "generation",

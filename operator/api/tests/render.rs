@@ -1,5 +1,7 @@
 //! From a set of objects to the documents a broker is steered by.
 
+#![allow(clippy::unwrap_used, clippy::indexing_slicing)]
+
 use mqtt_broker_api::{
     acl::{AclDocument, AclUser, Action, PasswordHash, Rule},
     config::{self, InstanceConfig},
@@ -207,7 +209,7 @@ fn a_problem_of_one_object_takes_nothing_from_the_others() {
             "a topic claimed twice: the older has it",
             json!({"topics": [topic("young", "2026-02-01T00:00:00Z", "t"), topic("old", "2026-01-01T00:00:00Z", "t")]}),
             vec![
-                "ParentTopic default/young: spec.topic: the parent topic \"t\" belongs to ParentTopic default/old, which is older; remove one of the two",
+                "ParentTopic default/young: spec.topic: the parent topic \"t\" belongs to ParentTopic default/old, which came first; remove one of the two",
             ],
         ),
         (
@@ -215,7 +217,7 @@ fn a_problem_of_one_object_takes_nothing_from_the_others() {
             json!({"users": [{"metadata": {"name": "second"}, "spec": {"instanceRef": {"name": "meters"}, "username": "good"}}],
                    "grants": [grant("g", "second", "a")]}),
             vec![
-                "MqttUser default/second: spec.username: the user name \"good\" belongs to MqttUser default/good, which is older; remove one of the two",
+                "MqttUser default/second: spec.username: the user name \"good\" belongs to MqttUser default/good, which came first; remove one of the two",
                 "TopicGrant default/g: spec.userRef.name: MqttUser default/second is not in force, so this grants nothing; see what is wrong with it",
             ],
         ),

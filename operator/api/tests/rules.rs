@@ -1,5 +1,7 @@
 //! What one object can prove wrong about itself, at creation and at update.
 
+#![allow(clippy::unwrap_used, clippy::indexing_slicing)]
+
 use kube::core::cel;
 use mqtt_operator_api::{Kind, crds, validate::Validator};
 use serde_json::{Value, json};
@@ -243,7 +245,7 @@ fn a_user_is_named_and_gets_its_passwords_from_secrets() {
             (json!({"password": "secret"}), Some("spec.password: is not known")),
             (json!({"username": ""}), Some("spec.username: is empty")),
             (json!({"username": "a\u{0}"}), Some("spec.username: \"a\\0\" has characters")),
-            (json!({"username": 5}), Some("spec.username: must be text, not a number; put 5 in quotes")),
+            (json!({"username": 5}), Some("spec.username: must be text, not a number; put it in quotes")),
             (json!({"clientIds": [""]}), Some("spec.clientIds[0]: is empty")),
             (json!({"clientIds": ["a", "a"]}), Some("spec.clientIds[1]: \"a\" stands here twice")),
             (json!({"clientIds": "meter-*"}), Some("spec.clientIds: must be a list, not text")),

@@ -1,0 +1,135 @@
+//! Between MQTT and the log's topics: stored records, presence, and messages from the cloud (`mq2mqtt`).
+
+pub(crate) mod mq2mqtt;
+pub(crate) mod stored;
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use mqtt_broker_api::config::Ordering;
+use mqtt_proto::{
+    message::{Message, Millis},
+    murmur2,
+};
+use serde::Serialize;
+
+use crate::{
+    log::{AppendSink, Cleanup, Completion, Log, LogError, Outcome, Record, Topic, TopicSettings},
+    settings::Parent,
+};
+
+pub(crate) const MQ2MQTT: &str = "mq2mqtt";
+pub(crate) const MQ2MQTT_REJECTED: &str = "mq2mqtt-rejected";
+const DEVICE_CONNECT: &str = "mqtt-device-connect";
+const DEVICE_DISCONNECT: &str = "mqtt-device-disconnect";
+const POSITIONS: &str = "__mqtt-positions";
+const PARTITIONS: u32 = 3;
+const SYSTEM_RETENTION: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// The topics that every instance has.
+pub(crate) struct SystemTopics {
+    pub(crate) mq2mqtt: Topic,
+    pub(crate) rejected: Topic,
+    /// How far `mq2mqtt` has been read: the latest record of each partition's key.
+    pub(crate) positions: Topic,
+    connect: Topic,
+    disconnect: Topic,
+}
+
+pub(crate) struct Bridge {
+    log: Arc<dyn Log>,
+    topics: SystemTopics,
+    nobody: Arc<dyn AppendSink>,
+}
+
+#[derive(Serialize)]
+struct Presence<'a> {
+    clientid: &'a str,
+    ts: Millis,
+}
+
+impl SystemTopics {
+    /// Makes what is missing.
+    pub(crate) async fn ensure(log: &dyn Log) -> Result<SystemTopics, LogError> {
+        let kept = TopicSettings {
+            partitions: PARTITIONS,
+            cleanup: Cleanup::Retention { age: Some(SYSTEM_RETENTION), bytes: None },
+        };
+        let latest = TopicSettings { partitions: 1, cleanup: Cleanup::KeepLatest };
+        Ok(SystemTopics {
+            mq2mqtt: log.ensure_topic(MQ2MQTT, kept).await?,
+            rejected: log.ensure_topic(MQ2MQTT_REJECTED, kept).await?,
+            positions: log.ensure_topic(POSITIONS, latest).await?,
+            connect: log.ensure_topic(DEVICE_CONNECT, kept).await?,
+            disconnect: log.ensure_topic(DEVICE_DISCONNECT, kept).await?,
+        })
+    }
+}
+
+impl Bridge {
+    pub(crate) fn new(log: Arc<dyn Log>, topics: SystemTopics) -> Bridge {
+        Bridge { log, topics, nobody: Arc::new(Nobody) }
+    }
+
+    pub(crate) fn topics(&self) -> &SystemTopics {
+        &self.topics
+    }
+
+    /// For appends that nobody waits for.
+    pub(crate) fn nobody(&self) -> Completion {
+        Completion { sink: self.nobody.clone(), token: 0 }
+    }
+
+    /// Stores a message under its registered parent.
+    pub(crate) fn store(
+        &self,
+        parent: &Parent,
+        client_id: &str,
+        message: &Message,
+        now: Millis,
+        done: Completion,
+    ) {
+        let partition = partition_of(parent, client_id, message);
+        let key = (parent.ordering == Ordering::PartitionOrdered)
+            .then(|| Bytes::copy_from_slice(client_id.as_bytes()));
+        self.log.append(&parent.topic, partition, stored::record(client_id, message, key, now), done);
+    }
+
+    /// Tells cloud applications that a device came.
+    pub(crate) fn connected(&self, client_id: &str, now: Millis) {
+        self.presence(&self.topics.connect, client_id, now);
+    }
+
+    /// Tells cloud applications that a device went.
+    pub(crate) fn disconnected(&self, client_id: &str, now: Millis) {
+        self.presence(&self.topics.disconnect, client_id, now);
+    }
+
+    fn presence(&self, topic: &Topic, client_id: &str, now: Millis) {
+        let value = serde_json::to_vec(&Presence { clientid: client_id, ts: now }).unwrap_or_default();
+        let record = Record {
+            key: Some(Bytes::copy_from_slice(client_id.as_bytes())),
+            value: Some(value.into()),
+            headers: Vec::new(),
+            created: stored::timestamp(now),
+        };
+        let partition = murmur2::partition(client_id.as_bytes(), topic.partitions());
+        self.log.append(topic, partition, record, self.nobody());
+    }
+}
+
+/// Which partition of its parent a message goes to. For ordered parents as Kafka's Java client would choose by the
+/// client ID; else spread evenly.
+pub(crate) fn partition_of(parent: &Parent, client_id: &str, message: &Message) -> u32 {
+    let partitions = parent.topic.partitions();
+    match parent.ordering {
+        Ordering::PartitionOrdered => murmur2::partition(client_id.as_bytes(), partitions),
+        Ordering::Normal => u32::try_from(message.id.counter % u64::from(partitions.max(1))).unwrap_or(0),
+    }
+}
+
+struct Nobody;
+
+impl AppendSink for Nobody {
+    fn appended(&self, _token: u64, _outcome: Outcome) {}
+}

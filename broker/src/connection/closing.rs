@@ -1,0 +1,237 @@
+//! The end of a connection: a last word to the client, then its session is kept or ended, and its will published.
+
+use std::{borrow::Cow, io, sync::Arc, time::Duration};
+
+use bytes::BytesMut;
+use mqtt_proto::{
+    codec::{Disconnect, DisconnectProperties, Packet, Reason, Version},
+    message::Millis,
+};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    time::timeout,
+};
+
+use super::{ACK_TIMEOUT, Connection, Scratch, handshake::Admitted};
+use crate::{
+    limits::notice,
+    log::Outcome,
+    node::Node,
+    session::{DueWill, Held},
+};
+
+/// How long a client may take to hear why it is closed.
+const LAST_WORD_TIMEOUT: Duration = Duration::from_secs(2);
+/// Bytes that are read from a client after its last word.
+const UNHEARD_LIMIT: u64 = 1 << 20;
+
+/// Why a connection ends.
+#[derive(Debug)]
+pub(super) enum Close {
+    /// The client closed its socket without a DISCONNECT.
+    Gone,
+    Socket(io::Error),
+    Goodbye {
+        discard_will: bool,
+    },
+    /// What it sent breaks the protocol or a limit.
+    Violation(Reason, Cow<'static, str>),
+    /// A publish without a grant, before MQTT 5.
+    PublishRefused,
+    TakenOver,
+    KeepAlive,
+    /// It lost its right to be here.
+    Refused(&'static str),
+    /// A publish's outcome did not come in time.
+    AckTimeout,
+    LogFailed,
+    ShuttingDown,
+}
+
+impl Close {
+    /// What a v5 client is told; none where it has gone or asked for it.
+    fn last_word(&self) -> Option<(Reason, &str)> {
+        Some(match self {
+            Close::Gone | Close::Socket(_) | Close::Goodbye { .. } => return None,
+            Close::Violation(reason, what) => (*reason, what),
+            Close::PublishRefused => (Reason::NotAuthorized, "publish without a grant"),
+            Close::Refused(why) => (Reason::NotAuthorized, why),
+            Close::TakenOver => (Reason::SessionTakenOver, "the client ID connected again"),
+            Close::KeepAlive => (Reason::KeepAliveTimeout, "nothing heard for one and a half keep alives"),
+            Close::AckTimeout | Close::LogFailed => {
+                (Reason::ServerBusy, "a publish could not be made durable")
+            }
+            Close::ShuttingDown => (Reason::ServerShuttingDown, "the broker is stopping"),
+        })
+    }
+}
+
+pub(super) async fn close<S>(mut connection: Connection<S>, close: Close)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send,
+{
+    report(&connection, &close);
+    let node = connection.node.clone();
+    node.bridge.disconnected(connection.client_id(), node.now());
+    node.connections.leave();
+    let will = connection.will.take().filter(|_| !matches!(close, Close::Goodbye { discard_will: true }));
+    let will = will.filter(|will| {
+        let granted = connection.grants.may_publish(will.topic());
+        if !granted {
+            node.counters.publishes_refused.add(1);
+            let (client_id, user) = (connection.client_id(), &*connection.user.name);
+            notice!(
+                node,
+                refused_publish,
+                client_id,
+                user,
+                topic = will.topic(),
+                "will refused: not authorized"
+            );
+        }
+        granted
+    });
+    let expiry = if matches!(close, Close::Refused(_)) { 0 } else { connection.expiry };
+    if expiry > 0 {
+        connection.await_outcomes().await;
+    }
+    let last_words = connection.last_words(&close);
+    let Connection { session, mut held, mut stream, .. } = connection;
+    let now = node.now();
+    let will = will.map(|will| {
+        let delay = will.delay.min(expiry);
+        let at = now.saturating_add(u64::from(delay) * 1000);
+        let message = will.message(node.next_message_id(), held.slot.mailbox.key, at);
+        DueWill { message: Arc::new(message), at }
+    });
+    match will {
+        Some(will) if will.at > now => held.core.will = Some(will),
+        Some(will) => node.publish_for(&held.slot.client_id, &will.message),
+        None => {}
+    }
+    if expiry == 0 {
+        end_session(&node, &mut held);
+        node.registry.forget(held);
+    } else {
+        held.core.state = session.into_state();
+        let dropped = held.slot.mailbox.go_offline(node.settings().caps());
+        node.counters.queue_full_drops.add(dropped as u64);
+        let ends_at = if expiry == u32::MAX { Millis::MAX - 1 } else { now + u64::from(expiry) * 1000 };
+        node.registry.release(held, ends_at);
+    }
+    // Last, for whoever takes the session over must not wait for a client that does not listen.
+    if let Some(bytes) = last_words {
+        last_word(&mut stream, &bytes).await;
+    }
+}
+
+/// The client was let in, but did not take CONNACK.
+pub(super) fn leave_unused(node: &Node, admitted: Admitted) {
+    node.connections.leave();
+    let Admitted { mut held, expiry, .. } = admitted;
+    if expiry == 0 || held.core.subscriptions.is_empty() {
+        end_session(node, &mut held);
+        node.registry.forget(held);
+    } else {
+        let dropped = held.slot.mailbox.go_offline(node.settings().caps());
+        node.counters.queue_full_drops.add(dropped as u64);
+        node.registry.release(held, node.now() + u64::from(expiry) * 1000);
+    }
+}
+
+/// Ends a session: nothing of it is left but, if it is due now, its will.
+pub(crate) fn end_session(node: &Node, held: &mut Held) {
+    if let Some(will) = held.core.will.take() {
+        node.publish_for(&held.slot.client_id, &will.message);
+    }
+    let now = node.now();
+    for packet_id in std::mem::take(&mut held.core.noted) {
+        node.unreleased.delete(&held.slot.client_id, packet_id, now, node.bridge.nobody());
+    }
+    for (packet_id, _) in std::mem::take(&mut held.core.recovered) {
+        node.unreleased.delete(&held.slot.client_id, packet_id, now, node.bridge.nobody());
+    }
+    held.core.discard(&held.slot.mailbox, &node.router);
+}
+
+/// Sends these bytes and closes the socket so that they arrive: what the client still sends is read first, for a socket that is
+/// closed with unread bytes is reset. Whether the client listens is its own business.
+pub(super) async fn last_word<S>(stream: &mut S, bytes: &[u8])
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let said = timeout(LAST_WORD_TIMEOUT, async {
+        stream.write_all(bytes).await?;
+        stream.shutdown().await?;
+        let mut unheard = stream.take(UNHEARD_LIMIT);
+        tokio::io::copy(&mut unheard, &mut tokio::io::sink()).await
+    });
+    let _ = said.await;
+}
+
+fn report<S>(connection: &Connection<S>, close: &Close) {
+    let node = &connection.node;
+    let (client_id, peer) = (&*connection.held.slot.client_id, connection.peer);
+    match close {
+        Close::Gone | Close::Goodbye { .. } | Close::ShuttingDown => {
+            tracing::debug!(client_id, %peer, "disconnected")
+        }
+        Close::Socket(error) => tracing::debug!(client_id, %peer, "connection lost: {error}"),
+        Close::TakenOver => tracing::info!(client_id, %peer, "closed: the client ID connected again"),
+        Close::KeepAlive => {
+            tracing::info!(client_id, %peer, "closed: nothing heard for one and a half keep alives")
+        }
+        Close::Violation(reason, what) => {
+            node.counters.protocol_violations.add(1);
+            notice!(node, violation, client_id, %peer, "closed: {what} ({reason})");
+        }
+        // The refusal itself was logged.
+        Close::PublishRefused => {}
+        Close::Refused(why) => tracing::info!(client_id, %peer, "closed: {why}"),
+        Close::AckTimeout => {
+            tracing::warn!(client_id, %peer, "closed: a publish was not durable within {} s", ACK_TIMEOUT.as_secs());
+        }
+        Close::LogFailed => tracing::warn!(client_id, %peer, "closed: a publish could not be made durable"),
+    }
+}
+
+impl<S> Connection<S>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send,
+{
+    /// What is still due to the client, and why it ends; none if it has gone.
+    fn last_words(&mut self, close: &Close) -> Option<BytesMut> {
+        let reason = close.last_word().filter(|_| self.session.version() == Version::V5);
+        if let Some((reason, why)) = reason {
+            let why = self.session.wants_reasons().then_some(why);
+            let properties = DisconnectProperties { reason_string: why, ..DisconnectProperties::default() };
+            Packet::Disconnect(Disconnect { reason, properties }).encode(Version::V5, &mut self.backlog);
+        }
+        (!matches!(close, Close::Gone | Close::Socket(_))).then(|| std::mem::take(&mut self.backlog))
+    }
+
+    /// Waits until every publish that was handed to the log has its outcome, so that the session remembers which QoS 2
+    /// messages were taken.
+    async fn await_outcomes(&mut self) {
+        let deadline = tokio::time::Instant::now() + ACK_TIMEOUT;
+        while self.session.owes_acks() {
+            let mailbox = self.mailbox.clone();
+            let mut settled = Vec::new();
+            let arrived = std::future::poll_fn(|context| {
+                settled = mailbox.look(context).settled;
+                if settled.is_empty() { std::task::Poll::Pending } else { std::task::Poll::Ready(()) }
+            });
+            if tokio::time::timeout_at(deadline, arrived).await.is_err() {
+                tracing::warn!(client_id = self.client_id(), "its last publishes had no outcome");
+                return;
+            }
+            let mut scratch = Scratch::new();
+            for settled in settled {
+                if settled.connection == self.held.claim && matches!(settled.outcome, Outcome::Durable(_)) {
+                    self.settle_durable(settled.token, &mut scratch);
+                }
+            }
+            self.hand_over(&mut scratch);
+        }
+    }
+}

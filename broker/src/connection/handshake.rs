@@ -1,0 +1,285 @@
+//! From the first byte to CONNACK: who is it, may it come in, and which session is its own.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use bytes::BytesMut;
+use mqtt_proto::{
+    codec::{CodecError, ConnAck, ConnAckProperties, Connect, Packet, Reason, Version, decode, split_frame},
+    session::Terms,
+};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    time::timeout,
+};
+
+use super::will::Will;
+use crate::{
+    auth::{LoginError, User},
+    limits::notice,
+    node::Node,
+    session::{ClaimError, Held},
+    settings::Settings,
+};
+
+/// Until CONNECT must be here, and until CONNACK must be taken.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// QoS > 0 messages towards one client without its acknowledgement: they are kept in memory.
+const INFLIGHT_CAP: u16 = 1000;
+/// QoS > 0 publishes of one client that may wait at once; a v5 client is told as Receive Maximum.
+const PUBLISH_WINDOW: u16 = 1000;
+const FIRST_READ: usize = 1024;
+
+/// A client that has been let in.
+pub(super) struct Admitted {
+    pub(super) held: Held,
+    pub(super) user: Arc<User>,
+    pub(super) anonymous: bool,
+    pub(super) terms: Terms,
+    pub(super) will: Option<Will>,
+    /// Seconds that the session outlives the connection; 0: a clean one.
+    pub(super) expiry: u32,
+    /// What came behind CONNECT.
+    pub(super) unread: Vec<u8>,
+}
+
+/// Why a client was not let in. It has been told where the protocol allows.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Refused {
+    #[error("{0}")]
+    Socket(#[from] std::io::Error),
+    #[error("no CONNECT within {} s", CONNECT_TIMEOUT.as_secs())]
+    Timeout,
+    #[error("not a CONNECT packet")]
+    NotConnect,
+    #[error("{0}")]
+    Codec(CodecError),
+    #[error("{0}")]
+    Login(#[from] LoginError),
+    #[error("client ID has {0} characters, the limit is {1}: shorten it")]
+    ClientIdLength(usize, u32),
+    #[error("client ID or user name has characters outside 0-9 a-z A-Z - _ / @@")]
+    Characters,
+    #[error("an empty client ID needs a clean session")]
+    EmptyClientId,
+    #[error("enhanced authentication is not supported")]
+    AuthMethod,
+    #[error("the will's topic is not valid")]
+    WillTopic,
+    #[error("all {0} connections of the instance are in use")]
+    ConnectionLimit(u64),
+    #[error("{0}")]
+    Claim(#[from] ClaimError),
+}
+
+impl Refused {
+    fn reason(&self) -> Option<Reason> {
+        Some(match self {
+            Refused::Socket(_) | Refused::Timeout | Refused::NotConnect => return None,
+            Refused::Codec(error) => error.reason(),
+            Refused::Login(LoginError::BadCredentials) => Reason::BadUserNameOrPassword,
+            Refused::Login(LoginError::NoCredentials | LoginError::ClientIdNotAllowed) => {
+                Reason::NotAuthorized
+            }
+            Refused::ClientIdLength(..) | Refused::Characters | Refused::EmptyClientId => {
+                Reason::ClientIdentifierNotValid
+            }
+            Refused::AuthMethod => Reason::BadAuthenticationMethod,
+            Refused::WillTopic => Reason::TopicNameInvalid,
+            Refused::ConnectionLimit(_) => Reason::QuotaExceeded,
+            Refused::Claim(ClaimError::Superseded) => Reason::SessionTakenOver,
+            Refused::Claim(ClaimError::Busy) => Reason::ServerUnavailable,
+        })
+    }
+}
+
+/// Lets a client in, or tells it why not. One line is logged about whoever is refused.
+pub(super) async fn admit<S>(node: &Arc<Node>, stream: &mut S, peer: SocketAddr) -> Option<Admitted>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let mut buffer = BytesMut::with_capacity(FIRST_READ);
+    let settings = node.settings().clone();
+    let length = match timeout(CONNECT_TIMEOUT, read_frame(stream, &mut buffer, &settings)).await {
+        Ok(Ok(length)) => length,
+        Ok(Err(Refused::Socket(error))) => {
+            tracing::debug!(%peer, "gone before CONNECT: {error}");
+            return None;
+        }
+        Ok(Err(refused)) => {
+            report(node, peer, "", &refused);
+            return None;
+        }
+        Err(_) => {
+            report(node, peer, "", &Refused::Timeout);
+            return None;
+        }
+    };
+    let unread = buffer.split_off(length).to_vec();
+    let (version, client_id, outcome) = match parse(&buffer) {
+        Err(refused) => (version_for_refusal(&buffer), String::new(), Err(refused)),
+        Ok(connect) => {
+            let client_id = connect.client_id.to_owned();
+            (Some(connect.version), client_id, let_in(node, &settings, &connect, unread).await)
+        }
+    };
+    let (admitted, connack) = match outcome {
+        Ok(admitted) => admitted,
+        Err(refused) => {
+            report(node, peer, &client_id, &refused);
+            if let (Some(reason), Some(version)) = (refused.reason(), version) {
+                let mut out = BytesMut::new();
+                let properties = ConnAckProperties::default();
+                Packet::ConnAck(ConnAck { session_present: false, reason, properties })
+                    .encode(version, &mut out);
+                // Whether it still hears the refusal is its own business.
+                super::closing::last_word(stream, &out).await;
+            }
+            return None;
+        }
+    };
+    match timeout(CONNECT_TIMEOUT, stream.write_all(&connack)).await {
+        Ok(Ok(())) => Some(admitted),
+        _ => {
+            super::closing::leave_unused(node, admitted);
+            None
+        }
+    }
+}
+
+async fn read_frame<S>(stream: &mut S, buffer: &mut BytesMut, settings: &Settings) -> Result<usize, Refused>
+where
+    S: AsyncRead + Unpin,
+{
+    loop {
+        match split_frame(buffer, settings.limits().packet_size).map_err(Refused::Codec)? {
+            Some((_, length)) => return Ok(length),
+            // Whatever is not CONNECT is not waited for: its length may be a lie.
+            None if buffer.first().is_some_and(|first| first >> 4 != 1) => return Err(Refused::NotConnect),
+            None => {
+                if stream.read_buf(buffer).await? == 0 {
+                    return Err(Refused::Socket(std::io::ErrorKind::UnexpectedEof.into()));
+                }
+            }
+        }
+    }
+}
+
+fn parse(buffer: &[u8]) -> Result<Connect<'_>, Refused> {
+    let (frame, _) = split_frame(buffer, u32::MAX).map_err(Refused::Codec)?.ok_or(Refused::NotConnect)?;
+    if frame.first >> 4 != 1 {
+        return Err(Refused::NotConnect);
+    }
+    match decode(frame, Version::V311).map_err(Refused::Codec)? {
+        Packet::Connect(connect) => Ok(connect),
+        _ => Err(Refused::NotConnect),
+    }
+}
+
+/// All checks in their order, then the claim of the session; CONNACK comes with it.
+async fn let_in(
+    node: &Arc<Node>,
+    settings: &Settings,
+    connect: &Connect<'_>,
+    unread: Vec<u8>,
+) -> Result<(Admitted, BytesMut), Refused> {
+    let limits = settings.limits();
+    let given_expiry = connect.properties.session_expiry_interval;
+    let expiry = match connect.version {
+        Version::V5 => given_expiry.min(settings.config.session.expiry_seconds),
+        _ if connect.clean_start => 0,
+        _ => settings.config.session.expiry_seconds,
+    };
+    let assigned = connect.client_id.is_empty().then(|| format!("auto-{:016x}", random_u64()));
+    if assigned.is_some()
+        && connect.version != Version::V5
+        && !(connect.clean_start && connect.version == Version::V311)
+    {
+        return Err(Refused::EmptyClientId);
+    }
+    let client_id = assigned.as_deref().unwrap_or(connect.client_id);
+    let length = client_id.chars().count();
+    if length > limits.client_id_length as usize {
+        return Err(Refused::ClientIdLength(length, limits.client_id_length));
+    }
+    if !settings.allows_characters(client_id, false) {
+        return Err(Refused::Characters);
+    }
+    if connect.properties.auth_method.is_some() {
+        return Err(Refused::AuthMethod);
+    }
+    let user = settings.access.login(connect.username, connect.password, client_id)?;
+    let will = connect.will.as_ref().map(Will::parse).transpose().map_err(|_| Refused::WillTopic)?;
+    // A client that is there already takes no more room: it takes its own connection over.
+    let entered = node.connections.enter(limits.connections)
+        || (node.registry.is_online(client_id) && node.connections.enter(u64::MAX));
+    if !entered {
+        return Err(Refused::ConnectionLimit(limits.connections));
+    }
+    let claimed = node.registry.claim(client_id).await;
+    let mut held = match claimed {
+        Ok(held) => held,
+        Err(error) => {
+            node.connections.leave();
+            return Err(error.into());
+        }
+    };
+    let session_present = !connect.clean_start && held.core.belongs_to(&user.name);
+    if !session_present {
+        super::closing::end_session(node, &mut held);
+        held.core.user = Some(user.name.clone());
+        if connect.clean_start {
+            node.give_up_unreleased(client_id);
+        } else {
+            held.core.recovered = node.unreleased.take_recovered(client_id);
+            held.core.recovered.retain(|_, note| note.user == user.name);
+        }
+    }
+    held.core.will = None;
+    let mut out = BytesMut::new();
+    let properties = ConnAckProperties {
+        session_expiry_interval: (expiry != given_expiry).then_some(expiry),
+        receive_maximum: Some(PUBLISH_WINDOW),
+        maximum_packet_size: Some(limits.packet_size),
+        assigned_client_id: assigned.as_deref(),
+        topic_alias_maximum: Some(0),
+        shared_subscriptions_available: Some(false),
+        ..ConnAckProperties::default()
+    };
+    Packet::ConnAck(ConnAck { session_present, reason: Reason::Success, properties })
+        .encode(connect.version, &mut out);
+    let admitted = Admitted {
+        held,
+        user,
+        anonymous: connect.username.is_none(),
+        terms: Terms::of(connect, INFLIGHT_CAP, PUBLISH_WINDOW),
+        will,
+        expiry,
+        unread,
+    };
+    Ok((admitted, out))
+}
+
+/// Counts a refusal and says it in one line.
+fn report(node: &Node, peer: SocketAddr, client_id: &str, refused: &Refused) {
+    if let Refused::ConnectionLimit(_) = refused {
+        node.counters.connections_over_limit.add(1);
+        notice!(node, connection_limit, %peer, client_id, "connection refused: {refused}");
+    } else {
+        node.counters.connects_refused.add(1);
+        notice!(node, refused_connect, %peer, client_id, "connection refused: {refused}");
+    }
+}
+
+/// In which version a client whose CONNECT can't be read may be told so.
+fn version_for_refusal(buffer: &[u8]) -> Option<Version> {
+    let name_at = buffer.windows(6).position(|window| window == b"\0\x04MQTT")?;
+    match buffer.get(name_at + 6)? {
+        5 => Some(Version::V5),
+        _ => Some(Version::V311),
+    }
+}
+
+fn random_u64() -> u64 {
+    use std::hash::{BuildHasher, RandomState};
+    RandomState::new().hash_one(std::time::Instant::now())
+}

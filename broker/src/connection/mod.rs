@@ -1,0 +1,374 @@
+//! One device's connection: its socket, its session, and nothing in between.
+//!
+//! Each connection is one task, written as one poll function that works until the socket or the mailbox has
+//! nothing more: it reads as much as there is, parses all of it, routes it in runs, and writes all answers
+//! and deliveries at once. Buffers belong to the thread; an idle connection holds none. Reading pauses (and
+//! with it the keep alive clock) while the log, a slow recipient or the publish rate asks for it.
+
+pub(crate) mod closing;
+mod handshake;
+mod input;
+mod output;
+mod publish;
+mod subscribe;
+pub(crate) mod will;
+
+use std::{
+    cell::Cell,
+    collections::VecDeque,
+    net::SocketAddr,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::BytesMut;
+use mqtt_proto::{
+    acl::Grants,
+    message::{Delivery, Millis},
+    session::{Session, Violation},
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    time::Sleep,
+};
+
+use self::{
+    closing::Close,
+    publish::{Intake, Topics},
+    will::Will,
+};
+use crate::{
+    auth::User,
+    limits::notice,
+    log::{AppendSink, BoxFuture, Outcome},
+    node::Node,
+    router::fanout::Fanout,
+    session::{
+        Held,
+        mailbox::{Mailbox, Settled, Settling},
+    },
+    settings::Settings,
+};
+
+/// Bytes read at once.
+const READ_SIZE: usize = 64 * 1024;
+/// Reads in one go before other connections of the thread get their turn.
+const READS_A_TURN: usize = 8;
+/// A client that does not read its socket is not read from, either, once this many bytes wait for it.
+const BACKLOG_LIMIT: usize = 256 * 1024;
+/// The longest that a publish waits for its outcome before the connection is closed without an answer.
+const ACK_TIMEOUT: Duration = Duration::from_secs(60);
+/// The longest that a publisher waits for a slow recipient.
+const ROOM_TIMEOUT: Duration = Duration::from_secs(5);
+
+pub(crate) struct Connection<S> {
+    node: Arc<Node>,
+    stream: S,
+    peer: SocketAddr,
+    session: Session,
+    held: Held,
+    mailbox: Arc<Mailbox>,
+    user: Arc<User>,
+    anonymous: bool,
+    /// Seconds that the session outlives this connection.
+    expiry: u32,
+    will: Option<Will>,
+    settings: Arc<Settings>,
+    grants: Grants,
+    topics: Topics,
+    /// Publishes that wait for their turn.
+    intake: VecDeque<Intake>,
+    /// Gets the outcomes of this connection's appends.
+    settling: Arc<dyn AppendSink>,
+    /// Read, not yet parsed.
+    unread: Vec<u8>,
+    /// `unread` may hold whole packets: a pause kept them back.
+    resume: bool,
+    /// Encoded, not yet taken by the socket.
+    backlog: BytesMut,
+    pauses: Pauses,
+    /// When the oldest unanswered publish must have its outcome.
+    ack_deadline: Option<Millis>,
+    timer: Option<Pin<Box<Sleep>>>,
+    now: Millis,
+}
+
+/// What reading waits for.
+#[derive(Default)]
+struct Pauses {
+    /// Recipients without room, and until when they are waited for.
+    congested: Vec<Arc<Mailbox>>,
+    congested_until: Millis,
+    /// The publish rate.
+    rate_until: Option<Millis>,
+    log: Option<BoxFuture<'static, ()>>,
+}
+
+/// Buffers that one thread's connections share, one at a time.
+struct Scratch {
+    read: Vec<u8>,
+    out: BytesMut,
+    deliveries: Vec<Delivery>,
+    fanout: Fanout,
+}
+
+thread_local! {
+    static SCRATCH: Cell<Option<Box<Scratch>>> = const { Cell::new(None) };
+}
+
+/// Serves one device until it goes.
+pub(crate) async fn serve<S>(node: Arc<Node>, mut stream: S, peer: SocketAddr)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send,
+{
+    let _open = node.sockets.open();
+    let Some(admitted) = Box::pin(handshake::admit(&node, &mut stream, peer)).await else { return };
+    let mut connection = Box::new(Connection::new(node.clone(), stream, peer, admitted));
+    connection.node.bridge.connected(&connection.held.slot.client_id, connection.now);
+    let close = std::future::poll_fn(|context| connection.poll(context)).await;
+    Box::pin(closing::close(*connection, close)).await;
+}
+
+impl<S> Connection<S>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send,
+{
+    fn new(node: Arc<Node>, stream: S, peer: SocketAddr, admitted: handshake::Admitted) -> Self {
+        let handshake::Admitted { mut held, user, anonymous, terms, will, expiry, unread } = admitted;
+        let now = node.now();
+        let mailbox = held.slot.mailbox.clone();
+        mailbox.go_online();
+        let settings = node.settings().clone();
+        Connection {
+            session: Session::new(terms, std::mem::take(&mut held.core.state), now),
+            grants: user.grants(&held.slot.client_id),
+            topics: Topics::default(),
+            intake: VecDeque::new(),
+            settling: Arc::new(Settling { mailbox: mailbox.clone(), connection: held.claim }),
+            backlog: BytesMut::new(),
+            pauses: Pauses::default(),
+            ack_deadline: None,
+            timer: None,
+            node,
+            stream,
+            peer,
+            held,
+            mailbox,
+            user,
+            anonymous,
+            expiry,
+            will,
+            settings,
+            resume: !unread.is_empty(),
+            unread,
+            now,
+        }
+    }
+
+    fn client_id(&self) -> &str {
+        &self.held.slot.client_id
+    }
+
+    /// Works until there is nothing to do; ready when the connection must be closed.
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Close> {
+        let mut scratch = SCRATCH.take().unwrap_or_else(Scratch::new);
+        let outcome = self.turn(&mut scratch, context);
+        scratch.fanout.flush(self.settings.caps(), &self.node.counters);
+        scratch.fanout.wake();
+        scratch.tidy();
+        SCRATCH.set(Some(scratch));
+        match outcome {
+            Err(close) => Poll::Ready(close),
+            Ok(()) => Poll::Pending,
+        }
+    }
+
+    fn turn(&mut self, scratch: &mut Scratch, context: &mut Context<'_>) -> Result<(), Close> {
+        for _ in 0..READS_A_TURN {
+            self.now = self.node.now();
+            let mail = self.mailbox.look(context);
+            if mail.called && !self.held.is_valid() {
+                return Err(Close::TakenOver);
+            }
+            if mail.called && self.node.is_stopping() {
+                return Err(Close::ShuttingDown);
+            }
+            self.follow_settings()?;
+            for settled in mail.settled {
+                self.settle(settled, scratch)?;
+            }
+            let read = self.read(scratch, context)?;
+            self.hand_over(scratch);
+            let more = self.fill(scratch);
+            let blocked = self.write(&mut scratch.out, context)?;
+            if !read && (!more || blocked) {
+                return self.wait(context);
+            }
+        }
+        // Others of this thread first.
+        context.waker().wake_by_ref();
+        Ok(())
+    }
+
+    /// Leaves the batch's messages with their recipients, and waits for those without room.
+    fn hand_over(&mut self, scratch: &mut Scratch) {
+        scratch.fanout.flush(self.settings.caps(), &self.node.counters);
+        scratch.fanout.wake();
+        if !scratch.fanout.congested.is_empty() {
+            if self.pauses.congested.is_empty() {
+                self.pauses.congested_until = self.now + millis(ROOM_TIMEOUT);
+            }
+            self.pauses.congested.append(&mut scratch.fanout.congested);
+        }
+    }
+
+    /// Keeps to what the instance says now: a removed user goes, a removed grant ends its subscriptions.
+    fn follow_settings(&mut self) -> Result<(), Close> {
+        let current = self.node.settings();
+        if Arc::ptr_eq(&current, &self.settings) {
+            return Ok(());
+        }
+        self.settings = current.clone();
+        self.topics.forget();
+        let client_id = &self.held.slot.client_id;
+        let Some(user) = self.settings.access.still(&self.user.name, self.anonymous, client_id) else {
+            return Err(Close::Refused("its user was removed or may no longer use this client ID"));
+        };
+        self.grants = user.grants(client_id);
+        self.user = user;
+        for filter in self.held.core.revoke(&self.mailbox, &self.node.router, &self.grants) {
+            tracing::info!(
+                client_id = self.client_id(),
+                filter = &*filter,
+                "subscription ended: its grant was removed"
+            );
+        }
+        Ok(())
+    }
+
+    /// The outcome of an append of this connection.
+    fn settle(&mut self, settled: Settled, scratch: &mut Scratch) -> Result<(), Close> {
+        if settled.connection != self.held.claim {
+            return Ok(());
+        }
+        if !matches!(settled.outcome, Outcome::Durable(_)) {
+            return Err(Close::LogFailed);
+        }
+        self.settle_durable(settled.token, scratch);
+        self.ack_deadline = self.session.owes_acks().then(|| self.now + millis(ACK_TIMEOUT));
+        Ok(())
+    }
+
+    /// Whether anything keeps this connection from reading on now; the context is woken when that changes.
+    fn paused(&mut self, context: &mut Context<'_>) -> bool {
+        if let Some(wait) = &mut self.pauses.log {
+            if wait.as_mut().poll(context).is_pending() {
+                return self.pause();
+            }
+            self.pauses.log = None;
+        }
+        let caps = self.settings.caps();
+        if !self.pauses.congested.is_empty() {
+            if self.now >= self.pauses.congested_until {
+                for mailbox in self.pauses.congested.drain(..) {
+                    let dropped = mailbox.drop_surplus(caps) as u64;
+                    self.node.counters.queue_full_drops.add(dropped);
+                    notice!(
+                        self.node,
+                        slow_device,
+                        dropped,
+                        "a device is too slow: its oldest messages were dropped"
+                    );
+                }
+            }
+            self.pauses.congested.retain(|mailbox| !mailbox.has_room(caps, context));
+            if !self.pauses.congested.is_empty() {
+                return self.pause();
+            }
+        }
+        if self.pauses.rate_until.is_some_and(|until| self.now < until) {
+            return self.pause();
+        }
+        self.pauses.rate_until = None;
+        if self.session.publish_window_full() {
+            return self.pause();
+        }
+        self.backlog.len() >= BACKLOG_LIMIT
+    }
+
+    /// The broker does not read, so the client's silence is not its fault.
+    fn pause(&mut self) -> bool {
+        self.session.excuse_silence(self.now);
+        true
+    }
+
+    /// Nothing to do now: sets the timer for what comes by itself.
+    fn wait(&mut self, context: &mut Context<'_>) -> Result<(), Close> {
+        loop {
+            if self.session.deadline().is_some_and(|at| at <= self.now) {
+                return Err(Close::KeepAlive);
+            }
+            if self.ack_deadline.is_some_and(|at| at <= self.now) {
+                return Err(Close::AckTimeout);
+            }
+            let congested = (!self.pauses.congested.is_empty()).then_some(self.pauses.congested_until);
+            let dates = [self.session.deadline(), self.ack_deadline, congested, self.pauses.rate_until];
+            let Some(next) = dates.into_iter().flatten().min() else {
+                self.timer = None;
+                return Ok(());
+            };
+            let at =
+                tokio::time::Instant::now() + Duration::from_millis(next.saturating_sub(self.now).max(1));
+            match &mut self.timer {
+                // A timer that fires early costs a look; setting it anew at every packet would cost more.
+                Some(timer) if timer.deadline() <= at && !timer.is_elapsed() => {}
+                Some(timer) => timer.as_mut().reset(at),
+                none => *none = Some(Box::pin(tokio::time::sleep_until(at))),
+            }
+            let Some(timer) = &mut self.timer else { return Ok(()) };
+            if timer.as_mut().poll(context).is_pending() {
+                return Ok(());
+            }
+            self.now = self.node.now();
+            if self.pauses.rate_until.is_some_and(|until| until <= self.now)
+                || congested.is_some_and(|at| at <= self.now)
+            {
+                // Reading goes on in a new turn.
+                context.waker().wake_by_ref();
+                return Ok(());
+            }
+        }
+    }
+}
+
+impl Scratch {
+    fn new() -> Box<Scratch> {
+        Box::new(Scratch {
+            read: vec![0; READ_SIZE],
+            out: BytesMut::with_capacity(READ_SIZE),
+            deliveries: Vec::new(),
+            fanout: Fanout::default(),
+        })
+    }
+
+    /// After a connection's turn nothing of it is left, and an unusually large buffer is given back.
+    fn tidy(&mut self) {
+        self.deliveries.clear();
+        if self.out.capacity() > 4 * BACKLOG_LIMIT {
+            self.out = BytesMut::with_capacity(READ_SIZE);
+        }
+        self.out.clear();
+    }
+}
+
+impl From<Violation> for Close {
+    fn from(violation: Violation) -> Close {
+        Close::Violation(violation.reason, violation.what.into())
+    }
+}
+
+fn millis(duration: Duration) -> Millis {
+    u64::try_from(duration.as_millis()).unwrap_or(Millis::MAX)
+}

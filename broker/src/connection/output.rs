@@ -1,0 +1,93 @@
+//! From the mailbox to the socket: deliveries in order, as many as the client's window and the socket take.
+
+use std::{
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use bytes::{Buf, BytesMut};
+use mqtt_proto::session::{DropReason, Sent};
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use super::{BACKLOG_LIMIT, Connection, Scratch, closing::Close};
+
+/// Deliveries taken from the mailbox at once.
+const TAKE: usize = 256;
+
+impl<S> Connection<S>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send,
+{
+    /// Encodes what waits, unless the socket is behind. True if more is left that could be sent at once.
+    pub(super) fn fill(&mut self, scratch: &mut Scratch) -> bool {
+        if !self.backlog.is_empty() {
+            return false;
+        }
+        if self.session.must_resend() {
+            let unfinished = self.session.resend(self.now, &mut scratch.out);
+            let dropped = self.session.take_dropped();
+            self.node.counters.expired_drops.add(dropped.expired);
+            self.node.counters.oversize_drops.add(dropped.too_large);
+            if unfinished {
+                return false;
+            }
+        }
+        let mut sent = 0;
+        let mut more = true;
+        while more && scratch.out.len() < BACKLOG_LIMIT {
+            more = self.mailbox.take(self.session.window(), TAKE, &mut scratch.deliveries);
+            if scratch.deliveries.is_empty() {
+                break;
+            }
+            for delivery in scratch.deliveries.drain(..) {
+                match self.session.deliver(&delivery, self.now, &mut scratch.out) {
+                    Sent::Now => sent += 1,
+                    Sent::Dropped(DropReason::Expired) => self.node.counters.expired_drops.add(1),
+                    Sent::Dropped(DropReason::TooLarge) => self.node.counters.oversize_drops.add(1),
+                    // Never more is taken than the window allows.
+                    Sent::WindowFull => self.node.counters.queue_full_drops.add(1),
+                }
+            }
+        }
+        if sent > 0 {
+            self.node.counters.messages_sent.add(sent);
+            self.mailbox.offer_room(self.settings.caps());
+        }
+        more
+    }
+
+    /// Writes what is encoded; what the socket does not take is kept. True if the socket is behind.
+    pub(super) fn write(&mut self, out: &mut BytesMut, context: &mut Context<'_>) -> Result<bool, Close> {
+        while !self.backlog.is_empty() {
+            match Pin::new(&mut self.stream).poll_write(context, &self.backlog) {
+                Poll::Ready(Ok(0)) => return Err(Close::Gone),
+                Poll::Ready(Ok(written)) => {
+                    self.backlog.advance(written);
+                    self.session.excuse_silence(self.now);
+                }
+                Poll::Ready(Err(error)) => return Err(Close::Socket(error)),
+                Poll::Pending => {
+                    self.backlog.extend_from_slice(out);
+                    out.clear();
+                    return Ok(true);
+                }
+            }
+        }
+        self.backlog = BytesMut::new();
+        let mut start = 0;
+        while let Some(rest) = out.get(start..).filter(|rest| !rest.is_empty()) {
+            match Pin::new(&mut self.stream).poll_write(context, rest) {
+                Poll::Ready(Ok(0)) => return Err(Close::Gone),
+                Poll::Ready(Ok(written)) => start += written,
+                Poll::Ready(Err(error)) => return Err(Close::Socket(error)),
+                Poll::Pending => {
+                    self.backlog.extend_from_slice(rest);
+                    out.clear();
+                    return Ok(true);
+                }
+            }
+        }
+        out.clear();
+        Ok(false)
+    }
+}

@@ -1,0 +1,289 @@
+//! A client's publishes: may it, where to, and when is it acknowledged.
+//!
+//! They are issued strictly in order. Most are routed and handed to the log at once. A QoS 2 message of a persistent
+//! session under a registered parent is noted in the log first ([`crate::session::unreleased`]); what comes
+//! behind it on the connection waits for its turn.
+
+use std::{collections::HashMap, sync::Arc};
+
+use foldhash::fast::RandomState;
+use mqtt_proto::{
+    codec::{Publish, QoS, Reason, Version},
+    message::Message,
+    session::Ticket,
+    topic::check_topic,
+};
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use super::{ACK_TIMEOUT, Connection, Scratch, closing::Close, millis};
+use crate::{
+    bridge::partition_of,
+    limits::notice,
+    log::{Completion, Outcome},
+    router::Route,
+    session::unreleased::Note,
+    settings::Parent,
+};
+
+/// Topics that one connection remembers.
+const REMEMBERED: usize = 64;
+
+// What an append's token stands for, besides the ticket or packet identifier in its lower bits.
+const NOTED: u64 = 1 << 63;
+const FOUND: u64 = 1 << 62;
+const RELEASED: u64 = 1 << 61;
+const KNOWN: u64 = 1 << 60;
+const KINDS: u64 = NOTED | FOUND | RELEASED | KNOWN;
+
+/// What a connection knows of the topics it publishes to.
+#[derive(Default)]
+pub(super) struct Topics {
+    last: Option<Arc<TopicEntry>>,
+    known: HashMap<Box<str>, Arc<TopicEntry>, RandomState>,
+}
+
+pub(super) struct TopicEntry {
+    name: Box<str>,
+    /// Why publishing there is refused.
+    refusal: Option<Reason>,
+    route: Arc<Route>,
+    parent: Option<Arc<Parent>>,
+}
+
+/// A publish that waits for its turn.
+pub(super) struct Intake {
+    message: Message,
+    topic: Arc<TopicEntry>,
+    ticket: Option<Ticket>,
+    stage: Stage,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// Its note is not durable yet, or it is being looked for in its parent topic.
+    Noting,
+    Ready,
+    /// It was stored by a former process run already.
+    Stored,
+}
+
+impl Topics {
+    /// Settings have changed: all must be judged anew.
+    pub(super) fn forget(&mut self) {
+        *self = Topics::default();
+    }
+
+    fn find(&self, topic: &str, generation: u64) -> Option<&Arc<TopicEntry>> {
+        let last = self.last.as_ref().filter(|entry| &*entry.name == topic);
+        last.or_else(|| self.known.get(topic)).filter(|entry| entry.route.generation == generation)
+    }
+
+    fn remember(&mut self, entry: Arc<TopicEntry>) {
+        if self.known.len() >= REMEMBERED {
+            self.known.clear();
+        }
+        self.known.insert(entry.name.clone(), entry);
+    }
+}
+
+impl<S> Connection<S>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send,
+{
+    pub(super) fn publish(
+        &mut self,
+        publish: &Publish<'_>,
+        ticket: Option<Ticket>,
+        scratch: &mut Scratch,
+    ) -> Result<(), Close> {
+        let topic = self.topic(publish.topic);
+        if let Some(reason) = topic.refusal {
+            return self.refuse(publish, ticket, reason, scratch);
+        }
+        let id = self.node.next_message_id();
+        let message =
+            Message::new(id, self.mailbox.key, publish.topic, publish.payload, publish.qos, publish.retain)
+                .with_properties(&publish.properties.message, self.now);
+        if let (Some(parent), Some(ticket), QoS::ExactlyOnce) = (&topic.parent, ticket, publish.qos)
+            && self.expiry > 0
+        {
+            let parent = parent.clone();
+            self.note(publish, message, topic, &parent, ticket);
+        } else if self.intake.is_empty() {
+            self.issue(message, &topic, ticket, Stage::Ready, scratch);
+        } else {
+            self.intake.push_back(Intake { message, topic, ticket, stage: Stage::Ready });
+        }
+        if self.ack_deadline.is_none() && self.session.owes_acks() {
+            self.ack_deadline = Some(self.now + millis(ACK_TIMEOUT));
+        }
+        Ok(())
+    }
+
+    /// PUBREL: the identifier is free once its note is gone.
+    pub(super) fn release(&mut self, packet_id: u16, known: bool, scratch: &mut Scratch) {
+        let noted = self.held.core.noted.remove(&packet_id);
+        let recovered = self.held.core.recovered.remove(&packet_id).is_some();
+        // A client that keeps its session may release what was finished when a crash swallowed the answer. Clients give
+        // up when they are told then that the identifier is unknown.
+        let known = known || self.expiry > 0;
+        if noted || recovered {
+            let known = if known { KNOWN } else { 0 };
+            let done = self.completion(RELEASED | known | u64::from(packet_id));
+            self.node.unreleased.delete(&self.held.slot.client_id, packet_id, self.now, done);
+        } else {
+            self.session.released(packet_id, known, &mut scratch.out);
+        }
+    }
+
+    /// An append of this connection is durable.
+    pub(super) fn settle_durable(&mut self, token: u64, scratch: &mut Scratch) {
+        let number = token & !KINDS;
+        if token & RELEASED != 0 {
+            let packet_id = u16::try_from(number).unwrap_or_default();
+            self.session.released(packet_id, token & KNOWN != 0, &mut scratch.out);
+        } else if token & (NOTED | FOUND) != 0 {
+            let waiting = self.intake.iter_mut().find(|intake| intake.ticket == Some(Ticket(number)));
+            if let Some(intake) = waiting {
+                intake.stage = if token & FOUND != 0 { Stage::Stored } else { Stage::Ready };
+            }
+            while self.intake.front().is_some_and(|intake| intake.stage != Stage::Noting) {
+                let Some(Intake { message, topic, ticket, stage }) = self.intake.pop_front() else { break };
+                self.issue(message, &topic, ticket, stage, scratch);
+            }
+        } else {
+            self.session.published(Ticket(number), Reason::Success, &mut scratch.out);
+        }
+    }
+
+    /// Whether it may publish there, who gets it, and where it is stored: looked up once while nothing changes.
+    fn topic(&mut self, topic: &str) -> Arc<TopicEntry> {
+        let generation = self.node.router.generation();
+        if let Some(entry) = self.topics.find(topic, generation) {
+            let entry = entry.clone();
+            if self.topics.last.as_ref().is_none_or(|last| !Arc::ptr_eq(last, &entry)) {
+                self.topics.last = Some(entry.clone());
+            }
+            return entry;
+        }
+        let refusal = if check_topic(topic).is_err() || !self.settings.allows_characters(topic, false) {
+            Some(Reason::TopicNameInvalid)
+        } else {
+            (!self.grants.may_publish(topic)).then_some(Reason::NotAuthorized)
+        };
+        let entry = Arc::new(TopicEntry {
+            name: topic.into(),
+            refusal,
+            route: Arc::new(self.node.router.route(topic)),
+            parent: self.settings.parent_of(topic),
+        });
+        self.topics.remember(entry.clone());
+        self.topics.last = Some(entry.clone());
+        entry
+    }
+
+    /// v5: refused with its reason; before v5 there is no such answer, so the connection ends (MQTT 3.3.5).
+    fn refuse(
+        &mut self,
+        publish: &Publish<'_>,
+        ticket: Option<Ticket>,
+        reason: Reason,
+        scratch: &mut Scratch,
+    ) -> Result<(), Close> {
+        self.node.counters.publishes_refused.add(1);
+        let (client_id, user) = (self.client_id(), &*self.user.name);
+        notice!(
+            self.node,
+            refused_publish,
+            client_id,
+            user,
+            topic = publish.topic,
+            "publish refused: {reason}"
+        );
+        if self.session.version() != Version::V5 {
+            return Err(Close::PublishRefused);
+        }
+        if let Some(ticket) = ticket {
+            self.session.published(ticket, reason, &mut scratch.out);
+        }
+        Ok(())
+    }
+
+    /// Says in the log under which message ID this identifier's message will be stored; or, if a former process run said so
+    /// already and the client repeats it, finds out whether it is stored.
+    fn note(
+        &mut self,
+        publish: &Publish<'_>,
+        mut message: Message,
+        topic: Arc<TopicEntry>,
+        parent: &Parent,
+        ticket: Ticket,
+    ) {
+        let packet_id = publish.packet_id;
+        let former = self.held.core.recovered.remove(&packet_id);
+        self.held.core.noted.insert(packet_id);
+        let former =
+            former.filter(|note| note.is_repeated_by(&message, publish.dup, &parent.topic, self.now));
+        if let Some(note) = former {
+            message.id = note.message_id();
+            self.search(note, ticket);
+        } else {
+            let partition = partition_of(parent, self.client_id(), &message);
+            let from = self.node.log.known_end(&parent.topic, partition);
+            let note = Note::new(&self.user.name, &message, self.now, &parent.topic, partition, from);
+            let done = self.completion(NOTED | ticket.0);
+            self.node.unreleased.note(&self.held.slot.client_id, packet_id, &note, self.now, done);
+        }
+        self.intake.push_back(Intake { message, topic, ticket: Some(ticket), stage: Stage::Noting });
+    }
+
+    fn search(&self, note: Note, ticket: Ticket) {
+        let log = self.node.log.clone();
+        let sink = self.settling.clone();
+        tokio::spawn(async move {
+            let (kind, outcome) = match note.is_stored(&*log).await {
+                Ok(true) => (FOUND, Outcome::Durable(0)),
+                Ok(false) => (NOTED, Outcome::Durable(0)),
+                Err(error) => {
+                    tracing::warn!("a repeated message could not be looked for: {error}");
+                    (NOTED, Outcome::Broken)
+                }
+            };
+            sink.appended(kind | ticket.0, outcome);
+        });
+    }
+
+    /// Routes a message, stores it where its parent is registered, and acknowledges it when nothing is left to wait for.
+    fn issue(
+        &mut self,
+        message: Message,
+        topic: &TopicEntry,
+        ticket: Option<Ticket>,
+        stage: Stage,
+        scratch: &mut Scratch,
+    ) {
+        let mut waits = false;
+        if let Some(parent) = topic.parent.as_ref().filter(|_| stage != Stage::Stored) {
+            waits = ticket.is_some();
+            let done = ticket.map_or_else(|| self.node.bridge.nobody(), |ticket| self.completion(ticket.0));
+            self.node.bridge.store(parent, &self.held.slot.client_id, &message, self.now, done);
+        }
+        let message = Arc::new(message);
+        if message.retain {
+            self.node.router.retain(&message);
+        }
+        scratch.fanout.push(&topic.route, message, self.settings.caps(), &self.node.counters);
+        if let Some(ticket) = ticket.filter(|_| !waits) {
+            let nobody = topic.route.recipients.is_empty() && topic.parent.is_none();
+            let reason = if nobody { Reason::NoMatchingSubscribers } else { Reason::Success };
+            self.session.published(ticket, reason, &mut scratch.out);
+            if !self.session.owes_acks() {
+                self.ack_deadline = None;
+            }
+        }
+    }
+
+    fn completion(&self, token: u64) -> Completion {
+        Completion { sink: self.settling.clone(), token }
+    }
+}

@@ -1,0 +1,49 @@
+//! A will: the message that speaks for a device that went without a word.
+
+use mqtt_proto::{
+    codec::{self, QoS},
+    message::{Message, MessageId, Millis},
+    topic::{TopicError, check_topic},
+};
+
+#[derive(Debug)]
+pub(super) struct Will {
+    /// Seconds between the close and the publication (MQTT 5 section 3.1.3.2.2).
+    pub(super) delay: u32,
+    topic: Box<str>,
+    payload: Box<[u8]>,
+    qos: QoS,
+    retain: bool,
+    expiry: Option<u32>,
+    forwarded: Vec<u8>,
+}
+
+impl Will {
+    pub(super) fn parse(will: &codec::Will<'_>) -> Result<Will, TopicError> {
+        check_topic(will.topic)?;
+        let mut forwarded = Vec::new();
+        will.properties.message.encode_forwarded(&mut forwarded);
+        Ok(Will {
+            delay: will.properties.delay_interval,
+            topic: will.topic.into(),
+            payload: will.payload.into(),
+            qos: will.qos,
+            retain: will.retain,
+            expiry: will.properties.message.expiry_interval,
+            forwarded,
+        })
+    }
+
+    pub(super) fn topic(&self) -> &str {
+        &self.topic
+    }
+
+    /// The message, published at `at`.
+    pub(super) fn message(&self, id: MessageId, publisher: u64, at: Millis) -> Message {
+        Message::new(id, publisher, &self.topic, &self.payload, self.qos, self.retain).with_forwarded(
+            self.forwarded.clone(),
+            self.expiry,
+            at,
+        )
+    }
+}

@@ -1,0 +1,63 @@
+//! What happened, counted. Every drop and every refusal is here.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+#[derive(Default)]
+pub(crate) struct Counter(AtomicU64);
+
+impl Counter {
+    pub(crate) fn add(&self, n: u64) {
+        self.0.fetch_add(n, Ordering::Relaxed);
+    }
+
+    pub(crate) fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+macro_rules! counters {
+    ($($(#[$doc:meta])* $name:ident,)*) => {
+        #[derive(Default)]
+        pub(crate) struct Counters {
+            $($(#[$doc])* pub(crate) $name: Counter,)*
+        }
+
+        impl Counters {
+            /// Names and values, in the order of their definition.
+            pub(crate) fn all(&self) -> impl Iterator<Item = (&'static str, u64)> {
+                [$((stringify!($name), self.$name.get()),)*].into_iter()
+            }
+        }
+    };
+}
+
+counters! {
+    /// PUBLISH packets taken in.
+    messages_received,
+    /// PUBLISH packets sent.
+    messages_sent,
+    /// Messages that went for want of room: QoS 0 to a slow device, or the oldest over a session's cap.
+    queue_full_drops,
+    /// Messages that went because their expiry interval had passed.
+    expired_drops,
+    /// Messages larger than their receiver's Maximum Packet Size.
+    oversize_drops,
+    /// Connections refused for their credentials or client ID.
+    connects_refused,
+    /// Connections refused over the instance's limit.
+    connections_over_limit,
+    /// Publishes without a grant.
+    publishes_refused,
+    /// Subscriptions without a grant.
+    subscriptions_refused,
+    /// Subscriptions over the instance's limit.
+    subscriptions_over_limit,
+    /// Times a socket was read more slowly for the publish rate.
+    publish_rate_pauses,
+    /// Connections closed for what they sent.
+    protocol_violations,
+    /// Sessions ended because their device stayed away.
+    sessions_expired,
+    /// Records on `mq2mqtt` that named no publishable message.
+    bridge_rejects,
+}

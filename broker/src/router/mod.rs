@@ -1,0 +1,173 @@
+//! Who gets what: subscriptions and retained messages of this node.
+//!
+//! Publishers look a topic up once and keep the [`Route`] while [`Router::generation`] stands; there is no
+//! routing task, and nothing is locked for a message on a known topic but the mailboxes it goes to.
+
+pub(crate) mod fanout;
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
+};
+
+use mqtt_proto::{
+    codec::QoS,
+    message::{Delivery, Message, Millis},
+    retained::RetainedTrie,
+    topic::{Filter, Topic},
+    trie::Trie,
+};
+use parking_lot::RwLock;
+
+use crate::session::mailbox::Mailbox;
+
+#[derive(Default)]
+pub(crate) struct Router {
+    subscriptions: RwLock<Trie<u64, Recipient>>,
+    retained: RwLock<RetainedTrie<Arc<Message>>>,
+    /// Rises with every change of the subscriptions.
+    generation: AtomicU64,
+    count: AtomicUsize,
+}
+
+/// Subscription options (MQTT 5 section 3.8.3.1); the defaults are those of MQTT 3.1.1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Options {
+    pub(crate) qos: QoS,
+    pub(crate) no_local: bool,
+    pub(crate) retain_as_published: bool,
+    pub(crate) subscription_id: Option<u32>,
+}
+
+/// One session that gets a topic's messages, whatever the number of its filters that match.
+#[derive(Clone, Debug)]
+pub(crate) struct Recipient {
+    pub(crate) mailbox: Arc<Mailbox>,
+    /// The highest of its matching subscriptions.
+    pub(crate) qos: QoS,
+    pub(crate) no_local: bool,
+    pub(crate) retain_as_published: bool,
+    pub(crate) subscription_ids: Option<Box<[u32]>>,
+}
+
+/// Where the messages of one topic go, as of a generation.
+#[derive(Debug, Default)]
+pub(crate) struct Route {
+    pub(crate) generation: u64,
+    pub(crate) recipients: Vec<Recipient>,
+}
+
+/// The instance has as many subscriptions as it may have.
+#[derive(Debug, thiserror::Error)]
+#[error("the instance's {0} subscriptions are all in use")]
+pub(crate) struct SubscriptionLimit(pub(crate) u64);
+
+impl Router {
+    pub(crate) fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Acquire)
+    }
+
+    /// Subscriptions in force.
+    pub(crate) fn subscriptions(&self) -> usize {
+        self.count.load(Ordering::Relaxed)
+    }
+
+    /// From its return on, every message that is routed finds the subscription. Replaces the session's former one on the
+    /// same filter.
+    pub(crate) fn subscribe(
+        &self,
+        filter: &Filter,
+        mailbox: &Arc<Mailbox>,
+        options: Options,
+        limit: u64,
+    ) -> Result<(), SubscriptionLimit> {
+        let recipient = Recipient {
+            mailbox: mailbox.clone(),
+            qos: options.qos,
+            no_local: options.no_local,
+            retain_as_published: options.retain_as_published,
+            subscription_ids: options.subscription_id.map(|id| Box::from([id])),
+        };
+        let mut subscriptions = self.subscriptions.write();
+        let replaced = subscriptions.insert(filter, mailbox.key, recipient);
+        if replaced.is_none() {
+            if subscriptions.len() as u64 > limit {
+                subscriptions.remove(filter, &mailbox.key);
+                return Err(SubscriptionLimit(limit));
+            }
+            self.count.fetch_add(1, Ordering::Relaxed);
+        }
+        self.generation.fetch_add(1, Ordering::Release);
+        Ok(())
+    }
+
+    pub(crate) fn unsubscribe(&self, filter: &Filter, key: u64) {
+        let mut subscriptions = self.subscriptions.write();
+        if subscriptions.remove(filter, &key).is_some() {
+            self.count.fetch_sub(1, Ordering::Relaxed);
+            self.generation.fetch_add(1, Ordering::Release);
+        }
+    }
+
+    pub(crate) fn route(&self, topic: &str) -> Route {
+        // Read first: a change meanwhile makes the route look older than it is, never newer.
+        let generation = self.generation();
+        let mut recipients: Vec<Recipient> = Vec::new();
+        let mut seen: HashMap<u64, usize, foldhash::fast::RandomState> = HashMap::default();
+        self.subscriptions.read().matches(topic, |key, found| match seen.get(key) {
+            Some(&index) => {
+                if let Some(known) = recipients.get_mut(index) {
+                    known.merge(found);
+                }
+            }
+            None => {
+                seen.insert(*key, recipients.len());
+                recipients.push(found.clone());
+            }
+        });
+        Route { generation, recipients }
+    }
+
+    /// Keeps a message as its topic's retained one; an empty payload clears it (MQTT 3.3.1.3).
+    pub(crate) fn retain(&self, message: &Arc<Message>) {
+        let Ok(topic) = Topic::parse(message.topic()) else { return };
+        let mut retained = self.retained.write();
+        if message.payload().is_empty() {
+            retained.remove(&topic);
+        } else {
+            retained.insert(&topic, message.clone());
+        }
+    }
+
+    /// The retained messages that a new subscription gets.
+    pub(crate) fn retained(&self, filter: &Filter, options: Options, now: Millis) -> Vec<Delivery> {
+        let mut found = Vec::new();
+        self.retained.read().visit(filter, |message| {
+            if !message.is_expired(now) {
+                found.push(Delivery {
+                    message: message.clone(),
+                    qos: message.qos.min(options.qos),
+                    retain: true,
+                    subscription_ids: options.subscription_id.map(|id| Box::from([id])),
+                });
+            }
+        });
+        found
+    }
+}
+
+impl Recipient {
+    /// Another subscription of the same session matches, too: one delivery at the higher QoS, with all identifiers.
+    fn merge(&mut self, other: &Recipient) {
+        self.qos = self.qos.max(other.qos);
+        self.no_local &= other.no_local;
+        self.retain_as_published |= other.retain_as_published;
+        if let Some(more) = &other.subscription_ids {
+            let ids = self.subscription_ids.iter().flatten().chain(more).copied();
+            self.subscription_ids = Some(ids.collect());
+        }
+    }
+}

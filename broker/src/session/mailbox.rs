@@ -1,0 +1,299 @@
+//! A session's mailbox: what others leave for it, online or not.
+//!
+//! Anyone may post; only the session's holder takes. It is bounded: while the session is online publishers are
+//! told that it is congested (they wait, then the oldest message goes); while it is away the offline cap holds
+//! and the oldest goes at once. QoS 0 messages are kept only for who is online and has room.
+
+use std::{
+    collections::VecDeque,
+    sync::Arc,
+    task::{Context, Waker},
+};
+
+use mqtt_proto::{
+    codec::QoS,
+    message::{Delivery, Message},
+};
+use parking_lot::Mutex;
+
+use crate::{
+    log::{AppendSink, Outcome},
+    router::Recipient,
+};
+
+/// A queue that was once long gives its memory back when it is empty.
+const KEPT_CAPACITY: usize = 32;
+
+#[derive(Debug)]
+pub(crate) struct Mailbox {
+    /// Names the session within this process; never 0.
+    pub(crate) key: u64,
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    presence: Presence,
+    queue: VecDeque<Delivery>,
+    /// Outcomes of appends, with the connection and ticket they belong to.
+    settled: Vec<Settled>,
+    /// Somebody wants the holder to look at its claim or at its rights.
+    called: bool,
+    /// The holder has been woken, or need not be.
+    signaled: bool,
+    /// The holder has no use for more deliveries now; it will come by itself.
+    full_window: bool,
+    waker: Option<Waker>,
+    /// Connections that wait for room here.
+    waiting: Vec<Waker>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Presence {
+    Online,
+    Offline,
+    /// The session has ended; whatever is posted goes nowhere.
+    #[default]
+    Ended,
+}
+
+/// The outcome of an append that a connection made.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Settled {
+    pub(crate) connection: u64,
+    pub(crate) token: u64,
+    pub(crate) outcome: Outcome,
+}
+
+/// How many messages a session may have waiting.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Caps {
+    pub(crate) online: usize,
+    pub(crate) offline: usize,
+}
+
+/// What came of a post.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Posted {
+    /// Messages that went: QoS 0 without room, or the oldest over the offline cap.
+    pub(crate) dropped: usize,
+    /// The queue is over its online bound: whoever posts QoS > 0 should wait.
+    pub(crate) congested: bool,
+}
+
+/// What the holder found besides deliveries.
+#[derive(Debug, Default)]
+pub(crate) struct Mail {
+    pub(crate) settled: Vec<Settled>,
+    pub(crate) called: bool,
+}
+
+impl Mailbox {
+    pub(crate) fn new(key: u64) -> Mailbox {
+        Mailbox { key, inner: Mutex::default() }
+    }
+
+    /// Leaves messages for this session. The waker of a holder that must be told is added to `wake`.
+    pub(crate) fn post(
+        &self,
+        to: &Recipient,
+        messages: &[Arc<Message>],
+        caps: Caps,
+        wake: &mut Vec<Waker>,
+    ) -> Posted {
+        let mut posted = Posted::default();
+        let mut inner = self.inner.lock();
+        let mut waits = false;
+        for message in messages {
+            let qos = message.qos.min(to.qos);
+            if (to.no_local && message.publisher == self.key)
+                || !inner.accepts(message, qos, caps, &mut posted)
+            {
+                continue;
+            }
+            waits |= qos > QoS::AtMostOnce;
+            inner.queue.push_back(Delivery {
+                message: message.clone(),
+                qos,
+                retain: to.retain_as_published && message.retain,
+                subscription_ids: to.subscription_ids.clone(),
+            });
+        }
+        posted.dropped += inner.trim_offline(caps);
+        posted.congested = waits && inner.presence == Presence::Online && inner.queue.len() > caps.online;
+        inner.signal_deliveries(wake);
+        posted
+    }
+
+    /// Leaves retained messages for a new subscription: all of them, whatever is waiting.
+    pub(crate) fn post_retained(&self, deliveries: Vec<Delivery>) {
+        self.inner.lock().queue.extend(deliveries);
+    }
+
+    /// Takes messages in order, at most `most`, of which `window` may be QoS > 0. True if more are waiting that may
+    /// be taken at once.
+    pub(crate) fn take(&self, window: usize, most: usize, into: &mut Vec<Delivery>) -> bool {
+        let mut inner = self.inner.lock();
+        let mut window = window;
+        inner.full_window = false;
+        while let Some(next) = inner.queue.front() {
+            if next.qos > QoS::AtMostOnce {
+                if window == 0 {
+                    inner.full_window = true;
+                    break;
+                }
+                window -= 1;
+            }
+            if into.len() == most {
+                return true;
+            }
+            into.extend(inner.queue.pop_front());
+        }
+        if inner.queue.is_empty() && inner.queue.capacity() > KEPT_CAPACITY {
+            inner.queue = VecDeque::new();
+        }
+        false
+    }
+
+    /// Takes what is not a delivery, and asks to be woken for whatever comes after this call.
+    pub(crate) fn look(&self, context: &Context<'_>) -> Mail {
+        let mut inner = self.inner.lock();
+        inner.signaled = false;
+        match &mut inner.waker {
+            Some(waker) => waker.clone_from(context.waker()),
+            none => *none = Some(context.waker().clone()),
+        }
+        Mail { settled: std::mem::take(&mut inner.settled), called: std::mem::take(&mut inner.called) }
+    }
+
+    /// Wakes the publishers that wait for room, if there is room.
+    pub(crate) fn offer_room(&self, caps: Caps) {
+        let mut inner = self.inner.lock();
+        if !inner.waiting.is_empty()
+            && (inner.presence != Presence::Online || inner.queue.len() <= caps.online / 2)
+        {
+            let waiting = std::mem::take(&mut inner.waiting);
+            drop(inner);
+            waiting.into_iter().for_each(Waker::wake);
+        }
+    }
+
+    /// True if there is room; else the caller is woken when there is.
+    pub(crate) fn has_room(&self, caps: Caps, context: &Context<'_>) -> bool {
+        let mut inner = self.inner.lock();
+        if inner.presence != Presence::Online || inner.queue.len() <= caps.online {
+            return true;
+        }
+        if !inner.waiting.iter().any(|waker| waker.will_wake(context.waker())) {
+            inner.waiting.push(context.waker().clone());
+        }
+        false
+    }
+
+    /// Drops the oldest messages over the online bound: a publisher has waited long enough. Returns how many.
+    pub(crate) fn drop_surplus(&self, caps: Caps) -> usize {
+        let mut inner = self.inner.lock();
+        inner.trim_to(caps.online)
+    }
+
+    /// Asks the holder to look whether it still holds the session and has its rights.
+    pub(crate) fn call(&self) {
+        let waker = {
+            let mut inner = self.inner.lock();
+            inner.called = true;
+            inner.signal()
+        };
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    /// A connection holds the session from now on.
+    pub(crate) fn go_online(&self) {
+        let mut inner = self.inner.lock();
+        inner.presence = Presence::Online;
+        inner.full_window = false;
+        inner.settled.clear();
+        // A call that came since the claim stands: it may be a later claim's.
+    }
+
+    /// The device went away and its session stays: QoS 0 goes, the offline cap holds. Returns how many were dropped
+    /// for the cap.
+    pub(crate) fn go_offline(&self, caps: Caps) -> usize {
+        let mut inner = self.inner.lock();
+        inner.presence = Presence::Offline;
+        inner.queue.retain(|delivery| delivery.qos > QoS::AtMostOnce);
+        inner.waker = None;
+        let dropped = inner.trim_offline(caps);
+        inner.queue.shrink_to_fit();
+        let waiting = std::mem::take(&mut inner.waiting);
+        drop(inner);
+        waiting.into_iter().for_each(Waker::wake);
+        dropped
+    }
+
+    /// The session is over; nothing of it is left.
+    pub(crate) fn end(&self) {
+        let ended = std::mem::take(&mut *self.inner.lock());
+        ended.waiting.into_iter().for_each(Waker::wake);
+    }
+
+    pub(crate) fn presence(&self) -> Presence {
+        self.inner.lock().presence
+    }
+}
+
+impl Inner {
+    fn accepts(&self, message: &Message, qos: QoS, caps: Caps, posted: &mut Posted) -> bool {
+        match (self.presence, qos) {
+            (Presence::Ended, _) | (Presence::Offline, QoS::AtMostOnce) => false,
+            (Presence::Offline, _) if message.online_only => false,
+            (Presence::Online, QoS::AtMostOnce) if self.queue.len() >= caps.online => {
+                posted.dropped += 1;
+                false
+            }
+            _ => true,
+        }
+    }
+
+    fn trim_offline(&mut self, caps: Caps) -> usize {
+        if self.presence == Presence::Offline { self.trim_to(caps.offline) } else { 0 }
+    }
+
+    fn trim_to(&mut self, cap: usize) -> usize {
+        let surplus = self.queue.len().saturating_sub(cap);
+        self.queue.drain(..surplus);
+        surplus
+    }
+
+    fn signal(&mut self) -> Option<Waker> {
+        if std::mem::replace(&mut self.signaled, true) { None } else { self.waker.clone() }
+    }
+
+    fn signal_deliveries(&mut self, wake: &mut Vec<Waker>) {
+        if !self.queue.is_empty() && !self.full_window {
+            wake.extend(self.signal());
+        }
+    }
+}
+
+/// Brings the outcomes of one connection's appends to its mailbox.
+#[derive(Debug)]
+pub(crate) struct Settling {
+    pub(crate) mailbox: Arc<Mailbox>,
+    /// Outcomes for a former connection of the session must not acknowledge anything on this one.
+    pub(crate) connection: u64,
+}
+
+impl AppendSink for Settling {
+    fn appended(&self, token: u64, outcome: Outcome) {
+        let waker = {
+            let mut inner = self.mailbox.inner.lock();
+            inner.settled.push(Settled { connection: self.connection, token, outcome });
+            inner.signal()
+        };
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+}

@@ -1,0 +1,81 @@
+//! What this node is told to be, compiled: one snapshot that every task reads, replaced as a whole.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use mqtt_broker_api::{
+    acl::AclDocument,
+    config::{Characters, InstanceConfig, Limits, Ordering},
+};
+use mqtt_proto::topic::strict_characters;
+
+use crate::{
+    auth::Access,
+    log::{Cleanup, Log, Topic, TopicSettings},
+    session::mailbox::Caps,
+};
+
+#[derive(Debug)]
+pub(crate) struct Settings {
+    pub(crate) config: InstanceConfig,
+    pub(crate) access: Access,
+    parents: HashMap<Box<str>, Arc<Parent>>,
+}
+
+/// A registered parent topic.
+#[derive(Debug)]
+pub(crate) struct Parent {
+    pub(crate) topic: Topic,
+    pub(crate) ordering: Ordering,
+}
+
+impl Settings {
+    /// Compiles the documents and makes sure that their topics are in the log. Each problem is one line.
+    pub(crate) async fn compile(
+        config: InstanceConfig,
+        acl: &AclDocument,
+        log: &dyn Log,
+    ) -> Result<Settings, Vec<String>> {
+        let access = Access::compile(acl)?;
+        let mut parents = HashMap::new();
+        let mut problems = Vec::new();
+        for parent in &config.parents {
+            let cleanup = Cleanup::Retention {
+                age: parent.retention.seconds.map(Duration::from_secs),
+                bytes: parent.retention.bytes,
+            };
+            match log
+                .ensure_topic(&parent.topic, TopicSettings { partitions: parent.partitions, cleanup })
+                .await
+            {
+                Ok(topic) => {
+                    let parent = Parent { topic, ordering: parent.ordering };
+                    parents.insert(Box::from(parent.topic.name()), Arc::new(parent));
+                }
+                Err(error) => problems.push(format!("parent topic {:?}: {error}", parent.topic)),
+            }
+        }
+        if problems.is_empty() { Ok(Settings { config, access, parents }) } else { Err(problems) }
+    }
+
+    pub(crate) fn limits(&self) -> &Limits {
+        &self.config.limits
+    }
+
+    pub(crate) fn caps(&self) -> Caps {
+        let count = |n: u32| usize::try_from(n).unwrap_or(usize::MAX);
+        Caps {
+            online: count(self.config.session.online_messages),
+            offline: count(self.config.session.offline_messages),
+        }
+    }
+
+    /// The registered parent that a topic stands under.
+    pub(crate) fn parent_of(&self, topic: &str) -> Option<Arc<Parent>> {
+        self.parents.get(mqtt_proto::topic::parent_level(topic)?).cloned()
+    }
+
+    /// Whether a client ID, topic or filter keeps to the instance's characters.
+    pub(crate) fn allows_characters(&self, text: &str, is_filter: bool) -> bool {
+        self.config.limits.characters == Characters::Any || strict_characters(text, is_filter)
+    }
+}
