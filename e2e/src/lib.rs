@@ -1,1 +1,18 @@
 //! The end-to-end harness: starts the built broker as a user would, and drives it with real clients.
+//!
+//! It knows the broker only from outside: its command line, its manifests, its log lines and MQTT. Nothing
+//! here uses the broker's own code, so a mistake there can't hide itself.
+
+pub mod bench;
+pub mod broker;
+pub mod clients;
+pub mod load;
+pub mod manifests;
+pub mod wait;
+pub mod wire;
+
+pub use broker::Broker;
+pub use clients::{Client, Driver};
+pub use manifests::Manifests;
+pub use wait::{PATIENCE, wait_until};
+pub use wire::{Dialogue, Login, Packet, Version};

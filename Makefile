@@ -1,0 +1,97 @@
+# Everything a person runs here. `make test` and `make demo` install what they need by themselves: they expect
+# git, make, a C compiler, rustup and apt, and as many of Node and Python as are there already.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+
+export RUST_BACKTRACE := 0
+CARGO_DENY := 0.20.2
+TARGET := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
+DEV := $(patsubst $(CURDIR)/%,%,$(TARGET))/debug
+TOOLS := $(CURDIR)/.tools
+say = @echo "==> $(1)"
+
+.PHONY: help test fmt lint deny unit e2e build demo bench crds tools mosquitto
+
+help:
+	@echo "make test   everything a change must pass: format, lints, licences, all tests"
+	@echo "make demo   a small metering fleet on one machine, in seconds"
+	@echo "make bench  CPU time a message and memory a connection, beside other brokers"
+	@echo "make crds   writes crds/ from the resource types"
+	@echo "make fmt    formats the code"
+
+test: lint unit e2e deny
+	$(call say,all passed)
+
+fmt:
+	cargo fmt --all
+
+lint:
+	$(call say,format)
+	@cargo fmt --all --check
+	$(call say,lints)
+	@cargo clippy --quiet --workspace --all-targets -- -D warnings
+
+deny: $(TOOLS)/bin/cargo-deny
+	$(call say,licences and sources of the dependencies)
+	@$(TOOLS)/bin/cargo-deny --log-level error check bans licenses sources
+
+unit:
+	$(call say,unit tests)
+	@cargo test --quiet --workspace --exclude mqtt-e2e
+
+e2e: tools build
+	$(call say,user stories)
+	@cargo test --quiet --no-fail-fast -p mqtt-e2e
+
+build:
+	$(call say,the broker)
+	@cargo build --quiet -p mqtt-broker
+
+demo: mosquitto build
+	@MQTT_BROKER_BIN=$(DEV)/mqtt-broker e2e/demo.sh
+
+# Arguments for the benchmark, such as BENCH=--quick.
+BENCH ?=
+bench: mosquitto $(TOOLS)/bin/rumqttd
+	$(call say,the broker and the load generator$(comma) optimised)
+	@cargo build --quiet --release -p mqtt-broker -p mqtt-e2e
+	@MQTT_BROKER=$(TARGET)/release/mqtt-broker RUMQTTD=$(TOOLS)/bin/rumqttd $(TARGET)/release/mqtt-bench $(BENCH)
+
+crds:
+	$(call say,crds/)
+	@cargo run --quiet -p mqtt-operator-api --example crds
+
+# The clients that the stories run, and the brokers the benchmark compares with. A second run finds them there.
+tools: mosquitto $(TOOLS)/paho $(TOOLS)/mqttjs
+
+mosquitto:
+	@if ! { command -v mosquitto && command -v mosquitto_pub; } >/dev/null; then \
+		echo "==> mosquitto and its command-line clients"; e2e/apt-install mosquitto mosquitto-clients; fi
+
+$(TOOLS)/paho: e2e/clients/requirements.txt
+	$(call say,Eclipse Paho for Python)
+	@mkdir -p $(TOOLS)
+	@if ! python3 -c 'import ensurepip, venv' 2>/dev/null; then e2e/apt-install python3 python3-venv; fi
+	@python3 -m venv --clear $(TOOLS)/venv
+	@$(TOOLS)/venv/bin/pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
+
+$(TOOLS)/mqttjs: e2e/clients/package.json e2e/clients/package-lock.json
+	$(call say,MQTT.js)
+	@mkdir -p $(TOOLS)
+	@if ! command -v npm >/dev/null; then e2e/apt-install nodejs npm; fi
+	@npm ci --silent --no-audit --no-fund --prefix e2e/clients
+	@touch $@
+
+# Unoptimised: it is built in half the time, and what it checks here takes it a second either way.
+$(TOOLS)/bin/cargo-deny:
+	$(call say,cargo-deny $(CARGO_DENY): takes some minutes the first time)
+	@cargo install cargo-deny --version $(CARGO_DENY) --locked --debug --quiet --root $(TOOLS)
+
+$(TOOLS)/bin/rumqttd:
+	$(call say,rumqttd$(comma) to compare with: takes some minutes the first time)
+	@cargo install rumqttd --version 0.20.0 --locked --quiet --root $(TOOLS)
+
+comma := ,

@@ -1,0 +1,149 @@
+//! The side-by-side benchmark: our broker, mosquitto and rumqttd, one after the other on the same core,
+//! under the same load from another core, round after round.
+//!
+//! A machine's speed drifts, so rounds are interleaved and what counts are ratios within a run.
+
+mod brokers;
+mod results;
+mod scenes;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, bail};
+use clap::Args;
+
+pub use brokers::Kind;
+
+use crate::load::Report;
+use brokers::Broker;
+use results::{Results, Run};
+use scenes::{SCENES, Scene};
+
+/// The command line of `mqtt-bench`.
+#[derive(Debug, Args)]
+pub struct Options {
+    /// Brokers compared.
+    #[arg(long, value_delimiter = ',', default_value = "ours,mosquitto,rumqttd")]
+    pub brokers: Vec<Kind>,
+    /// Our broker's binary.
+    #[arg(long, env = "MQTT_BROKER", default_value = "target/release/mqtt-broker")]
+    pub ours: PathBuf,
+    #[arg(long, env = "MOSQUITTO", default_value = "/usr/sbin/mosquitto")]
+    pub mosquitto: PathBuf,
+    #[arg(long, env = "RUMQTTD", default_value = ".tools/bin/rumqttd")]
+    pub rumqttd: PathBuf,
+    /// The load generator's binary; by default the one beside this program.
+    #[arg(long)]
+    pub load: Option<PathBuf>,
+    /// Only the scenes whose name contains one of these.
+    #[arg(long, value_delimiter = ',')]
+    pub scenes: Vec<String>,
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=20))]
+    pub rounds: u32,
+    /// Seconds measured a run.
+    #[arg(long, default_value_t = 4.0)]
+    pub duration: f64,
+    /// One round of one second a run: shows that everything works, not how fast.
+    #[arg(long)]
+    pub quick: bool,
+    /// Where the figures go as JSON.
+    #[arg(long, default_value = "target/bench.json")]
+    pub json: PathBuf,
+    /// Core of the broker.
+    #[arg(long, default_value_t = 0)]
+    pub broker_core: usize,
+    /// Core of the load generator.
+    #[arg(long, default_value_t = 1)]
+    pub load_core: usize,
+}
+
+/// Runs every scene against every broker; prints the table and writes the JSON file.
+///
+/// # Errors
+/// What kept the benchmark from running. A run that fails is a cell of the table, and makes this return false.
+pub fn run(options: &Options) -> anyhow::Result<bool> {
+    let load = options.load.clone().map_or_else(beside_us, Ok)?;
+    let scenes: Vec<&Scene> = SCENES.iter().filter(|s| s.is_wanted(&options.scenes)).collect();
+    if scenes.is_empty() {
+        bail!("no scene has such a name: {}; names are {}", options.scenes.join(", "), scenes::names());
+    }
+    for kind in &options.brokers {
+        let path = binary(options, *kind);
+        if !path.is_file() {
+            bail!("no {kind} at {}: {}, or leave it out with --brokers", path.display(), kind.how_to_get());
+        }
+    }
+    if !load.is_file() {
+        bail!("no load generator at {}: build it with cargo build --release -p mqtt-e2e", load.display());
+    }
+
+    let (rounds, seconds) = if options.quick { (1, 1.0) } else { (options.rounds, options.duration) };
+    let mut results = Results::new(rounds, seconds);
+    for round in 1..=rounds {
+        for scene in &scenes {
+            for kind in options.brokers.iter().filter(|kind| scene.suits(**kind)) {
+                let outcome = measure(options, &load, scene, *kind, seconds);
+                eprintln!(
+                    "round {round}/{rounds} · {} · {kind}: {}",
+                    scene.name,
+                    results::in_brief(&outcome)
+                );
+                results.add(scene, Run::new(round, *kind, outcome));
+            }
+        }
+    }
+
+    println!("{}", results.markdown());
+    let json = serde_json::to_string_pretty(&results)?;
+    if let Some(parent) = options.json.parent() {
+        std::fs::create_dir_all(parent).with_context(|| format!("cannot make {}", parent.display()))?;
+    }
+    std::fs::write(&options.json, json)
+        .with_context(|| format!("cannot write {}", options.json.display()))?;
+    Ok(results.all_sound())
+}
+
+/// One run: a fresh broker, one load, the report or why there is none.
+fn measure(
+    options: &Options,
+    load: &Path,
+    scene: &Scene,
+    kind: Kind,
+    seconds: f64,
+) -> Result<Report, String> {
+    let broker =
+        Broker::start(kind, binary(options, kind), options.broker_core).map_err(|e| format!("{e:#}"))?;
+    let mut command = Command::new("taskset");
+    command.args(["-c", &options.load_core.to_string()]).arg(load);
+    command.args(["--addr", &broker.addr.to_string(), "--pid", &broker.pid().to_string()]);
+    command.args(["--duration", &seconds.to_string(), "--warmup", if options.quick { "0.3" } else { "1" }]);
+    command.args(["--timeout", &(seconds + 60.0).to_string()]);
+    if let Some((user, password)) = broker.login {
+        command.args(["--username", user, "--password", password]);
+    }
+    // The generator bounds its own time, so this wait is bounded too.
+    let output = command.args(scene.load).output().map_err(|e| format!("cannot run taskset: {e}"))?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    let said = said.lines().last().unwrap_or("no report").trim_start_matches("mqtt-load: ").to_owned();
+    match output.status.code() {
+        Some(0) => serde_json::from_slice(&output.stdout).map_err(|e| format!("unreadable report: {e}")),
+        _ => Err(match broker.last_words() {
+            Some(words) => format!("{said} (broker: {words})"),
+            None => said,
+        }),
+    }
+}
+
+fn binary(options: &Options, kind: Kind) -> &Path {
+    match kind {
+        Kind::Ours => &options.ours,
+        Kind::Mosquitto => &options.mosquitto,
+        Kind::Rumqttd => &options.rumqttd,
+    }
+}
+
+fn beside_us() -> anyhow::Result<PathBuf> {
+    let this = std::env::current_exe().context("cannot find this program's own path; give --load")?;
+    Ok(this.with_file_name("mqtt-load"))
+}

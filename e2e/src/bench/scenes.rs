@@ -1,0 +1,202 @@
+//! What is measured, and the bars our broker is held to.
+
+use super::brokers::Kind;
+use crate::load::Report;
+
+/// One load, run against each broker it suits.
+pub(super) struct Scene {
+    pub(super) name: &'static str,
+    /// Arguments of `mqtt-load`.
+    pub(super) load: &'static [&'static str],
+    /// Whether there is anything of the kind in the peers; without, the scene has absolute bars only.
+    pub(super) peers: bool,
+    pub(super) bars: &'static [Bar],
+}
+
+/// One thing our broker must reach.
+pub(super) struct Bar {
+    pub(super) of: Metric,
+    pub(super) limit: Limit,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Metric {
+    Cpu,
+    PerSecond,
+    P50,
+    P99,
+    IdleKb,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) enum Limit {
+    /// At most this multiple of the best peer's figure.
+    OfBest(f64),
+    AtMost(f64),
+    AtLeast(f64),
+}
+
+impl Scene {
+    pub(super) fn suits(&self, kind: Kind) -> bool {
+        self.peers || kind == Kind::Ours
+    }
+
+    pub(super) fn is_wanted(&self, names: &[String]) -> bool {
+        names.is_empty() || names.iter().any(|name| self.name.contains(name.as_str()))
+    }
+}
+
+impl Metric {
+    /// The figure in the unit [`Metric::unit`] names.
+    pub(super) fn of(self, report: &Report) -> Option<f64> {
+        match self {
+            Self::Cpu => report.broker_cpu_us_per_message,
+            Self::PerSecond => Some(report.per_second),
+            Self::P50 => report.latency.map(|l| l.p50_us / 1000.0),
+            Self::P99 => report.latency.map(|l| l.p99_us / 1000.0),
+            Self::IdleKb => report.broker_rss_kb_per_connection,
+        }
+    }
+
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Cpu => "CPU",
+            Self::PerSecond => "rate",
+            Self::P50 => "p50",
+            Self::P99 => "p99",
+            Self::IdleKb => "memory",
+        }
+    }
+
+    pub(super) fn unit(self) -> &'static str {
+        match self {
+            Self::Cpu => "µs",
+            Self::PerSecond => "/s",
+            Self::P50 | Self::P99 => "ms",
+            Self::IdleKb => "KB",
+        }
+    }
+}
+
+pub(super) fn names() -> String {
+    SCENES.iter().map(|scene| scene.name).collect::<Vec<_>>().join("; ")
+}
+
+const fn cpu(of_best: f64) -> Bar {
+    Bar { of: Metric::Cpu, limit: Limit::OfBest(of_best) }
+}
+
+pub(super) const SCENES: &[Scene] = &[
+    Scene {
+        name: "p2p QoS 0, 50 pairs, 30,000/s",
+        load: &["--qos", "0", "--rate", "30000", "p2p", "--pairs", "50"],
+        peers: true,
+        bars: &[cpu(0.8)],
+    },
+    Scene {
+        name: "p2p QoS 1, 50 pairs, window 20, flat out",
+        load: &["--qos", "1", "--window", "20", "p2p", "--pairs", "50"],
+        peers: true,
+        bars: &[cpu(1.0)],
+    },
+    Scene {
+        name: "p2p QoS 2, 50 pairs, window 20, flat out",
+        load: &["--qos", "2", "--window", "20", "p2p", "--pairs", "50"],
+        peers: true,
+        bars: &[cpu(1.0)],
+    },
+    Scene {
+        name: "fan-in QoS 1, 50 → 1, window 20, flat out",
+        load: &["--qos", "1", "--window", "20", "fan-in", "--publishers", "50"],
+        peers: true,
+        bars: &[cpu(1.0)],
+    },
+    Scene {
+        name: "fan-out QoS 0, 1 → 100, 60,000 deliveries/s",
+        load: &["--qos", "0", "--rate", "600", "fan-out", "--subscribers", "100"],
+        peers: true,
+        bars: &[cpu(0.8)],
+    },
+    Scene {
+        name: "fan-out QoS 1, 1 → 100, window 20, flat out",
+        load: &["--qos", "1", "--window", "20", "fan-out", "--subscribers", "100"],
+        peers: true,
+        bars: &[cpu(1.0)],
+    },
+    Scene {
+        name: "p2p QoS 1, 50 pairs, 2,000/s",
+        load: &["--qos", "1", "--window", "1000", "--rate", "2000", "p2p", "--pairs", "50"],
+        peers: true,
+        bars: &[
+            cpu(0.9),
+            Bar { of: Metric::P50, limit: Limit::OfBest(1.0) },
+            Bar { of: Metric::P99, limit: Limit::OfBest(1.0) },
+        ],
+    },
+    Scene {
+        name: "idle, 5,000 connections",
+        load: &["idle", "--connections", "5000"],
+        peers: true,
+        bars: &[Bar { of: Metric::IdleKb, limit: Limit::AtMost(3.0) }],
+    },
+    Scene {
+        name: "stored QoS 1, 50 publishers, window 20, flat out",
+        load: &["--qos", "1", "--window", "20", "--topic", "stored", "stored", "--publishers", "50"],
+        peers: false,
+        bars: &[Bar { of: Metric::PerSecond, limit: Limit::AtLeast(100_000.0) }],
+    },
+    Scene {
+        name: "stored QoS 1, 50 publishers, 2,000/s",
+        load: &[
+            "--qos",
+            "1",
+            "--window",
+            "1000",
+            "--rate",
+            "2000",
+            "--topic",
+            "stored",
+            "stored",
+            "--publishers",
+            "50",
+        ],
+        peers: false,
+        bars: &[Bar { of: Metric::P50, limit: Limit::AtMost(1.5) }],
+    },
+];
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::load::{Options, Plan};
+
+    #[derive(Parser)]
+    struct Cli {
+        #[command(flatten)]
+        options: Options,
+    }
+
+    #[test]
+    fn every_scene_is_a_plan_the_generator_accepts() {
+        for scene in SCENES {
+            let line = ["mqtt-load"].iter().chain(scene.load);
+            let options = Cli::try_parse_from(line).unwrap_or_else(|e| panic!("{}: {e}", scene.name)).options;
+            if let Err(e) = Plan::try_from(options) {
+                panic!("{}: {e}", scene.name);
+            }
+        }
+    }
+
+    #[test]
+    fn a_scene_without_peers_has_no_bar_that_needs_one() {
+        for scene in SCENES.iter().filter(|scene| !scene.peers) {
+            assert!(
+                scene.bars.iter().all(|bar| !matches!(bar.limit, Limit::OfBest(_))),
+                "{} is compared with nobody",
+                scene.name
+            );
+        }
+    }
+}

@@ -1,0 +1,353 @@
+//! One `mqtt-broker standalone` process: started, asked, killed and restarted as a user would.
+//!
+//! Everything it says is kept in files, so nothing is lost when it dies; whatever way a story ends, the
+//! process ends with it. A failing story prints the end of the broker's log.
+
+use std::{
+    fs::{self, File},
+    io::{Read, Write},
+    net::{SocketAddr, TcpStream},
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Output, Stdio},
+    time::Duration,
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use base64::{Engine, engine::general_purpose::STANDARD};
+use mqtt_broker_api::admin::{RecordView, Text};
+use rustix::process::{Pid, Signal, kill_process};
+use serde::{Deserialize, de::DeserializeOwned};
+use tempfile::TempDir;
+
+use crate::{PATIENCE, manifests::Manifests, wait_until};
+
+/// How long a start may take; a restart replays what was stored.
+const START_LIMIT: Duration = Duration::from_secs(30);
+
+/// A running broker with its folders.
+pub struct Broker {
+    home: TempDir,
+    data: PathBuf,
+    process: Child,
+    pub mqtt: SocketAddr,
+    pub admin: SocketAddr,
+    starts: u32,
+}
+
+/// How a broker ended that refused to start.
+pub struct Refusal {
+    pub code: Option<i32>,
+    pub stderr: String,
+}
+
+impl Broker {
+    /// Starts on free ports with a new, empty data folder, and returns when it serves.
+    pub fn start(manifests: &Manifests) -> Result<Self> {
+        let home = tempfile::tempdir()?;
+        let data = home.path().join("data");
+        Self::start_on(home, data, manifests)
+    }
+
+    /// The same with the data in a folder of the caller's.
+    pub fn start_with_data(manifests: &Manifests, data: &Path) -> Result<Self> {
+        Self::start_on(tempfile::tempdir()?, data.to_owned(), manifests)
+    }
+
+    /// Starts a broker that ought to refuse, and returns what it said.
+    pub fn refusal(manifests: &Manifests) -> Result<Refusal> {
+        let home = tempfile::tempdir()?;
+        manifests.write_to(&home.path().join("manifests"))?;
+        let mut process = serve(home.path(), &home.path().join("data"), "127.0.0.1:0", "127.0.0.1:0")?;
+        let status = wait_for_exit(&mut process, START_LIMIT);
+        if status.is_err() {
+            process.kill()?;
+            process.wait()?;
+        }
+        let stderr = fs::read_to_string(home.path().join("log"))?;
+        let status =
+            status.with_context(|| format!("it should have refused to start; its log:\n{stderr}"))?;
+        let stdout = fs::read_to_string(home.path().join("stdout"))?;
+        ensure!(stdout.is_empty(), "a broker that does not serve must print nothing on stdout: {stdout:?}");
+        Ok(Refusal { code: status.code(), stderr })
+    }
+
+    fn start_on(home: TempDir, data: PathBuf, manifests: &Manifests) -> Result<Self> {
+        manifests.write_to(&home.path().join("manifests"))?;
+        let mut process = serve(home.path(), &data, "127.0.0.1:0", "127.0.0.1:0")?;
+        let (mqtt, admin) = wait_for_ready(home.path(), &mut process, 1)?;
+        Ok(Self { home, data, process, mqtt, admin, starts: 1 })
+    }
+
+    /// Writes the manifests live, as the only ones.
+    pub fn apply(&self, manifests: &Manifests) -> Result<()> {
+        manifests.write_to(&self.home.path().join("manifests"))
+    }
+
+    /// SIGKILL: no farewell, no flush.
+    pub fn kill9(&mut self) -> Result<()> {
+        self.process.kill()?;
+        self.process.wait()?;
+        Ok(())
+    }
+
+    /// Starts again after an end, on the same data folder and the same ports.
+    pub fn restart(&mut self) -> Result<()> {
+        ensure!(self.process.try_wait()?.is_some(), "it still runs");
+        self.starts += 1;
+        self.process = serve(self.home.path(), &self.data, &self.mqtt.to_string(), &self.admin.to_string())?;
+        let (mqtt, admin) = wait_for_ready(self.home.path(), &mut self.process, self.starts)?;
+        ensure!((mqtt, admin) == (self.mqtt, self.admin), "it serves elsewhere than it was told");
+        Ok(())
+    }
+
+    /// SIGTERM, and waits for the end.
+    pub fn stop(&mut self) -> Result<ExitStatus> {
+        let pid = i32::try_from(self.process.id()).ok().and_then(Pid::from_raw).context("no process ID")?;
+        kill_process(pid, Signal::TERM)?;
+        wait_for_exit(&mut self.process, PATIENCE)
+    }
+
+    /// CPU time it has used, user and system.
+    pub fn cpu(&self) -> Result<Duration> {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.process.id()))?;
+        let after_name = stat.rsplit_once(')').context("no name in its stat")?.1;
+        let ticks: u64 =
+            after_name.split_whitespace().skip(11).take(2).map(|field| field.parse().unwrap_or(0u64)).sum();
+        Ok(Duration::from_secs(ticks) / u32::try_from(rustix::param::clock_ticks_per_second())?)
+    }
+
+    /// Everything it has logged since its first start.
+    pub fn log(&self) -> Result<String> {
+        Ok(fs::read_to_string(self.home.path().join("log"))?)
+    }
+
+    /// The log's lines that hold all of `parts`.
+    pub fn log_lines(&self, parts: &[&str]) -> Result<Vec<String>> {
+        let log = self.log()?;
+        Ok(log
+            .lines()
+            .filter(|line| parts.iter().all(|part| line.contains(part)))
+            .map(str::to_owned)
+            .collect())
+    }
+
+    /// Waits for a log line that holds all of `parts`, and returns the first.
+    pub fn wait_for_log(&self, parts: &[&str]) -> Result<String> {
+        let lines = wait_until(&format!("a log line with {parts:?}"), PATIENCE, || {
+            let lines = self.log_lines(parts)?;
+            Ok((!lines.is_empty()).then_some(lines))
+        });
+        lines
+            .with_context(|| format!("the log's end:\n{}", self.log_end()))?
+            .into_iter()
+            .next()
+            .context("no line")
+    }
+
+    /// What `mqtt-broker records read TOPIC` prints, all partitions.
+    pub fn records(&self, topic: &str) -> Result<Vec<RecordView>> {
+        let output = self.command(&["records", "read", topic], "")?;
+        ensure!(
+            output.status.success(),
+            "reading {topic}: {}",
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
+        let lines = String::from_utf8(output.stdout)?;
+        lines
+            .lines()
+            .map(|line| serde_json::from_str(line).with_context(|| format!("a record's line: {line}")))
+            .collect()
+    }
+
+    /// Waits until the topic has `count` records or more, and returns all.
+    pub fn wait_for_records(&self, topic: &str, count: usize) -> Result<Vec<RecordView>> {
+        wait_until(&format!("{count} records in {topic}"), PATIENCE, || {
+            let records = self.records(topic)?;
+            Ok((records.len() >= count).then_some(records))
+        })
+    }
+
+    /// Appends one record to `mq2mqtt`, the value from standard input.
+    pub fn append_mq2mqtt(&self, headers: &[(&str, &str)], value: &str) -> Result<()> {
+        let headers: Vec<String> = headers.iter().map(|(name, text)| format!("{name}={text}")).collect();
+        let mut arguments = vec!["records", "append", "mq2mqtt"];
+        for header in &headers {
+            arguments.extend(["--header", header]);
+        }
+        let output = self.command(&arguments, value)?;
+        ensure!(output.status.success(), "appending: {}", String::from_utf8_lossy(&output.stderr).trim());
+        Ok(())
+    }
+
+    /// Runs `mqtt-broker ARGUMENTS --admin ADDR` with text on its standard input.
+    pub fn command(&self, arguments: &[&str], input: &str) -> Result<Output> {
+        let mut child = self.spawn(arguments)?;
+        if let Some(mut stdin) = child.stdin.take() {
+            stdin.write_all(input.as_bytes())?;
+        }
+        Ok(child.wait_with_output()?)
+    }
+
+    /// Starts `mqtt-broker ARGUMENTS --admin ADDR`, all its standard streams piped.
+    pub fn spawn(&self, arguments: &[&str]) -> Result<Child> {
+        let mut command = Command::new(binary()?);
+        command.args(arguments).args(["--admin", &self.admin.to_string()]);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        Ok(command.spawn()?)
+    }
+
+    /// GET on the admin endpoint: status and body.
+    pub fn get(&self, path: &str) -> Result<(u16, String)> {
+        let mut stream = TcpStream::connect(self.admin)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", self.admin)?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        let (head, body) = answer.split_once("\r\n\r\n").context("no HTTP answer")?;
+        let status = head.split(' ').nth(1).context("no HTTP status")?.parse()?;
+        Ok((status, body.trim().to_owned()))
+    }
+
+    /// The manifests folder, for stories that edit it by hand.
+    pub fn manifests(&self) -> PathBuf {
+        self.home.path().join("manifests")
+    }
+
+    fn log_end(&self) -> String {
+        log_end(self.home.path())
+    }
+}
+
+impl Drop for Broker {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+        // The test runner shows this only for a story that failed.
+        eprintln!("the broker's log ends so:\n{}", self.log_end());
+    }
+}
+
+/// A record's header as text; absent: none of that name, or not UTF-8.
+pub fn header<'a>(record: &'a RecordView, name: &str) -> Option<&'a str> {
+    record.headers.iter().find(|(other, _)| other == name).and_then(|(_, text)| match text {
+        Text::Utf8(text) => Some(text.as_str()),
+        Text::Base64 { .. } => None,
+    })
+}
+
+/// A record's key as text.
+pub fn key(record: &RecordView) -> Option<&str> {
+    match &record.key {
+        Some(Text::Utf8(text)) => Some(text),
+        _ => None,
+    }
+}
+
+/// The value of a record under a parent topic.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Stored {
+    pub client_id: String,
+    pub topic: String,
+    pub payload: String,
+    /// Milliseconds since the Unix epoch.
+    pub ts: i64,
+    pub encoding: Option<String>,
+}
+
+impl Stored {
+    pub fn of(record: &RecordView) -> Result<Self> {
+        value(record)
+    }
+
+    /// The payload as it was published.
+    pub fn bytes(&self) -> Result<Vec<u8>> {
+        match self.encoding.as_deref() {
+            None => Ok(self.payload.clone().into_bytes()),
+            Some("base64") => Ok(STANDARD.decode(&self.payload)?),
+            Some(other) => bail!("the encoding {other:?}"),
+        }
+    }
+}
+
+/// A record's value, as the JSON it is.
+pub fn value<T: DeserializeOwned>(record: &RecordView) -> Result<T> {
+    match &record.value {
+        Some(Text::Utf8(text)) => serde_json::from_str(text).with_context(|| format!("the value {text}")),
+        other => bail!("not a JSON value: {other:?}"),
+    }
+}
+
+/// The broker under test: `MQTT_BROKER_BIN`, or what cargo built beside this test.
+pub fn binary() -> Result<PathBuf> {
+    if let Some(path) = std::env::var_os("MQTT_BROKER_BIN") {
+        return Ok(path.into());
+    }
+    let this = std::env::current_exe()?;
+    this.ancestors()
+        .skip(1)
+        .take(2)
+        .map(|folder| folder.join("mqtt-broker"))
+        .find(|path| path.is_file())
+        .with_context(|| format!("no mqtt-broker near {}: run `cargo build -p mqtt-broker`", this.display()))
+}
+
+fn serve(home: &Path, data: &Path, mqtt: &str, admin: &str) -> Result<Child> {
+    let append = |name| File::options().create(true).append(true).open(home.join(name));
+    let child = Command::new(binary()?)
+        .arg("standalone")
+        .arg("--manifests")
+        .arg(home.join("manifests"))
+        .arg("--data")
+        .arg(data)
+        .args(["--mqtt", mqtt, "--admin", admin])
+        .stdin(Stdio::null())
+        .stdout(append("stdout")?)
+        .stderr(append("log")?)
+        .spawn()?;
+    Ok(child)
+}
+
+/// Waits for the ready line of the `starts`th start, the only line each start prints.
+fn wait_for_ready(home: &Path, process: &mut Child, starts: u32) -> Result<(SocketAddr, SocketAddr)> {
+    let starts = usize::try_from(starts)?;
+    let line = wait_until("the ready line", START_LIMIT, || {
+        let text = fs::read_to_string(home.join("stdout"))?;
+        let lines: Vec<&str> = text.split_inclusive('\n').filter(|line| line.ends_with('\n')).collect();
+        match lines.get(starts - 1) {
+            Some(line) => Ok(Some(Ok((line.trim().to_owned(), lines.len())))),
+            None => Ok(process.try_wait()?.map(Err)),
+        }
+    });
+    match line {
+        Ok(Ok((line, count))) if count == starts => {
+            parse_ready(&line).with_context(|| format!("the ready line {line:?}"))
+        }
+        Ok(Ok((line, _))) => bail!("more than the ready line on stdout after {line:?}"),
+        Ok(Err(status)) => bail!("the broker ended at its start: {status}; its log:\n{}", log_end(home)),
+        Err(error) => {
+            process.kill()?;
+            process.wait()?;
+            Err(error.context(format!("the broker's log:\n{}", log_end(home))))
+        }
+    }
+}
+
+/// `ready mqtt=ADDR admin=ADDR`
+fn parse_ready(line: &str) -> Result<(SocketAddr, SocketAddr)> {
+    let (mqtt, admin) = line
+        .strip_prefix("ready mqtt=")
+        .and_then(|rest| rest.split_once(" admin="))
+        .context("not of the form `ready mqtt=ADDR admin=ADDR`")?;
+    Ok((mqtt.parse()?, admin.parse()?))
+}
+
+fn wait_for_exit(process: &mut Child, limit: Duration) -> Result<ExitStatus> {
+    wait_until("the broker's end", limit, || Ok(process.try_wait()?))
+}
+
+fn log_end(home: &Path) -> String {
+    let log = fs::read_to_string(home.join("log")).unwrap_or_default();
+    let lines: Vec<&str> = log.lines().collect();
+    lines.get(lines.len().saturating_sub(40)..).unwrap_or_default().join("\n")
+}
