@@ -46,6 +46,7 @@ async fn ready(State(node): State<Arc<Node>>) -> (StatusCode, String) {
 async fn counters(State(node): State<Arc<Node>>) -> Json<Value> {
     let mut all: Map<String, Value> =
         node.counters.all().map(|(name, value)| (name.to_owned(), Value::from(value))).collect();
+    all.insert("presence_drops".to_owned(), Value::from(node.bridge.presence_drops.get()));
     all.insert("connections".to_owned(), Value::from(node.connections.count()));
     all.insert("subscriptions".to_owned(), Value::from(node.router.subscriptions()));
     Json(Value::Object(all))

@@ -14,6 +14,7 @@ use mqtt_proto::{
 use serde::Serialize;
 
 use crate::{
+    counters::Counter,
     log::{AppendSink, Cleanup, Completion, Log, LogError, Outcome, Record, Topic, TopicSettings},
     settings::Parent,
 };
@@ -40,6 +41,8 @@ pub(crate) struct Bridge {
     log: Arc<dyn Log>,
     topics: SystemTopics,
     nobody: Arc<dyn AppendSink>,
+    /// Presence records that went because the log took no more.
+    pub(crate) presence_drops: Counter,
 }
 
 #[derive(Serialize)]
@@ -68,7 +71,7 @@ impl SystemTopics {
 
 impl Bridge {
     pub(crate) fn new(log: Arc<dyn Log>, topics: SystemTopics) -> Bridge {
-        Bridge { log, topics, nobody: Arc::new(Nobody) }
+        Bridge { log, topics, nobody: Arc::new(Nobody), presence_drops: Counter::default() }
     }
 
     pub(crate) fn topics(&self) -> &SystemTopics {
@@ -105,7 +108,12 @@ impl Bridge {
         self.presence(&self.topics.disconnect, client_id, now);
     }
 
+    /// Nobody waits for it and nothing slows a reconnecting fleet down, so it gives way when the log is behind.
     fn presence(&self, topic: &Topic, client_id: &str, now: Millis) {
+        if !self.log.room() {
+            self.presence_drops.add(1);
+            return;
+        }
         let value = serde_json::to_vec(&Presence { clientid: client_id, ts: now }).unwrap_or_default();
         let record = Record {
             key: Some(Bytes::copy_from_slice(client_id.as_bytes())),

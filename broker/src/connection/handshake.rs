@@ -34,6 +34,8 @@ pub(super) struct Admitted {
     pub(super) held: Held,
     pub(super) user: Arc<User>,
     pub(super) anonymous: bool,
+    /// What it was let in under: a change since then is followed at once.
+    pub(super) settings: Arc<Settings>,
     pub(super) terms: Terms,
     pub(super) will: Option<Will>,
     /// Seconds that the session outlives the connection; 0: a clean one.
@@ -178,7 +180,7 @@ fn parse(buffer: &[u8]) -> Result<Connect<'_>, Refused> {
 /// All checks in their order, then the claim of the session; CONNACK comes with it.
 async fn let_in(
     node: &Arc<Node>,
-    settings: &Settings,
+    settings: &Arc<Settings>,
     connect: &Connect<'_>,
     unread: Vec<u8>,
 ) -> Result<(Admitted, BytesMut), Refused> {
@@ -251,6 +253,7 @@ async fn let_in(
         held,
         user,
         anonymous: connect.username.is_none(),
+        settings: settings.clone(),
         terms: Terms::of(connect, INFLIGHT_CAP, PUBLISH_WINDOW),
         will,
         expiry,

@@ -136,11 +136,10 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send,
 {
     fn new(node: Arc<Node>, stream: S, peer: SocketAddr, admitted: handshake::Admitted) -> Self {
-        let handshake::Admitted { mut held, user, anonymous, terms, will, expiry, unread } = admitted;
+        let handshake::Admitted { mut held, user, anonymous, settings, terms, will, expiry, unread } = admitted;
         let now = node.now();
         let mailbox = held.slot.mailbox.clone();
         mailbox.go_online();
-        let settings = node.settings().clone();
         Connection {
             session: Session::new(terms, std::mem::take(&mut held.core.state), now),
             grants: user.grants(&held.slot.client_id),
