@@ -39,8 +39,8 @@ pub struct Message {
 }
 
 impl Message {
-    /// Copies topic and payload once. `topic` must have been checked by [`crate::topic::check_topic`] or the codec, so that it is
-    /// at most 65,535 bytes; what would not fit is cut.
+    /// Copies topic and payload once. `topic` must have been checked by [`crate::topic::check_topic`] or the codec,
+    /// so that it is at most 65,535 bytes; what would not fit is cut.
     pub fn new(
         id: MessageId,
         publisher: u64,
@@ -113,4 +113,39 @@ pub struct Delivery {
     pub retain: bool,
     /// Identifiers of all subscriptions that matched; absent: none has one.
     pub subscription_ids: Option<Box<[u32]>>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(expiry: Option<u32>, now: Millis) -> Message {
+        Message::new(MessageId { boot: 1, counter: 2 }, 0, "t/é", b"payload", QoS::AtLeastOnce, false)
+            .with_forwarded(vec![1, 1], expiry, now)
+    }
+
+    #[test]
+    fn a_message_gives_back_what_it_was_made_of() {
+        let message = message(None, 0);
+        assert_eq!((message.topic(), message.payload()), ("t/é", &b"payload"[..]));
+        assert_eq!(message.forwarded(), [1, 1]);
+    }
+
+    #[test]
+    fn a_message_lives_as_long_as_its_expiry_says_and_counts_begun_seconds() {
+        #[track_caller]
+        fn check(expiry: Option<u32>, made: Millis, now: Millis, expected: (bool, Option<u32>)) {
+            let message = message(expiry, made);
+            assert_eq!((message.is_expired(now), message.remaining_expiry(now)), expected);
+        }
+        check(None, 0, Millis::MAX, (false, None));
+        check(Some(2), 500, 500, (false, Some(2)));
+        check(Some(2), 500, 1499, (false, Some(2)));
+        check(Some(2), 500, 1500, (false, Some(1)));
+        check(Some(2), 500, 2499, (false, Some(1)));
+        check(Some(2), 500, 2500, (true, Some(0)));
+        check(Some(0), 500, 500, (true, Some(0)));
+        check(Some(u32::MAX), 0, 0, (false, Some(u32::MAX)));
+        check(Some(u32::MAX), Millis::MAX, 0, (false, Some(u32::MAX)));
+    }
 }
