@@ -15,6 +15,8 @@ const BURST_NANOS: u64 = 100_000_000;
 pub(crate) struct PublishRate {
     /// When all that was taken in is paid for, in nanoseconds of the caller's clock.
     paid_at: AtomicU64,
+    /// The rate that it was reckoned by: a new one begins without debt.
+    per_second: AtomicU64,
 }
 
 impl PublishRate {
@@ -26,6 +28,9 @@ impl PublishRate {
         }
         let cost = messages.saturating_mul(1_000_000_000) / per_second;
         let earliest = now_nanos.saturating_sub(BURST_NANOS);
+        if self.per_second.swap(per_second, Ordering::Relaxed) != per_second {
+            self.paid_at.store(earliest, Ordering::Relaxed);
+        }
         let mut paid_at = self.paid_at.load(Ordering::Relaxed);
         loop {
             let next = paid_at.max(earliest).saturating_add(cost);

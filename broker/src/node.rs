@@ -17,7 +17,7 @@ use crate::{
     limits::{Connections, Notices, PublishRate, Sockets},
     log::Log,
     router::{Router, fanout::Fanout},
-    session::{Registry, mailbox::Mailbox, unreleased::Unreleased},
+    session::{Core, Registry, Slot, mailbox::Mailbox, unreleased::Unreleased},
     settings::Settings,
 };
 
@@ -37,6 +37,7 @@ pub(crate) struct Node {
     settings: ArcSwap<Settings>,
     next_message: AtomicU64,
     started: Instant,
+    started_at: Millis,
     stopping: AtomicBool,
 }
 
@@ -63,14 +64,20 @@ impl Node {
             settings: ArcSwap::from_pointee(settings),
             next_message: AtomicU64::new(1),
             started: Instant::now(),
+            started_at: wall(),
             stopping: AtomicBool::new(false),
         }
     }
 
-    /// Milliseconds since the Unix epoch.
+    /// Milliseconds since the Unix epoch as of the start, and steadily on: what is waited for must not move with the
+    /// wall clock.
     pub(crate) fn now(&self) -> Millis {
-        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        u64::try_from(since.as_millis()).unwrap_or(Millis::MAX)
+        self.started_at + self.nanos() / 1_000_000
+    }
+
+    /// Milliseconds since the Unix epoch as the machine has it now: for what others read.
+    pub(crate) fn wall(&self) -> Millis {
+        wall()
     }
 
     /// Monotonic, since the start.
@@ -104,7 +111,10 @@ impl Node {
         self.registry.review(|slot, core| {
             let user = core.user.as_deref().and_then(|name| settings.access.user(name));
             match user.filter(|user| user.may_use(&slot.client_id)) {
-                None => core.discard(&slot.mailbox, &self.router),
+                None => {
+                    core.will = None;
+                    self.discard(slot, core);
+                }
                 Some(user) => {
                     let grants = user.grants(&slot.client_id);
                     core.revoke(&slot.mailbox, &self.router, &grants);
@@ -131,16 +141,36 @@ impl Node {
     /// Publishes what a device left behind (its will): stored like its own messages.
     pub(crate) fn publish_for(&self, client_id: &str, message: &Arc<Message>) {
         if let Some(parent) = self.settings().parent_of(message.topic()) {
-            self.bridge.store(&parent, client_id, message, self.now(), self.bridge.nobody());
+            self.bridge.store(&parent, client_id, message, self.wall(), self.bridge.nobody());
         }
-        // Who has no room for it is no reason to wait here: the offline and online bounds hold.
+        // Nobody can be made to wait here; a recipient that stays without room loses its oldest.
         self.deliver(message);
     }
 
     /// A client begins anew: what a former process run noted about its publishes is of no use.
     pub(crate) fn give_up_unreleased(&self, client_id: &str) {
         for packet_id in self.unreleased.take_recovered(client_id).into_keys() {
-            self.unreleased.delete(client_id, packet_id, self.now(), self.bridge.nobody());
+            self.unreleased.delete(client_id, packet_id, self.wall(), self.bridge.nobody());
         }
     }
+
+    /// Ends a session, with what the log has noted about it.
+    pub(crate) fn discard(&self, slot: &Slot, core: &mut Core) {
+        for packet_id in std::mem::take(&mut core.notes).into_keys() {
+            self.unreleased.delete(&slot.client_id, packet_id, self.wall(), self.bridge.nobody());
+        }
+        core.discard(&slot.mailbox, &self.router);
+    }
+}
+
+/// Milliseconds since the Unix epoch.
+pub(crate) fn wall() -> Millis {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(Millis::MAX)
+}
+
+/// Differs at every call and in every process.
+pub(crate) fn random_u64() -> u64 {
+    use std::hash::{BuildHasher, RandomState};
+    RandomState::new().hash_one(Instant::now())
 }

@@ -62,7 +62,7 @@ async fn sweep(node: Arc<Node>) {
                 node.registry.forget(held);
                 node.counters.sessions_expired.add(1);
             } else {
-                if let Some(will) = held.core.will.take() {
+                if let Some(will) = held.core.will.take_if(|will| will.at <= now) {
                     node.publish_for(&held.slot.client_id, &will.message);
                 }
                 let ends_at = held.core.ends_at();

@@ -142,7 +142,7 @@ pub(super) async fn append(
         key,
         value,
         headers: new.headers.into_iter().map(|(name, value)| (name.into(), value.into())).collect(),
-        created: timestamp(node.now()),
+        created: timestamp(node.wall()),
     };
     let appended = append_and_wait(&*node.log, topic, partition, record);
     match tokio::time::timeout(APPEND_TIMEOUT, appended).await {

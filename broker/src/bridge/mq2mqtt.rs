@@ -17,12 +17,10 @@ use crate::{
     limits::notice,
     log::{LogError, Offset, Outcome, ReadLimit, Record, StoredRecord, append_and_wait},
     node::Node,
-    session::mailbox::Mailbox,
+    session::mailbox::{Mailbox, PATIENCE},
 };
 
 const REJECT_REASON: Bytes = Bytes::from_static(b"reason");
-/// The longest that a slow session holds a partition up; then its oldest messages go.
-const ROOM_TIMEOUT: Duration = Duration::from_secs(5);
 const POSITION_EVERY: Duration = Duration::from_millis(500);
 const RETRY: Duration = Duration::from_secs(1);
 const READ: ReadLimit = ReadLimit { records: 500, bytes: 1 << 20, wait: Duration::from_secs(5) };
@@ -122,7 +120,7 @@ async fn wait_for_room(node: &Node, congested: Vec<Arc<Mailbox>>) {
             true => std::task::Poll::Ready(()),
             false => std::task::Poll::Pending,
         });
-        if tokio::time::timeout(ROOM_TIMEOUT, room).await.is_err() {
+        if tokio::time::timeout(PATIENCE, room).await.is_err() {
             node.counters.queue_full_drops.add(mailbox.drop_surplus(caps) as u64);
         }
     }
@@ -133,7 +131,7 @@ async fn put_aside(node: &Node, record: &Record, reject: &Reject) {
     let topic = &node.bridge.topics().rejected;
     let mut rejected = record.clone();
     rejected.headers.push((REJECT_REASON, reject.to_string().into()));
-    rejected.created = timestamp(node.now());
+    rejected.created = timestamp(node.wall());
     while !matches!(append_and_wait(&*node.log, topic, 0, rejected.clone()).await, Outcome::Durable(_)) {
         tokio::time::sleep(RETRY).await;
     }
@@ -164,7 +162,7 @@ async fn write_position(node: &Node, partition: u32, position: Offset) -> Result
         key: Some(position_key(partition)),
         value: Some(Bytes::copy_from_slice(&position.to_be_bytes())),
         headers: Vec::new(),
-        created: timestamp(node.now()),
+        created: timestamp(node.wall()),
     };
     match append_and_wait(&*node.log, &node.bridge.topics().positions, 0, record).await {
         Outcome::Durable(_) => Ok(()),

@@ -15,7 +15,6 @@ use tokio::{
 use super::{ACK_TIMEOUT, Connection, Scratch, handshake::Admitted};
 use crate::{
     limits::notice,
-    log::Outcome,
     node::Node,
     session::{DueWill, Held},
 };
@@ -72,7 +71,7 @@ where
 {
     report(&connection, &close);
     let node = connection.node.clone();
-    node.bridge.disconnected(connection.client_id(), node.now());
+    node.bridge.disconnected(connection.client_id(), node.wall());
     node.connections.leave();
     let will = connection.will.take().filter(|_| !matches!(close, Close::Goodbye { discard_will: true }));
     let will = will.filter(|will| {
@@ -116,7 +115,7 @@ where
         held.core.state = session.into_state();
         let dropped = held.slot.mailbox.go_offline(node.settings().caps());
         node.counters.queue_full_drops.add(dropped as u64);
-        let ends_at = if expiry == u32::MAX { Millis::MAX - 1 } else { now + u64::from(expiry) * 1000 };
+        let ends_at = ends_at(now, expiry);
         node.registry.release(held, ends_at);
     }
     // Last, for whoever takes the session over must not wait for a client that does not listen.
@@ -129,14 +128,20 @@ where
 pub(super) fn leave_unused(node: &Node, admitted: Admitted) {
     node.connections.leave();
     let Admitted { mut held, expiry, .. } = admitted;
-    if expiry == 0 || held.core.subscriptions.is_empty() {
+    if expiry == 0 {
         end_session(node, &mut held);
         node.registry.forget(held);
     } else {
         let dropped = held.slot.mailbox.go_offline(node.settings().caps());
         node.counters.queue_full_drops.add(dropped as u64);
-        node.registry.release(held, node.now() + u64::from(expiry) * 1000);
+        let ends_at = ends_at(node.now(), expiry);
+        node.registry.release(held, ends_at);
     }
+}
+
+/// When a session ends whose device went at `now`; the largest interval means never (MQTT 5 section 3.1.2.11.2).
+fn ends_at(now: Millis, expiry: u32) -> Millis {
+    if expiry == u32::MAX { Millis::MAX - 1 } else { now.saturating_add(u64::from(expiry) * 1000) }
 }
 
 /// Ends a session: nothing of it is left but, if it is due now, its will.
@@ -144,14 +149,7 @@ pub(crate) fn end_session(node: &Node, held: &mut Held) {
     if let Some(will) = held.core.will.take() {
         node.publish_for(&held.slot.client_id, &will.message);
     }
-    let now = node.now();
-    for packet_id in std::mem::take(&mut held.core.noted) {
-        node.unreleased.delete(&held.slot.client_id, packet_id, now, node.bridge.nobody());
-    }
-    for (packet_id, _) in std::mem::take(&mut held.core.recovered) {
-        node.unreleased.delete(&held.slot.client_id, packet_id, now, node.bridge.nobody());
-    }
-    held.core.discard(&held.slot.mailbox, &node.router);
+    node.discard(&held.slot, &mut held.core);
 }
 
 /// Sends these bytes and closes the socket so that they arrive: what the client still sends is read first, for a socket that is
@@ -214,7 +212,8 @@ where
     /// messages were taken.
     async fn await_outcomes(&mut self) {
         let deadline = tokio::time::Instant::now() + ACK_TIMEOUT;
-        while self.session.owes_acks() {
+        let mut scratch = Scratch::new();
+        while self.outstanding > 0 {
             let mailbox = self.mailbox.clone();
             let mut settled = Vec::new();
             let arrived = std::future::poll_fn(|context| {
@@ -225,13 +224,12 @@ where
                 tracing::warn!(client_id = self.client_id(), "its last publishes had no outcome");
                 return;
             }
-            let mut scratch = Scratch::new();
             for settled in settled {
-                if settled.connection == self.held.claim && matches!(settled.outcome, Outcome::Durable(_)) {
-                    self.settle_durable(settled.token, &mut scratch);
-                }
+                // A failed one stays without its answer: the client repeats it.
+                let _ = self.settle(settled, &mut scratch);
             }
             self.hand_over(&mut scratch);
+            scratch.tidy();
         }
     }
 }

@@ -16,7 +16,7 @@ use super::will::Will;
 use crate::{
     auth::{LoginError, User},
     limits::notice,
-    node::Node,
+    node::{self, Node},
     session::{ClaimError, Held},
     settings::Settings,
 };
@@ -25,7 +25,8 @@ use crate::{
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// QoS > 0 messages towards one client without its acknowledgement: they are kept in memory.
 const INFLIGHT_CAP: u16 = 1000;
-/// QoS > 0 publishes of one client that may wait at once; a v5 client is told as Receive Maximum.
+/// QoS > 0 publishes of one client that may wait at once; then its socket is read no further. It is no Receive Maximum,
+/// for well-known clients don't keep to one and would be closed for it.
 const PUBLISH_WINDOW: u16 = 1000;
 const FIRST_READ: usize = 1024;
 
@@ -117,6 +118,8 @@ where
         }
     };
     let unread = buffer.split_off(length).to_vec();
+    // The client took its time: what holds is what holds now.
+    let settings = node.settings().clone();
     let (version, client_id, outcome) = match parse(&buffer) {
         Err(refused) => (version_for_refusal(&buffer), String::new(), Err(refused)),
         Ok(connect) => {
@@ -191,7 +194,7 @@ async fn let_in(
         _ if connect.clean_start => 0,
         _ => settings.config.session.expiry_seconds,
     };
-    let assigned = connect.client_id.is_empty().then(|| format!("auto-{:016x}", random_u64()));
+    let assigned = connect.client_id.is_empty().then(|| format!("auto-{:016x}", node::random_u64()));
     if assigned.is_some()
         && connect.version != Version::V5
         && !(connect.clean_start && connect.version == Version::V311)
@@ -232,15 +235,18 @@ async fn let_in(
         if connect.clean_start {
             node.give_up_unreleased(client_id);
         } else {
-            held.core.recovered = node.unreleased.take_recovered(client_id);
-            held.core.recovered.retain(|_, note| note.user == user.name);
+            held.core.notes = node.unreleased.take_recovered(client_id);
+            held.core.notes.retain(|_, note| note.user == user.name);
         }
     }
     held.core.will = None;
+    if session_present {
+        // A grant may have gone while nobody could act on the session.
+        held.core.revoke(&held.slot.mailbox, &node.router, &user.grants(client_id));
+    }
     let mut out = BytesMut::new();
     let properties = ConnAckProperties {
         session_expiry_interval: (expiry != given_expiry).then_some(expiry),
-        receive_maximum: Some(PUBLISH_WINDOW),
         maximum_packet_size: Some(limits.packet_size),
         assigned_client_id: assigned.as_deref(),
         topic_alias_maximum: Some(0),
@@ -280,9 +286,4 @@ fn version_for_refusal(buffer: &[u8]) -> Option<Version> {
         5 => Some(Version::V5),
         _ => Some(Version::V311),
     }
-}
-
-fn random_u64() -> u64 {
-    use std::hash::{BuildHasher, RandomState};
-    RandomState::new().hash_one(std::time::Instant::now())
 }

@@ -90,7 +90,7 @@ where
                 self.pay(publishes);
                 publishes = 0;
             }
-            if !scratch.fanout.congested.is_empty()
+            if self.intake_full()
                 || self.session.publish_window_full()
                 || !self.node.log.room()
                 || self.pauses.rate_until.is_some()

@@ -47,7 +47,7 @@ use crate::{
     router::fanout::Fanout,
     session::{
         Held,
-        mailbox::{Mailbox, Settled, Settling},
+        mailbox::{Mailbox, PATIENCE, Settled, Settling},
     },
     settings::Settings,
 };
@@ -60,8 +60,6 @@ const READS_A_TURN: usize = 8;
 const BACKLOG_LIMIT: usize = 256 * 1024;
 /// The longest that a publish waits for its outcome before the connection is closed without an answer.
 const ACK_TIMEOUT: Duration = Duration::from_secs(60);
-/// The longest that a publisher waits for a slow recipient.
-const ROOM_TIMEOUT: Duration = Duration::from_secs(5);
 
 pub(crate) struct Connection<S> {
     node: Arc<Node>,
@@ -89,6 +87,8 @@ pub(crate) struct Connection<S> {
     /// Encoded, not yet taken by the socket.
     backlog: BytesMut,
     pauses: Pauses,
+    /// Appends of this connection without an outcome.
+    outstanding: usize,
     /// When the oldest unanswered publish must have its outcome.
     ack_deadline: Option<Millis>,
     timer: Option<Pin<Box<Sleep>>>,
@@ -126,7 +126,7 @@ where
     let _open = node.sockets.open();
     let Some(admitted) = Box::pin(handshake::admit(&node, &mut stream, peer)).await else { return };
     let mut connection = Box::new(Connection::new(node.clone(), stream, peer, admitted));
-    connection.node.bridge.connected(&connection.held.slot.client_id, connection.now);
+    connection.node.bridge.connected(&connection.held.slot.client_id, node.wall());
     let close = std::future::poll_fn(|context| connection.poll(context)).await;
     Box::pin(closing::close(*connection, close)).await;
 }
@@ -136,7 +136,8 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send,
 {
     fn new(node: Arc<Node>, stream: S, peer: SocketAddr, admitted: handshake::Admitted) -> Self {
-        let handshake::Admitted { mut held, user, anonymous, settings, terms, will, expiry, unread } = admitted;
+        let handshake::Admitted { mut held, user, anonymous, settings, terms, will, expiry, unread } =
+            admitted;
         let now = node.now();
         let mailbox = held.slot.mailbox.clone();
         mailbox.go_online();
@@ -148,6 +149,7 @@ where
             settling: Arc::new(Settling { mailbox: mailbox.clone(), connection: held.claim }),
             backlog: BytesMut::new(),
             pauses: Pauses::default(),
+            outstanding: 0,
             ack_deadline: None,
             timer: None,
             node,
@@ -195,9 +197,13 @@ where
                 return Err(Close::ShuttingDown);
             }
             self.follow_settings()?;
+            let mut outcome = Ok(());
             for settled in mail.settled {
-                self.settle(settled, scratch)?;
+                outcome = outcome.and(self.settle(settled, scratch));
             }
+            outcome?;
+            self.await_room(context);
+            self.issue_waiting(scratch);
             let read = self.read(scratch, context)?;
             self.hand_over(scratch);
             let more = self.fill(scratch);
@@ -217,7 +223,7 @@ where
         scratch.fanout.wake();
         if !scratch.fanout.congested.is_empty() {
             if self.pauses.congested.is_empty() {
-                self.pauses.congested_until = self.now + millis(ROOM_TIMEOUT);
+                self.pauses.congested_until = self.now + millis(PATIENCE);
             }
             self.pauses.congested.append(&mut scratch.fanout.congested);
         }
@@ -231,6 +237,9 @@ where
         }
         self.settings = current.clone();
         self.topics.forget();
+        self.pauses.rate_until = None;
+        // Nothing is allowed until it is known what is: neither here nor for its will.
+        self.grants = Grants::default();
         let client_id = &self.held.slot.client_id;
         let Some(user) = self.settings.access.still(&self.user.name, self.anonymous, client_id) else {
             return Err(Close::Refused("its user was removed or may no longer use this client ID"));
@@ -252,6 +261,7 @@ where
         if settled.connection != self.held.claim {
             return Ok(());
         }
+        self.outstanding = self.outstanding.saturating_sub(1);
         if !matches!(settled.outcome, Outcome::Durable(_)) {
             return Err(Close::LogFailed);
         }
@@ -260,38 +270,38 @@ where
         Ok(())
     }
 
+    /// Waits for recipients without room, but not for ever. Meanwhile publishes gather in the intake, while everything
+    /// else is read on: two clients that publish to each other must not wait for each other.
+    fn await_room(&mut self, context: &mut Context<'_>) {
+        if self.pauses.congested.is_empty() {
+            return;
+        }
+        let caps = self.settings.caps();
+        if self.now >= self.pauses.congested_until {
+            for mailbox in self.pauses.congested.drain(..) {
+                let dropped = mailbox.drop_surplus(caps) as u64;
+                self.node.counters.queue_full_drops.add(dropped);
+                notice!(
+                    self.node,
+                    slow_device,
+                    dropped,
+                    "a device is too slow: its oldest messages were dropped"
+                );
+            }
+        }
+        self.pauses.congested.retain(|mailbox| !mailbox.has_room(caps, context));
+    }
+
     /// Whether anything keeps this connection from reading on now; the context is woken when that changes.
     fn paused(&mut self, context: &mut Context<'_>) -> bool {
+        self.pauses.rate_until = self.pauses.rate_until.filter(|until| self.now < *until);
         if let Some(wait) = &mut self.pauses.log {
             if wait.as_mut().poll(context).is_pending() {
                 return self.pause();
             }
             self.pauses.log = None;
         }
-        let caps = self.settings.caps();
-        if !self.pauses.congested.is_empty() {
-            if self.now >= self.pauses.congested_until {
-                for mailbox in self.pauses.congested.drain(..) {
-                    let dropped = mailbox.drop_surplus(caps) as u64;
-                    self.node.counters.queue_full_drops.add(dropped);
-                    notice!(
-                        self.node,
-                        slow_device,
-                        dropped,
-                        "a device is too slow: its oldest messages were dropped"
-                    );
-                }
-            }
-            self.pauses.congested.retain(|mailbox| !mailbox.has_room(caps, context));
-            if !self.pauses.congested.is_empty() {
-                return self.pause();
-            }
-        }
-        if self.pauses.rate_until.is_some_and(|until| self.now < until) {
-            return self.pause();
-        }
-        self.pauses.rate_until = None;
-        if self.session.publish_window_full() {
+        if self.pauses.rate_until.is_some() || self.intake_full() || self.session.publish_window_full() {
             return self.pause();
         }
         self.backlog.len() >= BACKLOG_LIMIT
@@ -355,6 +365,7 @@ impl Scratch {
     /// After a connection's turn nothing of it is left, and an unusually large buffer is given back.
     fn tidy(&mut self) {
         self.deliveries.clear();
+        self.fanout.congested.clear();
         if self.out.capacity() > 4 * BACKLOG_LIMIT {
             self.out = BytesMut::with_capacity(READ_SIZE);
         }

@@ -21,7 +21,8 @@ where
     /// Encodes what waits, unless the socket is behind. True if more is left that could be sent at once.
     pub(super) fn fill(&mut self, scratch: &mut Scratch) -> bool {
         if !self.backlog.is_empty() {
-            return false;
+            // The socket decides: once it has taken the backlog, this is asked again.
+            return true;
         }
         if self.session.must_resend() {
             let unfinished = self.session.resend(self.now, &mut scratch.out);
@@ -39,15 +40,23 @@ where
             if scratch.deliveries.is_empty() {
                 break;
             }
+            let mut dropped = false;
             for delivery in scratch.deliveries.drain(..) {
                 match self.session.deliver(&delivery, self.now, &mut scratch.out) {
                     Sent::Now => sent += 1,
-                    Sent::Dropped(DropReason::Expired) => self.node.counters.expired_drops.add(1),
-                    Sent::Dropped(DropReason::TooLarge) => self.node.counters.oversize_drops.add(1),
+                    Sent::Dropped(reason) => {
+                        dropped = true;
+                        match reason {
+                            DropReason::Expired => self.node.counters.expired_drops.add(1),
+                            DropReason::TooLarge => self.node.counters.oversize_drops.add(1),
+                        }
+                    }
                     // Never more is taken than the window allows.
                     Sent::WindowFull => self.node.counters.queue_full_drops.add(1),
                 }
             }
+            // They took no place in the window that was counted for them.
+            more |= dropped;
         }
         if sent > 0 {
             self.node.counters.messages_sent.add(sent);

@@ -13,7 +13,10 @@ use mqtt_proto::{
     session::Ticket,
     topic::check_topic,
 };
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    time::timeout,
+};
 
 use super::{ACK_TIMEOUT, Connection, Scratch, closing::Close, millis};
 use crate::{
@@ -25,6 +28,8 @@ use crate::{
     settings::Parent,
 };
 
+/// Publishes that may wait for their turn.
+const INTAKE_LIMIT: usize = 1000;
 /// Topics that one connection remembers.
 const REMEMBERED: usize = 64;
 
@@ -109,7 +114,10 @@ where
         {
             let parent = parent.clone();
             self.note(publish, message, topic, &parent, ticket);
-        } else if self.intake.is_empty() {
+        } else if self.intake.is_empty()
+            && self.pauses.congested.is_empty()
+            && scratch.fanout.congested.is_empty()
+        {
             self.issue(message, &topic, ticket, Stage::Ready, scratch);
         } else {
             self.intake.push_back(Intake { message, topic, ticket, stage: Stage::Ready });
@@ -122,15 +130,14 @@ where
 
     /// PUBREL: the identifier is free once its note is gone.
     pub(super) fn release(&mut self, packet_id: u16, known: bool, scratch: &mut Scratch) {
-        let noted = self.held.core.noted.remove(&packet_id);
-        let recovered = self.held.core.recovered.remove(&packet_id).is_some();
+        let noted = self.held.core.notes.remove(&packet_id).is_some();
         // A client that keeps its session may release what was finished when a crash swallowed the answer. Clients give
         // up when they are told then that the identifier is unknown.
         let known = known || self.expiry > 0;
-        if noted || recovered {
+        if noted {
             let known = if known { KNOWN } else { 0 };
             let done = self.completion(RELEASED | known | u64::from(packet_id));
-            self.node.unreleased.delete(&self.held.slot.client_id, packet_id, self.now, done);
+            self.node.unreleased.delete(&self.held.slot.client_id, packet_id, self.node.wall(), done);
         } else {
             self.session.released(packet_id, known, &mut scratch.out);
         }
@@ -147,13 +154,26 @@ where
             if let Some(intake) = waiting {
                 intake.stage = if token & FOUND != 0 { Stage::Stored } else { Stage::Ready };
             }
-            while self.intake.front().is_some_and(|intake| intake.stage != Stage::Noting) {
-                let Some(Intake { message, topic, ticket, stage }) = self.intake.pop_front() else { break };
-                self.issue(message, &topic, ticket, stage, scratch);
-            }
+            self.issue_waiting(scratch);
         } else {
             self.session.published(Ticket(number), Reason::Success, &mut scratch.out);
         }
+    }
+
+    /// Issues the publishes whose turn has come, in order.
+    pub(super) fn issue_waiting(&mut self, scratch: &mut Scratch) {
+        while self.pauses.congested.is_empty()
+            && scratch.fanout.congested.is_empty()
+            && self.intake.front().is_some_and(|intake| intake.stage != Stage::Noting)
+        {
+            let Some(Intake { message, topic, ticket, stage }) = self.intake.pop_front() else { break };
+            self.issue(message, &topic, ticket, stage, scratch);
+        }
+    }
+
+    /// Whether so many publishes wait for their turn that no more should be read.
+    pub(super) fn intake_full(&self) -> bool {
+        self.intake.len() >= INTAKE_LIMIT
     }
 
     /// Whether it may publish there, who gets it, and where it is stored: looked up once while nothing changes.
@@ -220,31 +240,34 @@ where
         ticket: Ticket,
     ) {
         let packet_id = publish.packet_id;
-        let former = self.held.core.recovered.remove(&packet_id);
-        self.held.core.noted.insert(packet_id);
+        let now = self.node.wall();
+        let former = self.held.core.notes.get(&packet_id);
         let former =
-            former.filter(|note| note.is_repeated_by(&message, publish.dup, &parent.topic, self.now));
+            former.filter(|note| note.is_repeated_by(&message, publish.dup, &parent.topic, now)).cloned();
         if let Some(note) = former {
             message.id = note.message_id();
             self.search(note, ticket);
         } else {
             let partition = partition_of(parent, self.client_id(), &message);
             let from = self.node.log.known_end(&parent.topic, partition);
-            let note = Note::new(&self.user.name, &message, self.now, &parent.topic, partition, from);
+            let note = Note::new(&self.user.name, &message, now, &parent.topic, partition, from);
             let done = self.completion(NOTED | ticket.0);
-            self.node.unreleased.note(&self.held.slot.client_id, packet_id, &note, self.now, done);
+            self.node.unreleased.note(&self.held.slot.client_id, packet_id, &note, now, done);
+            self.held.core.notes.insert(packet_id, note);
         }
         self.intake.push_back(Intake { message, topic, ticket: Some(ticket), stage: Stage::Noting });
     }
 
-    fn search(&self, note: Note, ticket: Ticket) {
+    fn search(&mut self, note: Note, ticket: Ticket) {
+        self.outstanding += 1;
         let log = self.node.log.clone();
         let sink = self.settling.clone();
         tokio::spawn(async move {
-            let (kind, outcome) = match note.is_stored(&*log).await {
-                Ok(true) => (FOUND, Outcome::Durable(0)),
-                Ok(false) => (NOTED, Outcome::Durable(0)),
-                Err(error) => {
+            let (kind, outcome) = match timeout(ACK_TIMEOUT, note.is_stored(&*log)).await {
+                Ok(Ok(true)) => (FOUND, Outcome::Durable(0)),
+                Ok(Ok(false)) => (NOTED, Outcome::Durable(0)),
+                Err(_) => (NOTED, Outcome::Broken),
+                Ok(Err(error)) => {
                     tracing::warn!("a repeated message could not be looked for: {error}");
                     (NOTED, Outcome::Broken)
                 }
@@ -265,14 +288,23 @@ where
         let mut waits = false;
         if let Some(parent) = topic.parent.as_ref().filter(|_| stage != Stage::Stored) {
             waits = ticket.is_some();
-            let done = ticket.map_or_else(|| self.node.bridge.nobody(), |ticket| self.completion(ticket.0));
-            self.node.bridge.store(parent, &self.held.slot.client_id, &message, self.now, done);
+            let done = match ticket {
+                Some(ticket) => self.completion(ticket.0),
+                None => self.node.bridge.nobody(),
+            };
+            self.node.bridge.store(parent, &self.held.slot.client_id, &message, self.node.wall(), done);
         }
         let message = Arc::new(message);
         if message.retain {
             self.node.router.retain(&message);
         }
-        scratch.fanout.push(&topic.route, message, self.settings.caps(), &self.node.counters);
+        // A publish that waited for its turn must find who subscribed meanwhile.
+        if topic.route.generation == self.node.router.generation() {
+            scratch.fanout.push(&topic.route, message, self.settings.caps(), &self.node.counters);
+        } else {
+            let route = Arc::new(self.node.router.route(&topic.name));
+            scratch.fanout.push(&route, message, self.settings.caps(), &self.node.counters);
+        }
         if let Some(ticket) = ticket.filter(|_| !waits) {
             let nobody = topic.route.recipients.is_empty() && topic.parent.is_none();
             let reason = if nobody { Reason::NoMatchingSubscribers } else { Reason::Success };
@@ -283,7 +315,8 @@ where
         }
     }
 
-    fn completion(&self, token: u64) -> Completion {
+    fn completion(&mut self, token: u64) -> Completion {
+        self.outstanding += 1;
         Completion { sink: self.settling.clone(), token }
     }
 }

@@ -9,6 +9,9 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use super::{Connection, Scratch};
 use crate::{limits::notice, router::Options};
 
+/// Retained messages that may wait for a client when it asks for more.
+const MOST_RETAINED: usize = 10_000;
+
 impl<S> Connection<S>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send,
@@ -60,6 +63,10 @@ where
         }
         if request.share.is_some() {
             return Err(Reason::SharedSubscriptionsNotSupported);
+        }
+        if self.mailbox.len() > self.settings.caps().online + MOST_RETAINED {
+            // Filters that all match many retained messages would fill the memory.
+            return Err(Reason::QuotaExceeded);
         }
         let options = Options {
             qos: asked.qos,

@@ -62,8 +62,8 @@ pub(crate) struct Route {
 
 /// The instance has as many subscriptions as it may have.
 #[derive(Debug, thiserror::Error)]
-#[error("the instance's {0} subscriptions are all in use")]
-pub(crate) struct SubscriptionLimit(pub(crate) u64);
+#[error("all subscriptions of the instance are in use")]
+pub(crate) struct SubscriptionLimit;
 
 impl Router {
     pub(crate) fn generation(&self) -> u64 {
@@ -96,7 +96,7 @@ impl Router {
         if replaced.is_none() {
             if subscriptions.len() as u64 > limit {
                 subscriptions.remove(filter, &mailbox.key);
-                return Err(SubscriptionLimit(limit));
+                return Err(SubscriptionLimit);
             }
             self.count.fetch_add(1, Ordering::Relaxed);
         }

@@ -8,6 +8,7 @@ use std::{
     collections::VecDeque,
     sync::Arc,
     task::{Context, Waker},
+    time::{Duration, Instant},
 };
 
 use mqtt_proto::{
@@ -21,6 +22,8 @@ use crate::{
     router::Recipient,
 };
 
+/// How long publishers wait for a slow device before its oldest messages go.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
 /// A queue that was once long gives its memory back when it is empty.
 const KEPT_CAPACITY: usize = 32;
 
@@ -46,6 +49,8 @@ struct Inner {
     waker: Option<Waker>,
     /// Connections that wait for room here.
     waiting: Vec<Waker>,
+    /// Since when the queue has been over its online bound, with no half of it free in between.
+    over_since: Option<Instant>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -120,7 +125,15 @@ impl Mailbox {
             });
         }
         posted.dropped += inner.trim_offline(caps);
-        posted.congested = waits && inner.presence == Presence::Online && inner.queue.len() > caps.online;
+        if inner.presence == Presence::Online && inner.queue.len() > caps.online {
+            let since = *inner.over_since.get_or_insert_with(Instant::now);
+            if since.elapsed() < PATIENCE {
+                posted.congested = waits;
+            } else {
+                // It has been waited for long enough: from now on the oldest goes.
+                posted.dropped += inner.trim_to(caps.online);
+            }
+        }
         inner.signal_deliveries(wake);
         posted
     }
@@ -169,6 +182,9 @@ impl Mailbox {
     /// Wakes the publishers that wait for room, if there is room.
     pub(crate) fn offer_room(&self, caps: Caps) {
         let mut inner = self.inner.lock();
+        if inner.queue.len() <= caps.online / 2 {
+            inner.over_since = None;
+        }
         if !inner.waiting.is_empty()
             && (inner.presence != Presence::Online || inner.queue.len() <= caps.online / 2)
         {
@@ -193,7 +209,16 @@ impl Mailbox {
     /// Drops the oldest messages over the online bound: a publisher has waited long enough. Returns how many.
     pub(crate) fn drop_surplus(&self, caps: Caps) -> usize {
         let mut inner = self.inner.lock();
-        inner.trim_to(caps.online)
+        let dropped = inner.trim_to(caps.online);
+        let waiting = std::mem::take(&mut inner.waiting);
+        drop(inner);
+        waiting.into_iter().for_each(Waker::wake);
+        dropped
+    }
+
+    /// Messages that wait here.
+    pub(crate) fn len(&self) -> usize {
+        self.inner.lock().queue.len()
     }
 
     /// Asks the holder to look whether it still holds the session and has its rights.
@@ -234,7 +259,12 @@ impl Mailbox {
 
     /// The session is over; nothing of it is left.
     pub(crate) fn end(&self) {
-        let ended = std::mem::take(&mut *self.inner.lock());
+        let ended = {
+            let mut inner = self.inner.lock();
+            // Whoever called may be a later claim: it is the next holder that must hear it.
+            let called = inner.called;
+            std::mem::replace(&mut *inner, Inner { called, ..Inner::default() })
+        };
         ended.waiting.into_iter().for_each(Waker::wake);
     }
 

@@ -8,7 +8,7 @@ pub(crate) mod mailbox;
 pub(crate) mod unreleased;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, HashMap},
     hash::BuildHasher,
     sync::{
         Arc,
@@ -67,10 +67,8 @@ pub(crate) struct Core {
     pub(crate) state: SessionState,
     /// By the filter as the client wrote it, `$share` included.
     pub(crate) subscriptions: BTreeMap<Box<str>, Filter>,
-    /// QoS 2 packet identifiers that the log has a note about.
-    pub(crate) noted: BTreeSet<u16>,
-    /// Notes of a former process run that this session has not used yet.
-    pub(crate) recovered: HashMap<u16, Note>,
+    /// What the log has noted about unreleased QoS 2 packet identifiers, by this process run or a former one.
+    pub(crate) notes: HashMap<u16, Note>,
     /// Published when it is due, unless the device comes back before.
     pub(crate) will: Option<DueWill>,
     /// When the session ends, while its device is away.
@@ -119,12 +117,18 @@ impl Registry {
                     slot
                 }
             };
-            let claim = slot.claims.fetch_add(1, Ordering::AcqRel) + 1;
+            // First, so that nobody takes the session for due under the new claim's number.
             slot.due.store(NEVER, Ordering::Release);
+            let claim = slot.claims.fetch_add(1, Ordering::AcqRel) + 1;
             (slot, claim)
         };
         slot.mailbox.call();
         let Ok(core) = timeout(CLAIM_TIMEOUT, slot.core.clone().lock_owned()).await else {
+            // The former holder will find its claim outdated and set no date: whoever sweeps does.
+            let _shard = self.shard(client_id).lock();
+            if slot.claims.load(Ordering::Acquire) == claim {
+                slot.due.store(0, Ordering::Release);
+            }
             return Err(ClaimError::Busy);
         };
         let held = Held { slot, core, claim };

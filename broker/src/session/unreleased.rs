@@ -111,7 +111,7 @@ impl Note {
 }
 
 impl Unreleased {
-    /// Reads what former process runs left. Notes older than `keep` are deleted: their sessions are over.
+    /// Reads what former process runs left. Notes older than `keep` are passed over: their sessions are over.
     pub(crate) async fn recover(
         log: Arc<dyn Log>,
         now: Millis,

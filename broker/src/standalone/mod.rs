@@ -18,7 +18,7 @@ use crate::{
         Log,
         embedded::{EmbeddedLog, EmbeddedOptions},
     },
-    node::Node,
+    node::{self, Node},
     server::Server,
     session::unreleased::Unreleased,
     settings::Settings,
@@ -80,8 +80,7 @@ async fn serve(args: Args, manifests: Manifests, loaded: Loaded) -> anyhow::Resu
     }
     let log: Arc<dyn Log> = EmbeddedLog::open(&args.data, EmbeddedOptions::default())?;
     let keep = Duration::from_secs(u64::from(loaded.config.session.expiry_seconds));
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-    let unreleased = Unreleased::recover(log.clone(), u64::try_from(now.as_millis())?, keep).await?;
+    let unreleased = Unreleased::recover(log.clone(), node::wall(), keep).await?;
     let bridge = Bridge::new(log.clone(), SystemTopics::ensure(&*log).await?);
     let (mqtt, admin) = (loaded.config.listeners.mqtt.clone(), loaded.config.listeners.admin.clone());
     let settings = match Settings::compile(loaded.config, &loaded.acl, &*log).await {
@@ -93,7 +92,7 @@ async fn serve(args: Args, manifests: Manifests, loaded: Loaded) -> anyhow::Resu
     };
     let mqtt = bind(args.mqtt.as_deref().unwrap_or(&mqtt), "--mqtt").await?;
     let admin = bind(args.admin.as_deref().unwrap_or(&admin), "--admin").await?;
-    let node = Arc::new(Node::new(random_u64(), log, bridge, unreleased, settings));
+    let node = Arc::new(Node::new(node::random_u64(), log, bridge, unreleased, settings));
     let server = Server::start(node.clone(), mqtt, admin)?;
     println!("ready mqtt={} admin={}", server.mqtt, server.admin);
 
@@ -119,10 +118,4 @@ async fn stop_signal() -> anyhow::Result<()> {
         _ = interrupt.recv() => {}
     }
     Ok(())
-}
-
-/// Differs at every start.
-fn random_u64() -> u64 {
-    use std::hash::{BuildHasher, RandomState};
-    RandomState::new().hash_one(std::process::id())
 }

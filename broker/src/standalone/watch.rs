@@ -16,6 +16,7 @@ use tokio::time::interval;
 use super::manifests::{Loaded, Manifests};
 use crate::{node::Node, settings::Settings};
 
+const TRY_AGAIN: Duration = Duration::from_secs(5);
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// A change of several files is awaited until two looks in a row see the same, but not longer than this many looks.
 const MOST_LOOKS: u32 = 4;
@@ -63,13 +64,20 @@ pub(super) async fn run(node: Arc<Node>, folder: PathBuf, manifests: Manifests) 
         // A file that was being written is read again: its fingerprint differs then.
         seen = current;
         match loaded {
-            Ok(loaded) => apply(&node, loaded, first_look).await,
+            Ok(loaded) => {
+                if !apply(&node, loaded, first_look).await {
+                    // The log could not take it on: the same manifests may do later.
+                    seen = Fingerprint::new();
+                    tokio::time::sleep(TRY_AGAIN).await;
+                }
+            }
             Err(problems) => report(problems),
         }
     }
 }
 
-async fn apply(node: &Node, loaded: Loaded, first_look: bool) {
+/// True unless the settings could not be put in force.
+async fn apply(node: &Node, loaded: Loaded, first_look: bool) -> bool {
     if !first_look {
         for warning in &loaded.warnings {
             tracing::warn!("{warning}");
@@ -81,8 +89,12 @@ async fn apply(node: &Node, loaded: Loaded, first_look: bool) {
             if !first_look {
                 tracing::info!("manifests applied");
             }
+            true
         }
-        Err(problems) => report(problems),
+        Err(problems) => {
+            report(problems);
+            false
+        }
     }
 }
 

@@ -75,9 +75,9 @@ pub(super) enum Release {
 impl Inbound {
     /// Nothing is owed on a new connection: the client repeats what it has no answer for.
     ///
-    /// `publish_window` is the Receive Maximum that the client was told. What it has left to release from before
+    /// `receive_maximum` is what the client was told. What it has left to release from before
     /// does not count against that, and each PUBCOMP it gets for those lets it send one more (MQTT 5 section 4.9).
-    pub(super) fn reconnect(&mut self, publish_window: u16) {
+    pub(super) fn reconnect(&mut self, receive_maximum: u16) {
         self.first_ticket += self.owed.len() as u64;
         self.owed.clear();
         self.owed_pubacks = 0;
@@ -86,7 +86,7 @@ impl Inbound {
             *progress = Progress::Answered;
             taken
         });
-        self.allowance = usize::from(publish_window) + self.unreleased.len();
+        self.allowance = usize::from(receive_maximum) + self.unreleased.len();
     }
 
     pub(super) fn owed(&self) -> usize {

@@ -91,6 +91,8 @@ pub struct Terms {
     pub maximum_packet_size: u32,
     /// QoS > 0 publishes of the client that may wait for their acknowledgement at once.
     pub publish_window: u16,
+    /// The Receive Maximum that the client was told: beyond it, it is closed.
+    pub told_receive_maximum: u16,
     /// The client wants to be told reasons in words (MQTT 5 section 3.1.2.11.7).
     pub wants_reasons: bool,
 }
@@ -104,6 +106,7 @@ impl Terms {
             receive_maximum: connect.properties.receive_maximum.min(inflight_cap),
             maximum_packet_size: connect.properties.maximum_packet_size.unwrap_or(u32::MAX),
             publish_window,
+            told_receive_maximum: u16::MAX,
             wants_reasons: connect.properties.request_problem_information,
         }
     }
@@ -156,7 +159,7 @@ pub struct Session {
 impl Session {
     /// Begins a connection of the session that `state` holds. The caller has sent CONNACK.
     pub fn new(terms: Terms, mut state: SessionState, now: Millis) -> Session {
-        state.inbound.reconnect(terms.publish_window);
+        state.inbound.reconnect(terms.told_receive_maximum);
         state.outbound.reconnect();
         Session { terms, state, last_heard: now }
     }

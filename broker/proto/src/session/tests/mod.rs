@@ -68,6 +68,7 @@ fn terms(version: Version) -> Terms {
         receive_maximum: 10,
         maximum_packet_size: u32::MAX,
         publish_window: WINDOW,
+        told_receive_maximum: WINDOW,
         wants_reasons: true,
     }
 }

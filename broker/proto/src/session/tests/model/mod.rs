@@ -153,12 +153,14 @@ impl World {
     fn join(&mut self, version: Version, receive_maximum: u16, maximum_packet_size: u32) {
         let keep_alive = 0;
         let publish_window = PUBLISH_WINDOW;
+        let told_receive_maximum = PUBLISH_WINDOW;
         let terms = Terms {
             version,
             keep_alive,
             receive_maximum,
             maximum_packet_size,
             publish_window,
+            told_receive_maximum,
             wants_reasons: true,
         };
         if self.publisher.link.is_none() {
