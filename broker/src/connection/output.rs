@@ -25,12 +25,14 @@ where
             return true;
         }
         if self.session.must_resend() {
+            let before = scratch.out.len();
             let unfinished = self.session.resend(self.now, &mut scratch.out);
             let dropped = self.session.take_dropped();
             self.node.counters.expired_drops.add(dropped.expired);
             self.node.counters.oversize_drops.add(dropped.too_large);
             if unfinished {
-                return false;
+                // Nothing more came: only acknowledgements make room.
+                return scratch.out.len() > before;
             }
         }
         let mut sent = 0;

@@ -259,8 +259,8 @@ impl Session {
     }
 
     /// After a reconnect: sends again what the client has not acknowledged, PUBRELs first, then PUBLISHes in their
-    /// order as far as its window allows. Call it again after each [`Effect::Delivered`], before new messages, while
-    /// it returns true. What has expired or become too large is given up: [`Session::take_dropped`].
+    /// order as far as its window allows, some 256 KiB at once. While it returns true call it again, before new messages:
+    /// when the bytes are gone, and after each [`Effect::Delivered`]. What has expired or become too large is given up: [`Session::take_dropped`].
     pub fn resend(&mut self, now: Millis, out: &mut BytesMut) -> bool {
         self.state.outbound.resend(&self.terms, now, out)
     }

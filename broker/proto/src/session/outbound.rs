@@ -10,6 +10,8 @@ use crate::{
     message::{Delivery, Millis},
 };
 
+/// Bytes in the buffer from which on the rest is sent again later: a client that has just come back may be slow.
+const RESENT_AT_ONCE: usize = 256 * 1024;
 /// Packet identifiers are 1 to this (MQTT 2.2.1).
 const LAST_PACKET_ID: u64 = 65_535;
 
@@ -111,7 +113,7 @@ impl Outbound {
         let mut room = usize::from(terms.receive_maximum).saturating_sub(self.inflight.len() - self.unsent);
         let Outbound { inflight, unsent, dropped, .. } = self;
         inflight.retain_mut(|entry| {
-            if entry.sent || room == 0 {
+            if entry.sent || room == 0 || out.len() >= RESENT_AT_ONCE {
                 return true;
             }
             *unsent -= 1;
