@@ -302,3 +302,24 @@ fn an_anonymous_connection_acts_as_the_instances_anonymous_user() -> Result<()> 
     );
     Ok(())
 }
+
+#[test]
+fn what_came_before_a_violation_is_still_acknowledged() -> Result<()> {
+    let broker = Broker::start(&manifests())?;
+    for version in [Version::V3, Version::V5] {
+        let login = Login::new(version, "meter-1").user("ops", "ops-secret");
+        let (mut dialogue, _) = Dialogue::connect(broker.mqtt, &login)?;
+        let mut bytes = wire::publish(version, b"free/x", b"good", 1, 5, false);
+        // A packet that only a server may send.
+        bytes.extend(wire::packet(0xD0, b""));
+        dialogue.send(&bytes)?;
+        let answer = dialogue.read()?;
+        ensure!(matches!(answer, Packet::PubAck { id: 5, reason: 0 | 0x10 }), "{version:?}: {answer:?}");
+        if version == Version::V5 {
+            let answer = dialogue.read()?;
+            ensure!(answer == Packet::Disconnect { reason: 0x82 }, "told {answer:?}");
+        }
+        ensure!(dialogue.read()? == Packet::Closed);
+    }
+    Ok(())
+}

@@ -178,6 +178,10 @@ where
         let outcome = self.turn(&mut scratch, context);
         scratch.fanout.flush(self.settings.caps(), &self.node.counters);
         scratch.fanout.wake();
+        if outcome.is_err() {
+            // What was answered before the end is said before it.
+            self.backlog.extend_from_slice(&scratch.out);
+        }
         scratch.tidy();
         SCRATCH.set(Some(scratch));
         match outcome {
