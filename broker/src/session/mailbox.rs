@@ -327,3 +327,108 @@ impl AppendSink for Settling {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use mqtt_proto::message::MessageId;
+
+    use super::*;
+
+    const CAPS: Caps = Caps { online: 4, offline: 2 };
+
+    /// Posts messages of these QoS, numbered from 1, to a mailbox in this state.
+    fn posted(presence: Presence, qos: &[u8], online_only: bool) -> (Arc<Mailbox>, Posted) {
+        let mailbox = Arc::new(Mailbox::new(7));
+        mailbox.inner.lock().presence = presence;
+        let messages: Vec<Arc<Message>> = (1..)
+            .zip(qos)
+            .map(|(counter, &qos)| {
+                let qos = QoS::try_from(qos).unwrap();
+                let mut message = Message::new(MessageId { boot: 0, counter }, 9, "t", b"", qos, false);
+                message.online_only = online_only;
+                Arc::new(message)
+            })
+            .collect();
+        let to = Recipient {
+            mailbox: mailbox.clone(),
+            qos: QoS::ExactlyOnce,
+            no_local: false,
+            retain_as_published: false,
+            subscription_ids: None,
+        };
+        let posted = mailbox.post(&to, &messages, CAPS, &mut Vec::new());
+        (mailbox, posted)
+    }
+
+    /// The numbers of the messages that may be taken with this window.
+    fn taken(mailbox: &Mailbox, window: usize) -> Vec<u64> {
+        let mut deliveries = Vec::new();
+        mailbox.take(window, 100, &mut deliveries);
+        deliveries.iter().map(|delivery| delivery.message.id.counter).collect()
+    }
+
+    #[track_caller]
+    fn check(
+        presence: Presence,
+        qos: &[u8],
+        online_only: bool,
+        expected: &[u64],
+        dropped: usize,
+        congested: bool,
+    ) {
+        let (mailbox, posted) = posted(presence, qos, online_only);
+        assert_eq!(posted, Posted { dropped, congested }, "{presence:?} {qos:?}");
+        assert_eq!(taken(&mailbox, 100), expected, "{presence:?} {qos:?}");
+    }
+
+    #[test]
+    fn what_is_kept_depends_on_who_is_there() {
+        use Presence::{Ended, Offline, Online};
+        check(Online, &[0, 1, 2], false, &[1, 2, 3], 0, false);
+        check(Offline, &[0, 1, 0, 2], false, &[2, 4], 0, false);
+        check(Offline, &[1, 1, 2, 1], false, &[3, 4], 2, false);
+        check(Offline, &[1, 2], true, &[], 0, false);
+        check(Online, &[1, 2], true, &[1, 2], 0, false);
+        check(Ended, &[1, 2], false, &[], 0, false);
+    }
+
+    #[test]
+    fn over_the_online_bound_qos_0_goes_and_publishers_of_qos_1_are_asked_to_wait() {
+        check(Presence::Online, &[0, 0, 0, 0, 0, 0], false, &[1, 2, 3, 4], 2, false);
+        check(Presence::Online, &[1, 1, 1, 1, 1, 0], false, &[1, 2, 3, 4, 5], 1, true);
+    }
+
+    #[test]
+    fn a_device_that_stayed_without_room_loses_its_oldest_and_holds_nobody_up() {
+        let (mailbox, _) = posted(Presence::Online, &[1, 1, 1, 1, 1], false);
+        mailbox.inner.lock().over_since = Instant::now().checked_sub(PATIENCE);
+        let to = Recipient {
+            mailbox: mailbox.clone(),
+            qos: QoS::AtLeastOnce,
+            no_local: false,
+            retain_as_published: false,
+            subscription_ids: None,
+        };
+        let message = Message::new(MessageId { boot: 0, counter: 6 }, 9, "t", b"", QoS::AtLeastOnce, false);
+        let posted = mailbox.post(&to, &[Arc::new(message)], CAPS, &mut Vec::new());
+        assert_eq!(posted, Posted { dropped: 2, congested: false });
+        assert_eq!(taken(&mailbox, 100), [3, 4, 5, 6]);
+    }
+
+    #[test]
+    fn a_full_window_holds_qos_1_back_in_order() {
+        let (mailbox, _) = posted(Presence::Online, &[1, 0, 1, 0], false);
+        assert_eq!(taken(&mailbox, 1), [1, 2]);
+        assert_eq!(taken(&mailbox, 0), [0; 0]);
+        assert_eq!(taken(&mailbox, 1), [3, 4]);
+    }
+
+    #[test]
+    fn going_offline_keeps_the_newest_of_qos_1_and_the_session_may_end() {
+        let (mailbox, _) = posted(Presence::Online, &[1, 0, 1, 2], false);
+        assert_eq!(mailbox.go_offline(CAPS), 1);
+        assert_eq!(taken(&mailbox, 100), [3, 4]);
+        mailbox.end();
+        assert_eq!(mailbox.presence(), Presence::Ended);
+    }
+}
