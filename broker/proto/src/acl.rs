@@ -7,13 +7,6 @@ use crate::{
     trie::Trie,
 };
 
-/// What a connection asks to do, for those who report a refusal.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Action {
-    Publish,
-    Subscribe,
-}
-
 /// Why a rule can't be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RuleError {

@@ -108,16 +108,8 @@ where
         Some(will) => node.publish_for(&held.slot.client_id, &will.message),
         None => {}
     }
-    if expiry == 0 {
-        end_session(&node, &mut held);
-        node.registry.forget(held);
-    } else {
-        held.core.state = session.into_state();
-        let dropped = held.slot.mailbox.go_offline(node.settings().caps());
-        node.counters.queue_full_drops.add(dropped as u64);
-        let ends_at = ends_at(now, expiry);
-        node.registry.release(held, ends_at);
-    }
+    held.core.state = session.into_state();
+    leave_session(&node, held, expiry);
     // Last, for whoever takes the session over must not wait for a client that does not listen.
     if let Some(bytes) = last_words {
         last_word(&mut stream, &bytes).await;
@@ -127,15 +119,19 @@ where
 /// The client was let in, but did not take CONNACK.
 pub(super) fn leave_unused(node: &Node, admitted: Admitted) {
     node.connections.leave();
-    let Admitted { mut held, expiry, .. } = admitted;
+    let Admitted { held, expiry, .. } = admitted;
+    leave_session(node, held, expiry);
+}
+
+/// The device is away: its session waits for it as long as it asked, or ends.
+fn leave_session(node: &Node, mut held: Held, expiry: u32) {
     if expiry == 0 {
         end_session(node, &mut held);
         node.registry.forget(held);
     } else {
         let dropped = held.slot.mailbox.go_offline(node.settings().caps());
         node.counters.queue_full_drops.add(dropped as u64);
-        let ends_at = ends_at(node.now(), expiry);
-        node.registry.release(held, ends_at);
+        node.registry.release(held, ends_at(node.now(), expiry));
     }
 }
 

@@ -299,14 +299,14 @@ where
             self.node.router.retain(&message);
         }
         // A publish that waited for its turn must find who subscribed meanwhile.
-        if topic.route.generation == self.node.router.generation() {
-            scratch.fanout.push(&topic.route, message, self.settings.caps(), &self.node.counters);
+        let route = if topic.route.generation == self.node.router.generation() {
+            topic.route.clone()
         } else {
-            let route = Arc::new(self.node.router.route(&topic.name));
-            scratch.fanout.push(&route, message, self.settings.caps(), &self.node.counters);
-        }
+            Arc::new(self.node.router.route(&topic.name))
+        };
+        scratch.fanout.push(&route, message, self.settings.caps(), &self.node.counters);
         if let Some(ticket) = ticket.filter(|_| !waits) {
-            let nobody = topic.route.recipients.is_empty() && topic.parent.is_none();
+            let nobody = route.recipients.is_empty() && topic.parent.is_none();
             let reason = if nobody { Reason::NoMatchingSubscribers } else { Reason::Success };
             self.session.published(ticket, reason, &mut scratch.out);
             if !self.session.owes_acks() {

@@ -51,6 +51,7 @@ pub(crate) fn run(args: Args) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
+    let state = watch::fingerprint(&args.manifests);
     let loaded = match manifests.load() {
         Ok(loaded) => loaded,
         Err(problems) => {
@@ -65,7 +66,7 @@ pub(crate) fn run(args: Args) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    match runtime.block_on(serve(args, manifests, loaded)) {
+    match runtime.block_on(serve(args, manifests, loaded, state)) {
         Ok(code) => code,
         Err(error) => {
             eprintln!("mqtt-broker: {error:#}");
@@ -74,7 +75,12 @@ pub(crate) fn run(args: Args) -> ExitCode {
     }
 }
 
-async fn serve(args: Args, manifests: Manifests, loaded: Loaded) -> anyhow::Result<ExitCode> {
+async fn serve(
+    args: Args,
+    manifests: Manifests,
+    loaded: Loaded,
+    state: watch::Fingerprint,
+) -> anyhow::Result<ExitCode> {
     for warning in &loaded.warnings {
         tracing::warn!("{warning}");
     }
@@ -96,7 +102,7 @@ async fn serve(args: Args, manifests: Manifests, loaded: Loaded) -> anyhow::Resu
     let server = Server::start(node.clone(), mqtt, admin)?;
     println!("ready mqtt={} admin={}", server.mqtt, server.admin);
 
-    let watching = tokio::spawn(watch::run(node, args.manifests, manifests));
+    let watching = tokio::spawn(watch::run(node, args.manifests, manifests, state));
     stop_signal().await?;
     tracing::info!("stopping");
     watching.abort();

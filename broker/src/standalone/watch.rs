@@ -22,13 +22,12 @@ const LOOK_EVERY: Duration = Duration::from_millis(100);
 const MOST_LOOKS: u32 = 4;
 
 /// What tells one state of a folder from another: each file's name, inode, size and times.
-type Fingerprint = Vec<(PathBuf, u64, u64, i64, i64, i64, i64)>;
+pub(super) type Fingerprint = Vec<(PathBuf, u64, u64, i64, i64, i64, i64)>;
 
-/// Runs until its task is aborted. Manifests that can't be used leave the last good state in force.
-pub(super) async fn run(node: Arc<Node>, folder: PathBuf, manifests: Manifests) {
+/// Runs until its task is aborted; `loaded` is the folder's state whose manifests are in force. Manifests that can't be used leave the last good state in force.
+pub(super) async fn run(node: Arc<Node>, folder: PathBuf, manifests: Manifests, loaded: Fingerprint) {
     let mut manifests = manifests;
-    // Whatever changed since the manifests were loaded is found at the first look.
-    let mut seen = Fingerprint::new();
+    let mut seen = loaded;
     let mut ticks = interval(LOOK_EVERY);
     let mut last_look = Fingerprint::new();
     let mut looks = 0;
@@ -46,7 +45,6 @@ pub(super) async fn run(node: Arc<Node>, folder: PathBuf, manifests: Manifests) 
             continue;
         }
         looks = 0;
-        let first_look = seen.is_empty();
         let read = tokio::task::spawn_blocking(move || {
             let loaded = manifests.load();
             (manifests, loaded)
@@ -65,7 +63,7 @@ pub(super) async fn run(node: Arc<Node>, folder: PathBuf, manifests: Manifests) 
         seen = current;
         match loaded {
             Ok(loaded) => {
-                if !apply(&node, loaded, first_look).await {
+                if !apply(&node, loaded).await {
                     // The log could not take it on: the same manifests may do later.
                     seen = Fingerprint::new();
                     tokio::time::sleep(TRY_AGAIN).await;
@@ -77,18 +75,14 @@ pub(super) async fn run(node: Arc<Node>, folder: PathBuf, manifests: Manifests) 
 }
 
 /// True unless the settings could not be put in force.
-async fn apply(node: &Node, loaded: Loaded, first_look: bool) -> bool {
-    if !first_look {
-        for warning in &loaded.warnings {
-            tracing::warn!("{warning}");
-        }
+async fn apply(node: &Node, loaded: Loaded) -> bool {
+    for warning in &loaded.warnings {
+        tracing::warn!("{warning}");
     }
     match Settings::compile(loaded.config, &loaded.acl, &*node.log).await {
         Ok(settings) => {
             node.apply(settings);
-            if !first_look {
-                tracing::info!("manifests applied");
-            }
+            tracing::info!("manifests applied");
             true
         }
         Err(problems) => {
@@ -104,7 +98,8 @@ fn report(problems: Vec<impl std::fmt::Display>) {
     }
 }
 
-fn fingerprint(folder: &Path) -> Fingerprint {
+/// Taken before the manifests are loaded, it lets the first look find what has changed since.
+pub(super) fn fingerprint(folder: &Path) -> Fingerprint {
     let mut found: Fingerprint = fs::read_dir(folder)
         .into_iter()
         .flatten()

@@ -35,11 +35,6 @@ pub struct SessionState {
 }
 
 impl SessionState {
-    /// Forgets everything: a new session.
-    pub fn clear(&mut self) {
-        *self = SessionState::default();
-    }
-
     /// Messages sent and not yet acknowledged to the end.
     pub fn inflight(&self) -> usize {
         self.outbound.len()
