@@ -1,4 +1,6 @@
-//! What one instance's brokers are told to be: limits, session rules, parent topics, listeners.
+//! What one instance's brokers are told to be: limits, session rules, parent topics, listeners, the Kafka cluster.
+
+use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
@@ -97,9 +99,153 @@ pub struct Listeners {
     pub admin: String,
 }
 
+/// The Kafka cluster that keeps what is stored, but for what must stay secret: see [`KafkaSecrets`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Kafka {
+    /// `HOST:PORT` of some of its brokers.
     pub bootstrap_servers: Vec<String>,
+    /// Copies that Kafka keeps of each record.
     pub replication_factor: u16,
+    /// Where this broker is, in the words of Kafka's `broker.rack`: reads go to a replica there if there is one.
+    #[serde(default)]
+    pub rack: Option<String>,
+    /// Absent: connections are not encrypted.
+    #[serde(default)]
+    pub tls: Option<KafkaTls>,
+    /// Absent: no login.
+    #[serde(default)]
+    pub sasl: Option<KafkaSasl>,
+}
+
+/// Which certificates connections to Kafka use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct KafkaTls {
+    /// Whether Kafka's certificates are checked against the CA among the secrets; else against the system's roots.
+    pub ca: bool,
+    /// Whether the broker proves who it is with the certificate and key among the secrets.
+    pub certificate: bool,
+}
+
+/// The login at Kafka; its password is among the secrets.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct KafkaSasl {
+    pub mechanism: SaslMechanism,
+    pub username: String,
+}
+
+/// How the login is proven, by the names registered for SASL.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SaslMechanism {
+    #[serde(rename = "PLAIN")]
+    Plain,
+    #[serde(rename = "SCRAM-SHA-256")]
+    ScramSha256,
+    #[serde(rename = "SCRAM-SHA-512")]
+    ScramSha512,
+}
+
+/// What connections to Kafka need and nobody else may see. It can't be serialised, and `Debug` tells only what
+/// is there.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct KafkaSecrets {
+    /// Certificates of the CAs that Kafka's certificates are checked against, in PEM.
+    pub ca: Option<String>,
+    /// The broker's own certificate, and those between it and its CA, in PEM.
+    pub certificate: Option<String>,
+    /// Its private key, in PEM, not encrypted.
+    pub key: Option<String>,
+    /// The password of the SASL login.
+    pub password: Option<String>,
+}
+
+impl fmt::Debug for KafkaSecrets {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { ca, certificate, key, password } = self;
+        let mut present = f.debug_set();
+        for (name, value) in [("ca", ca), ("certificate", certificate), ("key", key), ("password", password)]
+        {
+            if value.is_some() {
+                present.entry(&format_args!("{name}"));
+            }
+        }
+        present.finish()
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    /// Reads the document, compares, and writes it back; what was left out comes back as null.
+    fn check(document: &Value, kafka: &Kafka, written: &Value) {
+        let read: Kafka = serde_json::from_value(document.clone()).unwrap();
+        assert_eq!(&read, kafka, "{document}");
+        assert_eq!(&serde_json::to_value(read).unwrap(), written, "{document}");
+    }
+
+    #[test]
+    fn kafka_is_read_as_it_is_written() {
+        let plain = Kafka {
+            bootstrap_servers: vec!["kafka:9092".into()],
+            replication_factor: 1,
+            rack: None,
+            tls: None,
+            sasl: None,
+        };
+        check(
+            &json!({"bootstrapServers": ["kafka:9092"], "replicationFactor": 1}),
+            &plain,
+            &json!({"bootstrapServers": ["kafka:9092"], "replicationFactor": 1,
+                    "rack": null, "tls": null, "sasl": null}),
+        );
+        for (mechanism, name) in [
+            (SaslMechanism::Plain, "PLAIN"),
+            (SaslMechanism::ScramSha256, "SCRAM-SHA-256"),
+            (SaslMechanism::ScramSha512, "SCRAM-SHA-512"),
+        ] {
+            let whole = json!({
+                "bootstrapServers": ["kafka:9092"], "replicationFactor": 3, "rack": "zone-a",
+                "tls": {"ca": true, "certificate": false}, "sasl": {"mechanism": name, "username": "mqtt"},
+            });
+            let kafka = Kafka {
+                replication_factor: 3,
+                rack: Some("zone-a".into()),
+                tls: Some(KafkaTls { ca: true, certificate: false }),
+                sasl: Some(KafkaSasl { mechanism, username: "mqtt".into() }),
+                ..plain.clone()
+            };
+            check(&whole, &kafka, &whole);
+        }
+    }
+
+    #[test]
+    fn a_password_has_no_place_in_the_document() {
+        let document = json!({
+            "bootstrapServers": ["kafka:9092"], "replicationFactor": 1,
+            "sasl": {"mechanism": "PLAIN", "username": "mqtt", "password": "s3cret"},
+        });
+        let error = serde_json::from_value::<Kafka>(document).unwrap_err().to_string();
+        assert!(error.starts_with("unknown field `password`"), "{error}");
+    }
+
+    #[test]
+    fn debug_tells_which_secrets_there_are_and_no_more() {
+        let secret = || Some("s3cret".to_owned());
+        for (secrets, shown) in [
+            (KafkaSecrets::default(), "{}"),
+            (KafkaSecrets { password: secret(), ..KafkaSecrets::default() }, "{password}"),
+            (
+                KafkaSecrets { ca: secret(), certificate: secret(), key: secret(), password: secret() },
+                "{ca, certificate, key, password}",
+            ),
+        ] {
+            assert_eq!(format!("{secrets:?}"), shown);
+        }
+    }
 }

@@ -4,7 +4,13 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{duration::Duration, quantity::Quantity, rules, status::Status};
+use crate::{
+    duration::Duration,
+    quantity::Quantity,
+    refs::{SecretKeyRef, SecretRef},
+    rules,
+    status::Status,
+};
 
 /// What an instance shall be.
 #[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
@@ -43,7 +49,8 @@ pub struct MqttInstanceSpec {
     /// How sessions are kept while their devices are away.
     #[serde(default)]
     pub session: Session,
-    /// The Kafka cluster that keeps what is stored; a standalone broker has an embedded store instead.
+    /// The Kafka cluster that keeps what is stored; a standalone broker has an embedded store unless it is started
+    /// with --kafka.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kafka: Option<Kafka>,
     /// Who may connect besides the MqttUsers with their passwords.
@@ -144,6 +151,59 @@ pub struct Kafka {
     #[serde(default = "three_copies")]
     #[schemars(range(min = 1, max = 32))]
     pub replication_factor: u16,
+    /// Where the brokers of this instance are, in the words of Kafka's broker.rack: reads go to a replica there, if
+    /// Kafka has a replica.selector.class that allows it. Absent: reads go to leaders.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 255), regex(pattern = PRINTABLE))]
+    pub rack: Option<String>,
+    /// Encrypts connections to Kafka, and checks the certificates of its brokers, names included; absent: connections
+    /// are not encrypted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<KafkaTls>,
+    /// How to log in to Kafka; absent: no login (but see tls.certificateSecretRef).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sasl: Option<KafkaSasl>,
+}
+
+/// No control characters.
+const PRINTABLE: &str = r"^[^\x00-\x1f\x7f]+$";
+
+/// TLS between the instance and Kafka.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct KafkaTls {
+    /// The certificates (PEM) of the CAs that Kafka's certificates are checked against; absent: those that the
+    /// system trusts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca_secret_ref: Option<SecretKeyRef>,
+    /// A Secret of the type kubernetes.io/tls: its tls.crt and tls.key (PEM, the key not encrypted) prove to Kafka who
+    /// connects. Absent: no certificate is shown.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certificate_secret_ref: Option<SecretRef>,
+}
+
+/// The login of the instance at Kafka.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct KafkaSasl {
+    /// How the password is proven. PLAIN shows it to whoever reads the connection, so use it with tls alone.
+    pub mechanism: SaslMechanism,
+    /// The user at Kafka.
+    #[schemars(length(min = 1, max = 255), regex(pattern = PRINTABLE))]
+    pub username: String,
+    /// Where the password is.
+    pub password_secret_ref: SecretKeyRef,
+}
+
+/// PLAIN: the password is sent as it is. SCRAM-SHA-256, SCRAM-SHA-512: only a proof of it is sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum SaslMechanism {
+    #[serde(rename = "PLAIN")]
+    Plain,
+    #[serde(rename = "SCRAM-SHA-256")]
+    ScramSha256,
+    #[serde(rename = "SCRAM-SHA-512")]
+    ScramSha512,
 }
 
 /// Who may connect besides users with a password.

@@ -4,7 +4,7 @@
 
 use mqtt_broker_api::{
     acl::{AclDocument, AclUser, Action, PasswordHash, Rule},
-    config::{self, InstanceConfig},
+    config::{self, InstanceConfig, KafkaSecrets},
 };
 use mqtt_operator_api::render::{Objects, Rendered, hash, render};
 use serde_json::{Value, json};
@@ -25,7 +25,12 @@ fn rendered(objects: &Value) -> Rendered {
     let mut secrets = mqtt_operator_api::render::Secrets::new();
     for secret in objects["secrets"].as_array().into_iter().flatten() {
         let text = |i: usize| secret[i].as_str().unwrap().to_owned();
-        secrets.entry((text(0), text(1))).or_default().insert(text(2), text(3).into_bytes());
+        // Bytes that are no UTF-8 stand there as a list of numbers.
+        let value = match &secret[3] {
+            Value::String(text) => text.clone().into_bytes(),
+            bytes => serde_json::from_value(bytes.clone()).unwrap(),
+        };
+        secrets.entry((text(0), text(1))).or_default().insert(text(2), value);
     }
     let instance =
         objects.get("instance").cloned().unwrap_or(json!({"metadata": {"name": "meters"}, "spec": {}}));
@@ -88,8 +93,9 @@ fn a_whole_set_becomes_two_documents() {
         "secrets": [["plant", "fleet", "new", "n3w\n"], ["plant", "fleet", "old", "0ld"]],
     });
     let rule = |action, filter: &str| Rule { action, filter: filter.into() };
-    let Rendered { config, acl, problems } = rendered(&set);
+    let Rendered { config, kafka_secrets, acl, problems } = rendered(&set);
     assert_eq!(problems, []);
+    assert_eq!(kafka_secrets, KafkaSecrets::default());
     assert_eq!(
         acl,
         AclDocument {
@@ -147,6 +153,9 @@ fn a_whole_set_becomes_two_documents() {
             kafka: Some(config::Kafka {
                 bootstrap_servers: vec!["kafka-0.kafka:9092".into()],
                 replication_factor: 3,
+                rack: None,
+                tls: None,
+                sasl: None,
             }),
         }
     );
@@ -235,7 +244,7 @@ fn a_problem_of_one_object_takes_nothing_from_the_others() {
                               "passwordSecretRef": {"name": "passwords", "key": "none"},
                               "previousPasswordSecretRef": {"name": "passwords", "key": "empty"}}}]}),
             vec![
-                "MqttUser default/u: spec.passwordSecretRef.key: Secret default/passwords has no key \"none\"; add it, or name another key",
+                "MqttUser default/u: spec.passwordSecretRef.key: Secret default/passwords has no key \"none\"; add it, or change the reference",
                 "MqttUser default/u: spec.previousPasswordSecretRef.key: Secret default/passwords has nothing under \"empty\"; put the password there",
             ],
         ),
@@ -273,6 +282,172 @@ fn a_problem_of_one_object_takes_nothing_from_the_others() {
             good,
             [good_user(vec![Rule { action: Action::PubSub, filter: "mine/#".into() }])],
             "{what}"
+        );
+    }
+}
+
+const CERTIFICATE: &str =
+    "# who it is\n-----BEGIN CERTIFICATE-----\r\nTUlJQg==\r\n-----END CERTIFICATE-----\r\n";
+const KEY: &str = "-----BEGIN PRIVATE KEY-----\nTUlJRQ==\n-----END PRIVATE KEY-----\n";
+
+/// An instance in the namespace `plant` with every field of spec.kafka.
+fn instance_with_kafka() -> Value {
+    json!({"metadata": {"name": "meters", "namespace": "plant"}, "spec": {"kafka": {
+        "bootstrapServers": ["kafka:9093"], "replicationFactor": 2, "rack": "zone-a",
+        "tls": {"caSecretRef": {"name": "kafka-ca", "key": "ca.crt"}, "certificateSecretRef": {"name": "kafka-user"}},
+        "sasl": {"mechanism": "SCRAM-SHA-256", "username": "mqtt",
+                 "passwordSecretRef": {"name": "kafka-login", "key": "password"}},
+    }}})
+}
+
+#[test]
+fn kafka_s_secrets_stand_beside_the_config_and_never_in_it() {
+    let secrets = json!([
+        ["plant", "kafka-ca", "ca.crt", CERTIFICATE],
+        ["plant", "kafka-user", "tls.crt", format!("{KEY}{CERTIFICATE}")],
+        ["plant", "kafka-user", "tls.key", KEY],
+        ["plant", "kafka-login", "password", "s3cret größe\n"],
+    ]);
+    let whole = rendered(&json!({"instance": instance_with_kafka(), "secrets": secrets}));
+    assert_eq!(whole.problems, []);
+    let kafka = config::Kafka {
+        bootstrap_servers: vec!["kafka:9093".into()],
+        replication_factor: 2,
+        rack: Some("zone-a".into()),
+        tls: Some(config::KafkaTls { ca: true, certificate: true }),
+        sasl: Some(config::KafkaSasl {
+            mechanism: config::SaslMechanism::ScramSha256,
+            username: "mqtt".into(),
+        }),
+    };
+    assert_eq!(whole.config.kafka.as_ref(), Some(&kafka));
+    assert_eq!(
+        whole.kafka_secrets,
+        KafkaSecrets {
+            ca: Some(CERTIFICATE.into()),
+            certificate: Some(format!("{KEY}{CERTIFICATE}")),
+            key: Some(KEY.into()),
+            password: Some("s3cret größe\n".into()),
+        }
+    );
+
+    for form in ["RSA PRIVATE", "EC PRIVATE"] {
+        let key = KEY.replace("PRIVATE", form);
+        let mut secrets = secrets.clone();
+        secrets[2][3] = json!(key);
+        let other = rendered(&json!({"instance": instance_with_kafka(), "secrets": secrets}));
+        assert_eq!((other.problems, other.kafka_secrets.key), (vec![], Some(key)), "{form}");
+    }
+
+    // Without references there are no secrets, though the Secrets are there.
+    let mut instance = instance_with_kafka();
+    instance["spec"]["kafka"]["tls"] = json!({});
+    instance["spec"]["kafka"].as_object_mut().unwrap().remove("sasl");
+    let bare = rendered(&json!({"instance": instance, "secrets": secrets}));
+    assert_eq!(bare.problems, []);
+    let tls = Some(config::KafkaTls { ca: false, certificate: false });
+    assert_eq!(bare.config.kafka, Some(config::Kafka { tls, sasl: None, ..kafka }));
+    assert_eq!(bare.kafka_secrets, KafkaSecrets::default());
+}
+
+#[test]
+fn a_kafka_secret_that_can_t_serve_is_a_problem_of_the_instance() {
+    let login = json!(["plant", "kafka-login", "password", "s3cret"]);
+    let ca = json!(["plant", "kafka-ca", "ca.crt", CERTIFICATE]);
+    let certificate = json!(["plant", "kafka-user", "tls.crt", CERTIFICATE]);
+    let key = json!(["plant", "kafka-user", "tls.key", KEY]);
+    let good = [&ca, &certificate, &key, &login];
+    // Each case: the Secrets' values that take the place of good ones of the same key (null: none at all).
+    let check = |what: &str, changes: &[(&Value, Value)], expected: &[&str]| {
+        let values: Vec<Value> = good
+            .iter()
+            .filter_map(|&value| {
+                let change = changes.iter().find(|(changed, _)| *changed == value);
+                let mut value = value.clone();
+                match change {
+                    Some((_, Value::Null)) => return None,
+                    Some((_, instead)) => value[3] = instead.clone(),
+                    None => {}
+                }
+                Some(value)
+            })
+            .collect();
+        let Rendered { problems, kafka_secrets, .. } =
+            rendered(&json!({"instance": instance_with_kafka(), "secrets": values}));
+        let lines: Vec<_> =
+            problems.iter().map(|p| format!("{}: {}: {}", p.object, p.field, p.message)).collect();
+        let expected: Vec<_> =
+            expected.iter().map(|line| format!("MqttInstance plant/meters: spec.kafka.{line}")).collect();
+        assert_eq!(lines, expected, "{what}");
+        let found = [
+            (&ca, &kafka_secrets.ca),
+            (&certificate, &kafka_secrets.certificate),
+            (&key, &kafka_secrets.key),
+            (&login, &kafka_secrets.password),
+        ];
+        for (value, found) in found {
+            let changed = changes.iter().any(|(changed, _)| *changed == value);
+            assert_eq!(found.is_none(), changed, "{what}: {}", value[2]);
+        }
+    };
+    check("nothing wrong", &[], &[]);
+    check(
+        "no Secret at all, told once for the two halves of a pair",
+        &[(&ca, Value::Null), (&certificate, Value::Null), (&key, Value::Null), (&login, Value::Null)],
+        &[
+            "tls.caSecretRef.name: there is no Secret plant/kafka-ca; create it, or name another one",
+            "tls.certificateSecretRef.name: there is no Secret plant/kafka-user; create it, or name another one",
+            "sasl.passwordSecretRef.name: there is no Secret plant/kafka-login; create it, or name another one",
+        ],
+    );
+    check(
+        "half a pair",
+        &[(&key, Value::Null)],
+        &[
+            "tls.certificateSecretRef.name: Secret plant/kafka-user has no key \"tls.key\"; add it, or change the reference",
+        ],
+    );
+    check(
+        "empty values",
+        &[(&ca, json!("")), (&certificate, json!("")), (&key, json!("")), (&login, json!(""))],
+        &[
+            "tls.caSecretRef.key: Secret plant/kafka-ca has nothing under \"ca.crt\"; put a certificate in PEM there",
+            "tls.certificateSecretRef.name: Secret plant/kafka-user has nothing under \"tls.crt\"; put a certificate in PEM there",
+            "tls.certificateSecretRef.name: Secret plant/kafka-user has nothing under \"tls.key\"; put a private key in PEM there",
+            "sasl.passwordSecretRef.key: Secret plant/kafka-login has nothing under \"password\"; put the password there",
+        ],
+    );
+    check(
+        "bytes that are no text",
+        &[(&ca, json!([0x30, 0x82, 0xff])), (&login, json!("s3cret\0"))],
+        &[
+            "tls.caSecretRef.key: the value of \"ca.crt\" in Secret plant/kafka-ca is no text; put UTF-8 there",
+            "sasl.passwordSecretRef.key: the value of \"password\" in Secret plant/kafka-login is no text; put UTF-8 there",
+        ],
+    );
+    check(
+        "certificate and key in each other's place, and a CA whose lines were folded into one",
+        &[
+            (&ca, json!(CERTIFICATE.replace("\r\n", " "))),
+            (&certificate, json!(KEY)),
+            (&key, json!(CERTIFICATE)),
+        ],
+        &[
+            "tls.caSecretRef.key: the value of \"ca.crt\" in Secret plant/kafka-ca has no line -----BEGIN CERTIFICATE-----; put certificates in PEM there",
+            "tls.certificateSecretRef.name: the value of \"tls.crt\" in Secret plant/kafka-user has no line -----BEGIN CERTIFICATE-----; put certificates in PEM there",
+            "tls.certificateSecretRef.name: the value of \"tls.key\" in Secret plant/kafka-user has no line -----BEGIN PRIVATE KEY-----; put a private key in PEM there",
+        ],
+    );
+    for encrypted in [
+        KEY.replace("PRIVATE", "ENCRYPTED PRIVATE"),
+        KEY.replace("PRIVATE", "RSA PRIVATE").replace("TUlJ", "Proc-Type: 4,ENCRYPTED\n\nTUlJ"),
+    ] {
+        check(
+            "an encrypted key",
+            &[(&key, json!(encrypted))],
+            &[
+                "tls.certificateSecretRef.name: the value of \"tls.key\" in Secret plant/kafka-user is an encrypted private key; put the key there without a password",
+            ],
         );
     }
 }

@@ -145,6 +145,91 @@ fn an_instance_is_held_to_its_bounds() {
 }
 
 #[test]
+fn kafka_is_reached_as_its_administrators_ask() {
+    let password = json!({"name": "kafka", "key": "password"});
+    let sasl = |change: Value| {
+        let sasl = json!({"mechanism": "SCRAM-SHA-512", "username": "mqtt", "passwordSecretRef": password});
+        json!({"kafka": {"sasl": merged(sasl, change)}})
+    };
+    check(
+        Kind::MqttInstance,
+        &json!({"kafka": {"bootstrapServers": ["kafka:9093"]}}),
+        &[
+            (json!({"kafka": {"rack": "eu-central-1a"}}), None),
+            (json!({"kafka": {"rack": ""}}), Some("spec.kafka.rack: is empty")),
+            (json!({"kafka": {"rack": "r".repeat(255)}}), None),
+            (json!({"kafka": {"rack": "r".repeat(256)}}), Some("spec.kafka.rack: has 256 characters")),
+            (json!({"kafka": {"rack": "a\u{0}"}}), Some("spec.kafka.rack: \"a\\0\" has characters")),
+            (json!({"kafka": {"tls": {}}}), None),
+            (
+                json!({"kafka": {"tls": {"caSecretRef": {"name": "kafka-ca", "key": "ca.crt"},
+                                         "certificateSecretRef": {"name": "kafka-user"}}}}),
+                None,
+            ),
+            (
+                json!({"kafka": {"tls": {"caSecretRef": {"name": "kafka-ca"}}}}),
+                Some("spec.kafka.tls.caSecretRef.key: is missing; add it"),
+            ),
+            (
+                json!({"kafka": {"tls": {"certificateSecretRef": {}}}}),
+                Some("spec.kafka.tls.certificateSecretRef.name: is missing; add it"),
+            ),
+            (
+                json!({"kafka": {"tls": {"certificateSecretRef": {"name": "Kafka"}}}}),
+                Some("spec.kafka.tls.certificateSecretRef.name: \"Kafka\" is not a name"),
+            ),
+            (
+                json!({"kafka": {"tls": {"certificateSecretRef": {"name": "kafka-user", "key": "user.crt"}}}}),
+                Some(
+                    "spec.kafka.tls.certificateSecretRef.key: is not known; remove or rename it (known here: name)",
+                ),
+            ),
+            (
+                json!({"kafka": {"tls": {"insecure": true}}}),
+                Some(
+                    "spec.kafka.tls.insecure: is not known; remove or rename it (known here: caSecretRef, cert",
+                ),
+            ),
+            (
+                json!({"kafka": {"tls": true}}),
+                Some("spec.kafka.tls: must be a map of fields, not true or false"),
+            ),
+            (sasl(json!({})), None),
+            (sasl(json!({"mechanism": "PLAIN"})), None),
+            (sasl(json!({"mechanism": "SCRAM-SHA-256"})), None),
+            (
+                sasl(json!({"mechanism": "GSSAPI"})),
+                Some(
+                    "spec.kafka.sasl.mechanism: \"GSSAPI\" is not one of PLAIN, SCRAM-SHA-256, SCRAM-SHA-512",
+                ),
+            ),
+            (sasl(json!({"username": ""})), Some("spec.kafka.sasl.username: is empty")),
+            (
+                sasl(json!({"username": "u".repeat(256)})),
+                Some("spec.kafka.sasl.username: has 256 characters, and may have 255"),
+            ),
+            (
+                sasl(json!({"username": "mqtt\n"})),
+                Some("spec.kafka.sasl.username: \"mqtt\\n\" has characters"),
+            ),
+            (sasl(json!({"password": "secret"})), Some("spec.kafka.sasl.password: is not known")),
+            (
+                json!({"kafka": {"sasl": {"mechanism": "PLAIN", "passwordSecretRef": password}}}),
+                Some("spec.kafka.sasl.username: is missing; add it"),
+            ),
+            (
+                json!({"kafka": {"sasl": {"mechanism": "PLAIN", "username": "mqtt"}}}),
+                Some("spec.kafka.sasl.passwordSecretRef: is missing; add it"),
+            ),
+            (
+                json!({"kafka": {"sasl": {"username": "mqtt", "passwordSecretRef": password}}}),
+                Some("spec.kafka.sasl.mechanism: is missing; add it"),
+            ),
+        ],
+    );
+}
+
+#[test]
 fn a_parent_topic_is_named_and_sized_so_that_a_log_can_keep_it() {
     let long = "a".repeat(250);
     check(

@@ -4,13 +4,15 @@
 //! objects that claim one name and are equally old: the first wins); a problem of one object takes nothing away
 //! from the others; what is wrong is told, never half applied.
 
+mod kafka;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use kube::{Resource, ResourceExt as _};
 use mqtt_broker_api::{
     acl::{self, AclDocument, AclUser, PasswordHash},
-    config::{self, InstanceConfig},
+    config::{self, InstanceConfig, KafkaSecrets},
 };
 use sha2::{Digest as _, Sha256};
 
@@ -33,13 +35,15 @@ pub struct Objects {
     pub secrets: Secrets,
 }
 
-/// The Secrets that users name: by namespace and name, then key.
+/// The Secrets that users and the instance name: by namespace and name, then key.
 pub type Secrets = BTreeMap<(String, String), BTreeMap<String, Vec<u8>>>;
 
 /// The documents, and what could not go into them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rendered {
     pub config: InstanceConfig,
+    /// Those that go with `config.kafka`; without what is missing or wrong, which is a problem.
+    pub kafka_secrets: KafkaSecrets,
     pub acl: AclDocument,
     pub problems: Vec<Problem>,
 }
@@ -129,8 +133,16 @@ pub fn render(
     let anonymous_user = anonymous.and_then(|name| acl_users.get(&name)).map(|user| user.username.clone());
     let mut acl_users: Vec<_> = acl_users.into_values().collect();
     acl_users.sort_by(|a, b| a.username.cmp(&b.username));
+    let (kafka, kafka_secrets) = match &objects.instance.spec.kafka {
+        Some(spec) => {
+            let (kafka, secrets) = kafka::kafka(&instance, spec, &objects.secrets, &mut problems);
+            (Some(kafka), secrets)
+        }
+        None => (None, KafkaSecrets::default()),
+    };
     Rendered {
-        config: config(&objects.instance, &instance, topics),
+        config: config(&objects.instance, &instance, topics, kafka),
+        kafka_secrets,
         acl: AclDocument { generation, anonymous_user, users: acl_users },
         problems,
     }
@@ -237,26 +249,35 @@ fn passwords(
         ("spec.previousPasswordSecretRef", &spec.previous_password_secret_ref),
     ] {
         let Some(secret_ref) = secret_ref else { continue };
-        let secret = secrets.get(&(user.namespace.clone(), secret_ref.name.clone()));
-        let whole_name = format!("{}/{}", user.namespace, secret_ref.name);
-        let (part, message) = match secret.map(|secret| secret.get(&secret_ref.key)) {
-            Some(Some(password)) if !password.is_empty() => {
-                hashes.push(hash(salt(&user.namespace, secret_ref), password));
-                continue;
+        match secret_value(secrets, &user.namespace, secret_ref, "the password") {
+            Ok(password) => hashes.push(hash(salt(&user.namespace, secret_ref), password)),
+            Err((part, message)) => {
+                problems.push(Problem { object: user.clone(), field: format!("{field}.{part}"), message });
             }
-            Some(Some(_)) => (
-                "key",
-                format!("Secret {whole_name} has nothing under {:?}; put the password there", secret_ref.key),
-            ),
-            Some(None) => (
-                "key",
-                format!("Secret {whole_name} has no key {:?}; add it, or name another key", secret_ref.key),
-            ),
-            None => ("name", format!("there is no Secret {whole_name}; create it, or name another one")),
-        };
-        problems.push(Problem { object: user.clone(), field: format!("{field}.{part}"), message });
+        }
     }
     hashes
+}
+
+/// What a reference names, not empty; or which part of the reference is wrong and a message. `what` should be
+/// there.
+fn secret_value<'a>(
+    secrets: &'a Secrets,
+    namespace: &str,
+    SecretKeyRef { name, key }: &SecretKeyRef,
+    what: &str,
+) -> Result<&'a [u8], (&'static str, String)> {
+    let whole_name = format!("{namespace}/{name}");
+    match secrets.get(&(namespace.to_owned(), name.clone())).map(|secret| secret.get(key)) {
+        Some(Some(value)) if !value.is_empty() => Ok(value),
+        Some(Some(_)) => {
+            Err(("key", format!("Secret {whole_name} has nothing under {key:?}; put {what} there")))
+        }
+        Some(None) => {
+            Err(("key", format!("Secret {whole_name} has no key {key:?}; add it, or change the reference")))
+        }
+        None => Err(("name", format!("there is no Secret {whole_name}; create it, or name another one"))),
+    }
 }
 
 fn add_rules(
@@ -296,6 +317,7 @@ fn config(
     object: &MqttInstance,
     name: &ObjectName,
     topics: BTreeMap<String, (ObjectName, &ParentTopic)>,
+    kafka: Option<config::Kafka>,
 ) -> InstanceConfig {
     let spec = &object.spec;
     let limits = &spec.limits;
@@ -324,10 +346,7 @@ fn config(
             mqtt: format!("[::]:{}", spec.listeners.mqtt.port),
             admin: format!("127.0.0.1:{}", spec.listeners.admin.port),
         },
-        kafka: spec.kafka.as_ref().map(|kafka| config::Kafka {
-            bootstrap_servers: kafka.bootstrap_servers.clone(),
-            replication_factor: kafka.replication_factor,
-        }),
+        kafka,
     }
 }
 
