@@ -16,7 +16,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Serve devices on this machine alone, from a folder of manifests and an embedded store.
+    /// Serve devices on this machine alone, from a folder of manifests, with an embedded store or Kafka.
     Standalone(standalone::Args),
     /// Read or append records of a running broker.
     #[command(subcommand)]

@@ -1,16 +1,18 @@
-//! `mqtt-broker standalone`: one node, steered by a folder of manifests, with the embedded store.
+//! `mqtt-broker standalone`: one node, steered by a folder of manifests, with the embedded store or Kafka.
 
+mod args;
 pub(crate) mod manifests;
 mod watch;
 
-use std::{path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
+use std::{path::Path, process::ExitCode, sync::Arc, time::Duration};
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
 };
 
+pub(crate) use self::args::Args;
 use self::manifests::{Loaded, Manifests};
 use crate::{
     bridge::{Bridge, SystemTopics},
@@ -27,24 +29,8 @@ use crate::{
 /// Exit code for manifests that can't be used.
 const BAD_MANIFESTS: u8 = 2;
 
-#[derive(clap::Args)]
-pub(crate) struct Args {
-    /// Folder with the manifests (MqttInstance, ParentTopic, MqttUser, TopicGrant, Secret), watched for changes.
-    #[arg(long)]
-    manifests: PathBuf,
-    /// Folder for the stored messages; made when missing.
-    #[arg(long)]
-    data: PathBuf,
-    /// Where devices connect, HOST:PORT; port 0 picks one. Overrides the manifest.
-    #[arg(long)]
-    mqtt: Option<String>,
-    /// Where the admin endpoint listens, HOST:PORT.
-    #[arg(long)]
-    admin: Option<String>,
-}
-
 pub(crate) fn run(args: Args) -> ExitCode {
-    let mut manifests = match Manifests::new(&args.manifests) {
+    let mut manifests = match Manifests::new(&args.manifests, args.store()) {
         Ok(manifests) => manifests,
         Err(error) => {
             eprintln!("mqtt-broker: {error}");
@@ -84,7 +70,7 @@ async fn serve(
     for warning in &loaded.warnings {
         tracing::warn!("{warning}");
     }
-    let log: Arc<dyn Log> = EmbeddedLog::open(&args.data, EmbeddedOptions::default())?;
+    let log = open_log(args.data.as_deref(), &loaded)?;
     let keep = Duration::from_secs(u64::from(loaded.config.session.expiry_seconds));
     let unreleased = Unreleased::recover(log.clone(), node::wall(), keep).await?;
     let bridge = Bridge::new(log.clone(), SystemTopics::ensure(&*log).await?);
@@ -108,6 +94,19 @@ async fn serve(
     watching.abort();
     server.stop().await;
     Ok(ExitCode::SUCCESS)
+}
+
+/// The store: Kafka where the config names one, else the embedded one in the folder `data`.
+fn open_log(data: Option<&Path>, loaded: &Loaded) -> anyhow::Result<Arc<dyn Log>> {
+    match (&loaded.config.kafka, data) {
+        (Some(kafka), _) => {
+            let servers = kafka.bootstrap_servers.join(",");
+            tracing::info!("records are kept in Kafka at {servers}; secrets: {:?}", loaded.kafka_secrets);
+            bail!("Kafka at {servers} can't be used: not built yet; start with --data instead")
+        }
+        (None, Some(data)) => Ok(EmbeddedLog::open(data, EmbeddedOptions::default())?),
+        (None, None) => bail!("there is no store; name one with --data or --kafka"),
+    }
 }
 
 async fn bind(address: &str, flag: &str) -> anyhow::Result<TcpListener> {

@@ -14,11 +14,14 @@ use std::{
 };
 
 use base64::Engine as _;
-use mqtt_broker_api::{acl::AclDocument, config::InstanceConfig};
+use mqtt_broker_api::{
+    acl::AclDocument,
+    config::{InstanceConfig, KafkaSecrets},
+};
 use mqtt_operator_api::{
     DEFAULT_NAMESPACE, GROUP, Kind, VERSION,
     grant::TopicGrant,
-    instance::MqttInstance,
+    instance::{Kafka, MqttInstance, SaslMechanism},
     parent_topic::ParentTopic,
     refs::SecretKeyRef,
     render::{self, ObjectName, Objects, Secrets, render},
@@ -30,9 +33,19 @@ use serde_json::Value;
 
 use yaml::Document;
 
+/// Where records are kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Store {
+    /// On this machine: what the instance says of Kafka counts for nothing, so that its Secrets may be missing.
+    Embedded,
+    /// In Kafka, at these addresses in place of the instance's, and for the rest as the instance says.
+    Kafka(Vec<String>),
+}
+
 /// The manifests of one folder, to be loaded again whenever they change.
 pub(crate) struct Manifests {
     dir: PathBuf,
+    store: Store,
     validator: Validator,
     /// Makes salts: the same password keeps its hash while the process lives, so that equal manifests give equal
     /// documents.
@@ -43,10 +56,13 @@ pub(crate) struct Manifests {
 /// What a folder of good manifests says.
 #[derive(Debug)]
 pub(crate) struct Loaded {
+    /// `kafka` is there if and only if records are kept in Kafka, with the addresses to use.
     pub(crate) config: InstanceConfig,
+    /// Those that go with `config.kafka`.
+    pub(crate) kafka_secrets: KafkaSecrets,
     /// Its generation rises with every load that brought a change.
     pub(crate) acl: AclDocument,
-    /// One line each: what has no effect on one machine.
+    /// One line each: what has no effect on one machine, and what is doubtful.
     pub(crate) warnings: Vec<String>,
 }
 
@@ -83,9 +99,10 @@ impl fmt::Display for ManifestProblem {
 
 impl Manifests {
     /// Nothing is read yet.
-    pub(crate) fn new(dir: &Path) -> Result<Self, validate::Error> {
+    pub(crate) fn new(dir: &Path, store: Store) -> Result<Self, validate::Error> {
         Ok(Self {
             dir: dir.to_owned(),
+            store,
             validator: Validator::new()?,
             salts: [RandomState::new(), RandomState::new()],
             last: AclDocument::default(),
@@ -122,8 +139,9 @@ impl Manifests {
             return Err(set.problems);
         };
 
+        let warnings = warnings(instance, &self.store);
         let objects = Objects {
-            instance: instance.clone(),
+            instance: with_store(instance.clone(), &self.store),
             topics: set.topics,
             users: set.users,
             grants: set.grants,
@@ -146,10 +164,7 @@ impl Manifests {
             acl.generation += 1;
             self.last = acl.clone();
         }
-        let warnings = warnings(&objects.instance);
-        // Records go to the embedded store.
-        let config = InstanceConfig { kafka: None, ..rendered.config };
-        Ok(Loaded { config, acl, warnings })
+        Ok(Loaded { config: rendered.config, kafka_secrets: rendered.kafka_secrets, acl, warnings })
     }
 
     /// The files to read, in the order of their names. Those of a mounted ConfigMap are links, and are followed.
@@ -354,8 +369,25 @@ fn salt([low, high]: &[RandomState; 2], namespace: &str, secret: &SecretKeyRef) 
     (of(high) << 64 | of(low)).to_be_bytes()
 }
 
-/// What an instance asks for that one machine doesn't give.
-fn warnings(instance: &MqttInstance) -> Vec<String> {
+/// The instance as if its manifest asked for just this store.
+fn with_store(mut instance: MqttInstance, store: &Store) -> MqttInstance {
+    instance.spec.kafka = match (store, instance.spec.kafka) {
+        (Store::Embedded, _) => None,
+        (Store::Kafka(servers), Some(kafka)) => Some(Kafka { bootstrap_servers: servers.clone(), ..kafka }),
+        (Store::Kafka(servers), None) => Some(Kafka {
+            bootstrap_servers: servers.clone(),
+            // What any Kafka can keep, one of a single broker included.
+            replication_factor: 1,
+            rack: None,
+            tls: None,
+            sasl: None,
+        }),
+    };
+    instance
+}
+
+/// What an instance asks for that one machine doesn't give, and what of Kafka a person may not have meant.
+fn warnings(instance: &MqttInstance, store: &Store) -> Vec<String> {
     let name = render::name_of(Kind::MqttInstance, instance);
     let spec = &instance.spec;
     let mut warnings = Vec::new();
@@ -363,11 +395,22 @@ fn warnings(instance: &MqttInstance) -> Vec<String> {
         warnings
             .push(format!("{name}: spec.replicas is {}, but a standalone broker is one node", spec.replicas));
     }
-    if let Some(kafka) = &spec.kafka {
-        warnings.push(format!(
+    match (store, &spec.kafka) {
+        (Store::Embedded, Some(kafka)) => warnings.push(format!(
             "{name}: spec.kafka is ignored: records are kept here, in one copy (replicationFactor {} is capped at 1)",
             kafka.replication_factor
-        ));
+        )),
+        (Store::Kafka(_), None) => warnings.push(format!(
+            "{name}: there is no spec.kafka: Kafka keeps records in one copy (replicationFactor 1), and is used without TLS and login"
+        )),
+        (Store::Kafka(_), Some(Kafka { sasl: Some(sasl), tls: None, .. }))
+            if sasl.mechanism == SaslMechanism::Plain =>
+        {
+            warnings.push(format!(
+                "{name}: spec.kafka.sasl: PLAIN without tls sends the password unencrypted; add spec.kafka.tls, or use SCRAM-SHA-512"
+            ));
+        }
+        (Store::Embedded, None) | (Store::Kafka(_), Some(_)) => {}
     }
     warnings
 }

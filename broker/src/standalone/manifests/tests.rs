@@ -2,7 +2,10 @@
 
 use std::fs;
 
-use mqtt_broker_api::{acl::Action, config::Ordering};
+use mqtt_broker_api::{
+    acl::Action,
+    config::{self, Ordering},
+};
 use tempfile::TempDir;
 
 use super::*;
@@ -43,13 +46,17 @@ fn folder(files: &[(&str, &str)]) -> TempDir {
 }
 
 fn load(dir: &TempDir) -> Result<Loaded, Vec<ManifestProblem>> {
-    Manifests::new(dir.path()).unwrap().load()
+    Manifests::new(dir.path(), Store::Embedded).unwrap().load()
 }
 
 /// Loads the files and compares the lines of the problems, in which `DIR` stands for the folder.
 fn check(what: &str, files: &[(&str, &str)], expected: &[&str]) {
+    check_with(Store::Embedded, what, files, expected);
+}
+
+fn check_with(store: Store, what: &str, files: &[(&str, &str)], expected: &[&str]) {
     let dir = folder(files);
-    let problems = load(&dir).err().unwrap_or_default();
+    let problems = Manifests::new(dir.path(), store).unwrap().load().err().unwrap_or_default();
     let path = dir.path().display().to_string();
     let lines: Vec<_> = problems.iter().map(|problem| problem.to_string().replace(&path, "DIR")).collect();
     assert_eq!(lines, expected, "{what}");
@@ -142,7 +149,7 @@ fn a_bad_manifest_is_told_in_one_line_a_problem() {
         ],
         &[
             "DIR/c.yaml: document 1 (TopicGrant fleet-readings), line 8: spec.rules[0].filter: \"a#\" has '#' beside other characters; give it a level of its own",
-            "DIR/b.yaml: document 1 (MqttUser fleet), line 6: spec.passwordSecretRef.key: Secret default/fleet-password has no key \"passwd\"; add it, or name another key",
+            "DIR/b.yaml: document 1 (MqttUser fleet), line 6: spec.passwordSecretRef.key: Secret default/fleet-password has no key \"passwd\"; add it, or change the reference",
             "DIR/c.yaml: document 1 (TopicGrant fleet-readings), line 6: spec.userRef.name: there is no MqttUser default/nobody; create it, or name another one",
         ],
     );
@@ -167,7 +174,7 @@ fn a_bad_manifest_is_told_in_one_line_a_problem() {
 fn a_folder_that_is_not_there_is_told() {
     let dir = tempfile::tempdir().unwrap();
     let missing = dir.path().join("none");
-    let problems = Manifests::new(&missing).unwrap().load().unwrap_err();
+    let problems = Manifests::new(&missing, Store::Embedded).unwrap().load().unwrap_err();
     let line = problems.iter().map(ToString::to_string).collect::<String>();
     assert!(
         line.starts_with(&format!("{}: this folder can't be read: No such file", missing.display())),
@@ -178,8 +185,8 @@ fn a_folder_that_is_not_there_is_told() {
 #[test]
 fn the_examples_load() {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples");
-    let mut manifests = Manifests::new(&dir).unwrap();
-    let Loaded { config, acl, warnings } = manifests.load().unwrap_or_else(|problems| {
+    let mut manifests = Manifests::new(&dir, Store::Embedded).unwrap();
+    let Loaded { config, acl, warnings, .. } = manifests.load().unwrap_or_else(|problems| {
         panic!("{}", problems.iter().map(|p| format!("{p}\n")).collect::<String>())
     });
     let parents: Vec<_> =
@@ -206,7 +213,7 @@ fn the_examples_load() {
 #[test]
 fn only_a_change_makes_a_new_generation() {
     let dir = folder(&[("a.yaml", INSTANCE), ("b.yaml", FLEET), ("c.yaml", GRANT)]);
-    let mut manifests = Manifests::new(dir.path()).unwrap();
+    let mut manifests = Manifests::new(dir.path(), Store::Embedded).unwrap();
     let mut generation = |content: Option<&str>| {
         if let Some(content) = content {
             fs::write(dir.path().join("c.yaml"), content).unwrap();
@@ -240,7 +247,7 @@ fn a_secret_s_data_and_text_give_the_same_password() {
     let hash_of = |secret: &str| {
         let secret = FLEET.replace("stringData: {password: s3cret}", secret);
         let dir = folder(&[("a.yaml", INSTANCE), ("b.yaml", &secret)]);
-        let mut manifests = Manifests::new(dir.path()).unwrap();
+        let mut manifests = Manifests::new(dir.path(), Store::Embedded).unwrap();
         let acl = manifests.load().unwrap().acl;
         let salt = salt(
             &manifests.salts,
@@ -259,4 +266,187 @@ fn a_secret_s_data_and_text_give_the_same_password() {
         let (hashes, salt) = hash_of(secret);
         assert_eq!(hashes, [render::hash(salt, password.as_bytes())], "{secret}");
     }
+}
+
+const WITH_KAFKA: &str = "apiVersion: mqtt.dms.dev/v1alpha1
+kind: MqttInstance
+metadata: {name: meters}
+spec:
+  replicas: 1
+  kafka:
+    bootstrapServers: [production:9093]
+    rack: zone-a
+    tls:
+      caSecretRef: {name: kafka, key: ca.crt}
+      certificateSecretRef: {name: kafka}
+    sasl:
+      mechanism: PLAIN
+      username: mqtt
+      passwordSecretRef: {name: kafka, key: password}
+";
+const KAFKA_SECRET: &str = "apiVersion: v1
+kind: Secret
+metadata: {name: kafka}
+stringData:
+  password: s3cret
+  ca.crt: |
+    -----BEGIN CERTIFICATE-----
+    Y2E=
+    -----END CERTIFICATE-----
+  tls.crt: |
+    -----BEGIN CERTIFICATE-----
+    Y3J0
+    -----END CERTIFICATE-----
+  tls.key: |
+    -----BEGIN PRIVATE KEY-----
+    a2V5
+    -----END PRIVATE KEY-----
+";
+
+fn at_these_addresses() -> Store {
+    Store::Kafka(vec!["a:9092".into(), "b:9092".into()])
+}
+
+#[test]
+fn kafka_s_secrets_are_needed_only_where_kafka_keeps_the_records() {
+    let kafka = ("a.yaml", WITH_KAFKA);
+    let wrong_key = KAFKA_SECRET.replace("  password:", "  passwd:").replace("  tls.key:", "  user.key:");
+    let bad_pem = KAFKA_SECRET.replace("-----BEGIN ", "----- BEGIN ");
+    let broken_field = WITH_KAFKA.replace("mechanism: PLAIN", "mechanism: GSSAPI");
+    let not_one_of = "DIR/a.yaml: document 1 (MqttInstance meters), line 13: spec.kafka.sasl.mechanism: \"GSSAPI\" is not one of PLAIN, SCRAM-SHA-256, SCRAM-SHA-512; write one of them";
+    let check_both = |what: &str, files: &[(&str, &str)], expected: &[&str]| {
+        check_with(at_these_addresses(), what, files, expected);
+        check_with(Store::Embedded, what, files, &[]);
+    };
+    check_both("all there", &[kafka, ("s.yaml", KAFKA_SECRET)], &[]);
+    check_both(
+        "no Secret",
+        &[kafka],
+        &[
+            "DIR/a.yaml: document 1 (MqttInstance meters), line 10: spec.kafka.tls.caSecretRef.name: there is no Secret default/kafka; create it, or name another one",
+            "DIR/a.yaml: document 1 (MqttInstance meters), line 11: spec.kafka.tls.certificateSecretRef.name: there is no Secret default/kafka; create it, or name another one",
+            "DIR/a.yaml: document 1 (MqttInstance meters), line 15: spec.kafka.sasl.passwordSecretRef.name: there is no Secret default/kafka; create it, or name another one",
+        ],
+    );
+    check_both(
+        "a Secret in another namespace",
+        &[
+            ("a.yaml", &WITH_KAFKA.replace("{name: kafka, key: ca.crt}", "{name: elsewhere, key: ca.crt}")),
+            (
+                "s.yaml",
+                &format!(
+                    "{KAFKA_SECRET}---\n{}",
+                    KAFKA_SECRET.replace("{name: kafka}", "{name: elsewhere, namespace: other}")
+                ),
+            ),
+        ],
+        &[
+            "DIR/a.yaml: document 1 (MqttInstance meters), line 10: spec.kafka.tls.caSecretRef.name: there is no Secret default/elsewhere; create it, or name another one",
+        ],
+    );
+    check_both(
+        "other keys",
+        &[kafka, ("s.yaml", &wrong_key)],
+        &[
+            "DIR/a.yaml: document 1 (MqttInstance meters), line 11: spec.kafka.tls.certificateSecretRef.name: Secret default/kafka has no key \"tls.key\"; add it, or change the reference",
+            "DIR/a.yaml: document 1 (MqttInstance meters), line 15: spec.kafka.sasl.passwordSecretRef.key: Secret default/kafka has no key \"password\"; add it, or change the reference",
+        ],
+    );
+    check_both(
+        "bad PEM",
+        &[kafka, ("s.yaml", &bad_pem)],
+        &[
+            "DIR/a.yaml: document 1 (MqttInstance meters), line 10: spec.kafka.tls.caSecretRef.key: the value of \"ca.crt\" in Secret default/kafka has no line -----BEGIN CERTIFICATE-----; put certificates in PEM there",
+            "DIR/a.yaml: document 1 (MqttInstance meters), line 11: spec.kafka.tls.certificateSecretRef.name: the value of \"tls.crt\" in Secret default/kafka has no line -----BEGIN CERTIFICATE-----; put certificates in PEM there",
+            "DIR/a.yaml: document 1 (MqttInstance meters), line 11: spec.kafka.tls.certificateSecretRef.name: the value of \"tls.key\" in Secret default/kafka has no line -----BEGIN PRIVATE KEY-----; put a private key in PEM there",
+        ],
+    );
+    // What a cluster would refuse is refused with either store.
+    for store in [at_these_addresses(), Store::Embedded] {
+        check_with(
+            store,
+            "a bad field",
+            &[("a.yaml", &broken_field), ("s.yaml", KAFKA_SECRET)],
+            &[not_one_of],
+        );
+    }
+}
+
+#[test]
+fn the_store_decides_what_becomes_of_spec_kafka() {
+    let bare = config::Kafka {
+        bootstrap_servers: vec!["a:9092".into(), "b:9092".into()],
+        replication_factor: 1,
+        rack: None,
+        tls: None,
+        sasl: None,
+    };
+    let sasl = Some(config::KafkaSasl { mechanism: config::SaslMechanism::Plain, username: "mqtt".into() });
+    let no_tls = config::Kafka { replication_factor: 3, rack: Some("zone-a".into()), sasl, ..bare.clone() };
+    let whole =
+        config::Kafka { tls: Some(config::KafkaTls { ca: true, certificate: true }), ..no_tls.clone() };
+    let secrets = KafkaSecrets {
+        ca: Some("-----BEGIN CERTIFICATE-----\nY2E=\n-----END CERTIFICATE-----\n".into()),
+        certificate: Some("-----BEGIN CERTIFICATE-----\nY3J0\n-----END CERTIFICATE-----\n".into()),
+        key: Some("-----BEGIN PRIVATE KEY-----\na2V5\n-----END PRIVATE KEY-----\n".into()),
+        password: Some("s3cret".into()),
+    };
+    let password_alone = KafkaSecrets { password: secrets.password.clone(), ..KafkaSecrets::default() };
+    let without_tls = |spec: &str| {
+        let (before, rest) = spec.split_once("    tls:\n").unwrap();
+        let (_, after) = rest.split_once("    sasl:\n").unwrap();
+        format!("{before}    sasl:\n{after}")
+    };
+    let scram = |kafka: &config::Kafka| {
+        let mut kafka = kafka.clone();
+        kafka.sasl.as_mut().unwrap().mechanism = config::SaslMechanism::ScramSha512;
+        kafka
+    };
+    let plain_text = "spec.kafka.sasl: PLAIN without tls sends the password unencrypted; add spec.kafka.tls, or use SCRAM-SHA-512";
+    let one_copy = "there is no spec.kafka: Kafka keeps records in one copy (replicationFactor 1), and is used without TLS and login";
+    let ignored =
+        "spec.kafka is ignored: records are kept here, in one copy (replicationFactor 3 is capped at 1)";
+    let cases = [
+        (Store::Embedded, INSTANCE.to_owned(), None, KafkaSecrets::default(), None),
+        (Store::Embedded, WITH_KAFKA.to_owned(), None, KafkaSecrets::default(), Some(ignored)),
+        (at_these_addresses(), INSTANCE.to_owned(), Some(bare), KafkaSecrets::default(), Some(one_copy)),
+        (at_these_addresses(), WITH_KAFKA.to_owned(), Some(whole), secrets, None),
+        (
+            at_these_addresses(),
+            without_tls(WITH_KAFKA),
+            Some(no_tls.clone()),
+            password_alone.clone(),
+            Some(plain_text),
+        ),
+        (
+            at_these_addresses(),
+            without_tls(WITH_KAFKA).replace("PLAIN", "SCRAM-SHA-512"),
+            Some(scram(&no_tls)),
+            password_alone,
+            None,
+        ),
+    ];
+    for (store, instance, kafka, secrets, warning) in cases {
+        let what = format!("{store:?} with\n{instance}");
+        let dir = folder(&[("a.yaml", &instance), ("s.yaml", KAFKA_SECRET)]);
+        let loaded = Manifests::new(dir.path(), store).unwrap().load().unwrap();
+        assert_eq!(loaded.config.kafka, kafka, "{what}");
+        assert_eq!(loaded.kafka_secrets, secrets, "{what}");
+        let expected: Vec<_> =
+            warning.iter().map(|text| format!("MqttInstance default/meters: {text}")).collect();
+        assert_eq!(loaded.warnings, expected, "{what}");
+        assert!(!format!("{loaded:?}").contains("s3cret"), "{what}");
+    }
+}
+
+#[test]
+fn a_rotated_password_of_kafka_is_loaded() {
+    let dir = folder(&[("a.yaml", WITH_KAFKA), ("s.yaml", KAFKA_SECRET)]);
+    let mut manifests = Manifests::new(dir.path(), at_these_addresses()).unwrap();
+    let before = manifests.load().unwrap();
+    fs::write(dir.path().join("s.yaml"), KAFKA_SECRET.replace("s3cret", "an0ther")).unwrap();
+    let after = manifests.load().unwrap();
+    assert_eq!(after.kafka_secrets.password.as_deref(), Some("an0ther"));
+    assert_eq!(after.config, before.config, "the secret is no part of it");
+    assert_eq!(after.acl, before.acl, "users are not concerned");
 }

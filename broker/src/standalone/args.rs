@@ -1,0 +1,125 @@
+//! The flags of `mqtt-broker standalone`, and which store they ask for.
+
+use std::{net::Ipv6Addr, path::PathBuf};
+
+use super::manifests::Store;
+
+#[derive(Debug, clap::Args)]
+#[command(group = clap::ArgGroup::new("store").required(true).args(["data", "kafka"]))]
+pub(crate) struct Args {
+    /// Folder with the manifests (MqttInstance, ParentTopic, MqttUser, TopicGrant, Secret), watched for changes.
+    #[arg(long)]
+    pub(super) manifests: PathBuf,
+    /// Folder for the stored messages; made when missing.
+    #[arg(long)]
+    pub(super) data: Option<PathBuf>,
+    /// Store messages in Kafka, in place of --data: HOST:PORT of some of its brokers, with commas between them. TLS,
+    /// login and copies are those of the manifest's spec.kafka; these addresses override its bootstrapServers.
+    #[arg(long, value_name = "HOST:PORT", value_delimiter = ',', value_parser = host_and_port)]
+    pub(super) kafka: Vec<String>,
+    /// Where devices connect, HOST:PORT; port 0 picks one. Overrides the manifest.
+    #[arg(long)]
+    pub(super) mqtt: Option<String>,
+    /// Where the admin endpoint listens, HOST:PORT.
+    #[arg(long)]
+    pub(super) admin: Option<String>,
+}
+
+impl Args {
+    pub(super) fn store(&self) -> Store {
+        if self.kafka.is_empty() { Store::Embedded } else { Store::Kafka(self.kafka.clone()) }
+    }
+}
+
+/// Holds an address to what spec.kafka.bootstrapServers may hold, and its port to what a port may be.
+fn host_and_port(text: &str) -> Result<String, &'static str> {
+    let wrong = "write it as HOST:PORT, such as kafka-0.kafka:9092 or [::1]:9092";
+    let (host, port) = text.rsplit_once(':').ok_or(wrong)?;
+    let name = |host: &str| {
+        !host.is_empty() && host.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
+    };
+    let good_host = match host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
+        Some(address) => address.parse::<Ipv6Addr>().is_ok(),
+        None => name(host),
+    };
+    let digits = port.bytes().all(|byte| byte.is_ascii_digit());
+    let good_port = digits && port.parse::<u16>().is_ok_and(|port| port > 0);
+    if good_host && good_port { Ok(text.to_owned()) } else { Err(wrong) }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Standalone {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    /// Parses flags beside `--manifests`, and compares the store, or the beginning of the error.
+    fn check(flags: &[&str], expected: Result<Store, &str>) {
+        let line = ["standalone", "--manifests", "m"].iter().chain(flags);
+        match (Standalone::try_parse_from(line), expected) {
+            (Ok(Standalone { args }), Ok(store)) => assert_eq!(args.store(), store, "{flags:?}"),
+            (Err(error), Err(start)) => {
+                let text = error.to_string();
+                assert!(text.starts_with(start), "{flags:?}: {text}");
+            }
+            (parsed, expected) => panic!("{flags:?}: {parsed:?}, not {expected:?}"),
+        }
+    }
+
+    #[test]
+    fn the_store_is_kafka_or_a_folder_and_never_both() {
+        let kafka =
+            |servers: &[&str]| Store::Kafka(servers.iter().map(|&server| server.to_owned()).collect());
+        check(&["--data", "d"], Ok(Store::Embedded));
+        check(&["--kafka", "k:9092"], Ok(kafka(&["k:9092"])));
+        check(
+            &["--kafka", "kafka-0.kafka:9092,10.0.0.1:1,[::1]:65535,a_b:9092"],
+            Ok(kafka(&["kafka-0.kafka:9092", "10.0.0.1:1", "[::1]:65535", "a_b:9092"])),
+        );
+        check(&["--kafka", "a:1", "--kafka", "b:2"], Ok(kafka(&["a:1", "b:2"])));
+        check(
+            &["--kafka", "k:9092", "--data", "d"],
+            Err("error: the argument '--kafka <HOST:PORT>' cannot be used with '--data <DATA>'"),
+        );
+        check(
+            &[],
+            Err(
+                "error: the following required arguments were not provided:\n  <--data <DATA>|--kafka <HOST:PORT>>\n",
+            ),
+        );
+    }
+
+    #[test]
+    fn an_address_that_is_none_is_named_in_one_line() {
+        for bad in [
+            "",
+            "kafka",
+            "kafka:",
+            ":9092",
+            "kafka:0",
+            "kafka:65536",
+            "kafka:+1",
+            "kafka:port",
+            "a b:9092",
+            "user@kafka:9092",
+            "PLAINTEXT://kafka:9092",
+            "::1:9092",
+            "[::1]",
+            "[::1:9092",
+            "[]:9092",
+            "[kafka]:9092",
+            "größe:9092",
+        ] {
+            let why = "write it as HOST:PORT, such as kafka-0.kafka:9092 or [::1]:9092";
+            let value = format!("good:9092,{bad}");
+            let expected = format!("error: invalid value '{bad}' for '--kafka <HOST:PORT>': {why}\n");
+            check(&["--kafka", &value], Err(&expected));
+        }
+    }
+}
