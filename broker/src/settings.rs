@@ -10,7 +10,7 @@ use mqtt_proto::topic::strict_characters;
 
 use crate::{
     auth::Access,
-    log::{Cleanup, Log, Topic, TopicSettings},
+    log::{Cleanup, Log, LogError, Topic, TopicSettings},
     session::mailbox::Caps,
 };
 
@@ -21,6 +21,14 @@ pub(crate) struct Settings {
     parents: HashMap<Box<str>, Arc<Parent>>,
 }
 
+/// Why settings can't be put in force.
+pub(crate) struct Problems {
+    /// One each.
+    pub(crate) lines: Vec<String>,
+    /// Nothing is wrong with the settings: the log could not be asked.
+    pub(crate) may_pass: bool,
+}
+
 /// A registered parent topic.
 #[derive(Debug)]
 pub(crate) struct Parent {
@@ -29,32 +37,34 @@ pub(crate) struct Parent {
 }
 
 impl Settings {
-    /// Compiles the documents and makes sure that their topics are in the log. Each problem is one line.
+    /// Compiles the documents and makes sure that their topics are in the log.
     pub(crate) async fn compile(
         config: InstanceConfig,
         acl: &AclDocument,
         log: &dyn Log,
-    ) -> Result<Settings, Vec<String>> {
-        let access = Access::compile(acl)?;
+    ) -> Result<Settings, Problems> {
+        let access = Access::compile(acl).map_err(|lines| Problems { lines, may_pass: false })?;
         let mut parents = HashMap::new();
-        let mut problems = Vec::new();
+        let mut problems = Problems { lines: Vec::new(), may_pass: true };
         for parent in &config.parents {
             let cleanup = Cleanup::Retention {
                 age: parent.retention.seconds.map(Duration::from_secs),
                 bytes: parent.retention.bytes,
             };
-            match log
-                .ensure_topic(&parent.topic, TopicSettings { partitions: parent.partitions, cleanup })
-                .await
-            {
+            let record_bytes = largest_record(config.limits.packet_size);
+            let settings = TopicSettings { partitions: parent.partitions, cleanup, record_bytes };
+            match log.ensure_topic(&parent.topic, settings).await {
                 Ok(topic) => {
                     let parent = Parent { topic, ordering: parent.ordering };
                     parents.insert(Box::from(parent.topic.name()), Arc::new(parent));
                 }
-                Err(error) => problems.push(format!("parent topic {:?}: {error}", parent.topic)),
+                Err(error) => {
+                    problems.may_pass &= matches!(error, LogError::Store(_));
+                    problems.lines.push(format!("parent topic {:?}: {error}", parent.topic));
+                }
             }
         }
-        if problems.is_empty() { Ok(Settings { config, access, parents }) } else { Err(problems) }
+        if problems.lines.is_empty() { Ok(Settings { config, access, parents }) } else { Err(problems) }
     }
 
     pub(crate) fn limits(&self) -> &Limits {
@@ -78,4 +88,10 @@ impl Settings {
     pub(crate) fn allows_characters(&self, text: &str, is_filter: bool) -> bool {
         self.config.limits.characters == Characters::Any || strict_characters(text, is_filter)
     }
+}
+
+/// Bytes that the record of a packet takes at most: JSON writes a control character as six, and topic and client ID
+/// stand in a header, too.
+pub(crate) fn largest_record(packet_size: u32) -> u32 {
+    packet_size.saturating_mul(7).saturating_add(64 * 1024)
 }

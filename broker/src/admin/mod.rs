@@ -39,6 +39,8 @@ pub(crate) async fn serve(node: Arc<Node>, listener: TcpListener) {
 async fn ready(State(node): State<Arc<Node>>) -> (StatusCode, String) {
     match &*node.log.health().borrow() {
         Health::Working => (StatusCode::OK, "ready\n".to_owned()),
+        // Another node could do no better, and what needs no store goes on.
+        Health::Away(why) => (StatusCode::OK, format!("ready, but {why}\n")),
         Health::Failing(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")),
     }
 }
@@ -46,6 +48,7 @@ async fn ready(State(node): State<Arc<Node>>) -> (StatusCode, String) {
 async fn counters(State(node): State<Arc<Node>>) -> Json<Value> {
     let mut all: Map<String, Value> =
         node.counters.all().map(|(name, value)| (name.to_owned(), Value::from(value))).collect();
+    all.extend(node.log.figures().into_iter().map(|(name, value)| (name.to_owned(), Value::from(value))));
     all.insert("presence_drops".to_owned(), Value::from(node.bridge.presence_drops.get()));
     all.insert("connections".to_owned(), Value::from(node.connections.count()));
     all.insert("subscriptions".to_owned(), Value::from(node.router.subscriptions()));

@@ -16,7 +16,7 @@ use serde::Serialize;
 use crate::{
     counters::Counter,
     log::{AppendSink, Cleanup, Completion, Log, LogError, Outcome, Record, Topic, TopicSettings},
-    settings::Parent,
+    settings::{Parent, largest_record},
 };
 
 pub(crate) const MQ2MQTT: &str = "mq2mqtt";
@@ -52,13 +52,14 @@ struct Presence<'a> {
 }
 
 impl SystemTopics {
-    /// Makes what is missing.
-    pub(crate) async fn ensure(log: &dyn Log) -> Result<SystemTopics, LogError> {
+    /// Makes what is missing; `packet_size` is the instance's, in bytes.
+    pub(crate) async fn ensure(log: &dyn Log, packet_size: u32) -> Result<SystemTopics, LogError> {
         let kept = TopicSettings {
             partitions: PARTITIONS,
             cleanup: Cleanup::Retention { age: Some(SYSTEM_RETENTION), bytes: None },
+            record_bytes: largest_record(packet_size),
         };
-        let latest = TopicSettings { partitions: 1, cleanup: Cleanup::KeepLatest };
+        let latest = TopicSettings { partitions: 1, cleanup: Cleanup::KeepLatest, record_bytes: 1024 };
         Ok(SystemTopics {
             mq2mqtt: log.ensure_topic(MQ2MQTT, kept).await?,
             rejected: log.ensure_topic(MQ2MQTT_REJECTED, kept).await?,
@@ -140,4 +141,8 @@ struct Nobody;
 
 impl AppendSink for Nobody {
     fn appended(&self, _token: u64, _outcome: Outcome) {}
+
+    fn is_ordered(&self) -> bool {
+        false
+    }
 }

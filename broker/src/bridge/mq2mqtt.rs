@@ -82,6 +82,18 @@ async fn read_on(node: &Arc<Node>, partition: u32) -> Result<(), LogError> {
                 position = start;
                 continue;
             }
+            Err(LogError::Ahead { end }) => {
+                let start = node.log.bounds(&topics.mq2mqtt, partition).await?.start;
+                tracing::warn!(
+                    partition,
+                    position,
+                    end,
+                    "mq2mqtt: the partition is shorter than what was read of it: reading it from its start"
+                );
+                position = start;
+                written = (start, Instant::now());
+                continue;
+            }
             batch => batch?,
         };
         for stored in &batch.records {
@@ -126,14 +138,24 @@ async fn wait_for_room(node: &Node, congested: Vec<Arc<Mailbox>>) {
     }
 }
 
-/// The rejected record with its reason; the partition goes on only once that is durable.
+/// The rejected record with its reason; the partition goes on only once that is durable. A record that the log refuses as it is
+/// (larger than the topic takes) is put aside without what makes it so.
 async fn put_aside(node: &Node, record: &Record, reject: &Reject) {
     let topic = &node.bridge.topics().rejected;
     let mut rejected = record.clone();
     rejected.headers.push((REJECT_REASON, reject.to_string().into()));
-    rejected.created = timestamp(node.wall());
-    while !matches!(append_and_wait(&*node.log, topic, 0, rejected.clone()).await, Outcome::Durable(_)) {
-        tokio::time::sleep(RETRY).await;
+    loop {
+        rejected.created = timestamp(node.wall());
+        match append_and_wait(&*node.log, topic, 0, rejected.clone()).await {
+            Outcome::Durable(_) => return,
+            Outcome::Refused if rejected.value.is_some() || rejected.headers.len() > 1 => {
+                let reason = format!("{reject}; too large to be kept here as it was");
+                rejected.headers = vec![(REJECT_REASON, reason.into())];
+                rejected.value = None;
+                rejected.key = None;
+            }
+            Outcome::Refused | Outcome::Broken => tokio::time::sleep(RETRY).await,
+        }
     }
 }
 

@@ -16,6 +16,7 @@ use super::will::Will;
 use crate::{
     auth::{LoginError, User},
     limits::notice,
+    log::Health,
     node::{self, Node},
     session::{ClaimError, Held},
     settings::Settings,
@@ -29,6 +30,8 @@ const INFLIGHT_CAP: u16 = 1000;
 /// for well-known clients don't keep to one and would be closed for it.
 const PUBLISH_WINDOW: u16 = 1000;
 const FIRST_READ: usize = 1024;
+/// How long a client that wants its session kept waits for a log that takes nothing now.
+const LOG_PATIENCE: Duration = Duration::from_secs(5);
 
 /// A client that has been let in.
 pub(super) struct Admitted {
@@ -70,6 +73,8 @@ pub(super) enum Refused {
     WillTopic,
     #[error("all {0} connections of the instance are in use")]
     ConnectionLimit(u64),
+    #[error("sessions can't be kept while the log is away; a clean session would be let in")]
+    LogAway,
     #[error("{0}")]
     Claim(#[from] ClaimError),
 }
@@ -90,7 +95,7 @@ impl Refused {
             Refused::WillTopic => Reason::TopicNameInvalid,
             Refused::ConnectionLimit(_) => Reason::QuotaExceeded,
             Refused::Claim(ClaimError::Superseded) => Reason::SessionTakenOver,
-            Refused::Claim(ClaimError::Busy) => Reason::ServerUnavailable,
+            Refused::LogAway | Refused::Claim(ClaimError::Busy) => Reason::ServerUnavailable,
         })
     }
 }
@@ -214,6 +219,9 @@ async fn let_in(
     }
     let user = settings.access.login(connect.username, connect.password, client_id)?;
     let will = connect.will.as_ref().map(Will::parse).transpose().map_err(|_| Refused::WillTopic)?;
+    if expiry > 0 && !log_works(node).await {
+        return Err(Refused::LogAway);
+    }
     // A client that is there already takes no more room: it takes its own connection over.
     let entered = node.connections.enter(limits.connections)
         || (node.registry.is_online(client_id) && node.connections.enter(u64::MAX));
@@ -266,6 +274,13 @@ async fn let_in(
         unread,
     };
     Ok((admitted, out))
+}
+
+/// Waits a while for a log that is away.
+async fn log_works(node: &Node) -> bool {
+    let mut health = node.log.health();
+    let works = health.wait_for(|health| *health == Health::Working);
+    matches!(timeout(LOG_PATIENCE, works).await, Ok(Ok(_)))
 }
 
 /// Counts a refusal and says it in one line.

@@ -92,7 +92,7 @@ where
             }
             if self.intake_full()
                 || self.session.publish_window_full()
-                || !self.node.log.room()
+                || self.pauses.log.is_some()
                 || self.pauses.rate_until.is_some()
                 || scratch.out.len() > super::BACKLOG_LIMIT
             {
@@ -101,9 +101,7 @@ where
             }
         }
         self.pay(publishes);
-        if !self.node.log.room() && self.pauses.log.is_none() {
-            let log = self.node.log.clone();
-            self.pauses.log = Some(Box::pin(async move { log.wait_for_room().await }));
+        if self.pauses.log.is_some() {
             context.waker().wake_by_ref();
         }
         Ok(used)

@@ -254,6 +254,7 @@ where
             let done = self.completion(NOTED | ticket.0);
             self.node.unreleased.note(&self.held.slot.client_id, packet_id, &note, now, done);
             self.held.core.notes.insert(packet_id, note);
+            self.mind_the_log();
         }
         self.intake.push_back(Intake { message, topic, ticket: Some(ticket), stage: Stage::Noting });
     }
@@ -293,6 +294,7 @@ where
                 None => self.node.bridge.nobody(),
             };
             self.node.bridge.store(parent, &self.held.slot.client_id, &message, self.node.wall(), done);
+            self.mind_the_log();
         }
         let message = Arc::new(message);
         if message.retain {
@@ -312,6 +314,14 @@ where
             if !self.session.owes_acks() {
                 self.ack_deadline = None;
             }
+        }
+    }
+
+    /// Who hands records to a log that is behind reads on once it has caught up; others are not concerned.
+    fn mind_the_log(&mut self) {
+        if self.pauses.log.is_none() && !self.node.log.room() {
+            let log = self.node.log.clone();
+            self.pauses.log = Some(Box::pin(async move { log.wait_for_room().await }));
         }
     }
 

@@ -10,6 +10,8 @@ use bytes::Bytes;
 use tokio::sync::{oneshot, watch};
 
 pub(crate) mod embedded;
+pub(crate) mod kafka;
+mod room;
 
 /// Position of a record in its partition; rises, with gaps.
 pub(crate) type Offset = u64;
@@ -36,7 +38,8 @@ pub(crate) struct StoredRecord {
 /// How an append ended. Told exactly once for each, unless the process ends first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
-    /// It survives the death of this process, and of the machine as far as the store promises.
+    /// It survives the death of this process, and of the machine as far as the store promises. It stands at this
+    /// offset, or at a later one where the store could not tell.
     Durable(Offset),
     /// It is not in the log and never will be.
     Refused,
@@ -48,6 +51,11 @@ pub(crate) enum Outcome {
 /// [`Log::append`]): must not block, must not append.
 pub(crate) trait AppendSink: Send + Sync {
     fn appended(&self, token: u64, outcome: Outcome);
+
+    /// Whether a record that is refused takes those behind it with it.
+    fn is_ordered(&self) -> bool {
+        true
+    }
 }
 
 /// Where an append's outcome goes; `token` is the sink's own business.
@@ -85,6 +93,8 @@ pub(crate) struct TopicSettings {
     /// May grow later, never shrink.
     pub partitions: u32,
     pub cleanup: Cleanup,
+    /// The largest record that it must take, in bytes.
+    pub record_bytes: u32,
 }
 
 /// How far one read may go.
@@ -116,8 +126,11 @@ pub(crate) struct Bounds {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Health {
     Working,
-    /// Appends wait. What failed, where and what to do, in one line.
+    /// Appends wait, and the fault is this machine's. What failed, where and what to do, in one line.
     Failing(String),
+    /// Appends wait for a store that this machine does not have to itself; what needs no store goes on. Why, in one
+    /// line.
+    Away(String),
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -129,6 +142,9 @@ pub(crate) enum LogError {
     /// Records between the asked offset and `start` are gone (retention); never a silent skip.
     #[error("records before offset {start} are gone")]
     Lost { start: Offset },
+    /// The partition is shorter than the asked offset: what was there is gone.
+    #[error("the partition ends at offset {end}, before what is asked for: was the topic made anew?")]
+    Ahead { end: Offset },
     #[error("{0}")]
     Settings(String),
     /// The store itself failed; worth another try.
@@ -138,8 +154,9 @@ pub(crate) enum LogError {
 
 /// Topics, partitions and records, durable once told so.
 ///
-/// Order: what one writer appends to one partition becomes visible in the order of its calls, without a gap.
-/// After `Refused` or `Broken` nothing later of that partition appears before it is resolved.
+/// Order: what one writer appends to one partition becomes visible in the order of its calls, without a gap; a
+/// record that shows twice does so as 1 2 3 2 3. With a record that is `Refused` go those that the same sink
+/// waits for in the same partition.
 pub(crate) trait Log: Send + Sync {
     /// Makes the topic if there is none, or brings an existing one to these settings (partitions only grow).
     fn ensure_topic<'a>(
@@ -161,7 +178,7 @@ pub(crate) trait Log: Send + Sync {
     fn wait_for_room(&self) -> BoxFuture<'_, ()>;
 
     /// The visible records from `from` on. A record is visible only once durable. An empty batch may still move
-    /// `next` past a gap; at the end, and beyond it, `next` is `from`.
+    /// `next` past a gap; at the end `next` is `from`. With `wait` zero that is the end as it was after the call.
     fn read<'a>(
         &'a self,
         topic: &'a Topic,
@@ -177,6 +194,9 @@ pub(crate) trait Log: Send + Sync {
     fn known_end(&self, topic: &Topic, partition: u32) -> Offset;
 
     fn health(&self) -> watch::Receiver<Health>;
+
+    /// Gauges and counters of the store, by name.
+    fn figures(&self) -> Vec<(&'static str, u64)>;
 
     /// Makes durable what was appended, and closes the store. Appends afterwards are refused.
     fn close(&self) -> BoxFuture<'_, ()>;

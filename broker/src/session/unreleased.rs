@@ -25,6 +25,8 @@ use crate::{
 
 const TOPIC: &str = "__mqtt-unreleased";
 const PARTITIONS: u32 = 3;
+/// A note has a client ID, a user and a topic's name.
+const NOTE_BYTES: u32 = 256 * 1024;
 /// How long a repeat may come without DUP.
 const REPEAT_WITHOUT_DUP: Millis = 10 * 60 * 1000;
 const READ: ReadLimit = ReadLimit { records: 1000, bytes: 1 << 20, wait: Duration::ZERO };
@@ -96,6 +98,7 @@ impl Note {
                     from = start;
                     continue;
                 }
+                Err(LogError::Ahead { .. }) => return Ok(false),
                 batch => batch?,
             };
             let is_it = |(name, value): &(Bytes, Bytes)| name == MESSAGE_ID && value == wanted.as_bytes();
@@ -117,7 +120,8 @@ impl Unreleased {
         now: Millis,
         keep: Duration,
     ) -> Result<Unreleased, LogError> {
-        let settings = TopicSettings { partitions: PARTITIONS, cleanup: Cleanup::KeepLatest };
+        let settings =
+            TopicSettings { partitions: PARTITIONS, cleanup: Cleanup::KeepLatest, record_bytes: NOTE_BYTES };
         let topic = log.ensure_topic(TOPIC, settings).await?;
         let oldest = timestamp(now) - i64::try_from(keep.as_millis()).unwrap_or(i64::MAX);
         let mut recovered: HashMap<Box<str>, HashMap<u16, Note>> = HashMap::new();

@@ -2,32 +2,35 @@
 
 mod args;
 pub(crate) mod manifests;
+mod store;
 mod watch;
 
-use std::{path::Path, process::ExitCode, sync::Arc, time::Duration};
+use std::{process::ExitCode, sync::Arc, time::Duration};
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
 };
 
 pub(crate) use self::args::Args;
-use self::manifests::{Loaded, Manifests};
+use self::{
+    manifests::{Loaded, Manifests},
+    store::Store,
+};
 use crate::{
     bridge::{Bridge, SystemTopics},
-    log::{
-        Log,
-        embedded::{EmbeddedLog, EmbeddedOptions},
-    },
+    log::{Log, LogError},
     node::{self, Node},
     server::Server,
     session::unreleased::Unreleased,
-    settings::Settings,
+    settings::{Problems, Settings},
 };
 
 /// Exit code for manifests that can't be used.
 const BAD_MANIFESTS: u8 = 2;
+/// Until a store that could not be asked is asked again.
+const TRY_AGAIN: Duration = Duration::from_secs(1);
 
 pub(crate) fn run(args: Args) -> ExitCode {
     let mut manifests = match Manifests::new(&args.manifests, args.store()) {
@@ -70,25 +73,27 @@ async fn serve(
     for warning in &loaded.warnings {
         tracing::warn!("{warning}");
     }
-    let log = open_log(args.data.as_deref(), &loaded)?;
-    let keep = Duration::from_secs(u64::from(loaded.config.session.expiry_seconds));
-    let unreleased = Unreleased::recover(log.clone(), node::wall(), keep).await?;
-    let bridge = Bridge::new(log.clone(), SystemTopics::ensure(&*log).await?);
-    let (mqtt, admin) = (loaded.config.listeners.mqtt.clone(), loaded.config.listeners.admin.clone());
-    let settings = match Settings::compile(loaded.config, &loaded.acl, &*log).await {
-        Ok(settings) => settings,
+    let prepared = tokio::select! {
+        prepared = prepare(&args, &loaded) => prepared?,
+        signal = stop_signal() => {
+            tracing::info!("stopped before the start was over");
+            return signal.map(|()| ExitCode::SUCCESS);
+        }
+    };
+    let (store, node) = match prepared {
+        Ok(ready) => ready,
         Err(problems) => {
-            problems.iter().for_each(|problem| eprintln!("{problem}"));
+            problems.lines.iter().for_each(|problem| eprintln!("{problem}"));
             return Ok(ExitCode::from(BAD_MANIFESTS));
         }
     };
+    let (mqtt, admin) = (loaded.config.listeners.mqtt, loaded.config.listeners.admin);
     let mqtt = bind(args.mqtt.as_deref().unwrap_or(&mqtt), "--mqtt").await?;
     let admin = bind(args.admin.as_deref().unwrap_or(&admin), "--admin").await?;
-    let node = Arc::new(Node::new(node::random_u64(), log, bridge, unreleased, settings));
     let server = Server::start(node.clone(), mqtt, admin)?;
     println!("ready mqtt={} admin={}", server.mqtt, server.admin);
 
-    let watching = tokio::spawn(watch::run(node, args.manifests, manifests, state));
+    let watching = tokio::spawn(watch::run(node, store, args.manifests, manifests, state));
     stop_signal().await?;
     tracing::info!("stopping");
     watching.abort();
@@ -96,17 +101,33 @@ async fn serve(
     Ok(ExitCode::SUCCESS)
 }
 
-/// The store: Kafka where the config names one, else the embedded one in the folder `data`.
-fn open_log(data: Option<&Path>, loaded: &Loaded) -> anyhow::Result<Arc<dyn Log>> {
-    match (&loaded.config.kafka, data) {
-        (Some(kafka), _) => {
-            let servers = kafka.bootstrap_servers.join(",");
-            tracing::info!("records are kept in Kafka at {servers}; secrets: {:?}", loaded.kafka_secrets);
-            bail!("Kafka at {servers} can't be used: not built yet; start with --data instead")
+/// Everything that the log is needed for before devices are let in. Waits for a log that can't be asked.
+async fn prepare(args: &Args, loaded: &Loaded) -> anyhow::Result<Result<(Store, Arc<Node>), Problems>> {
+    let store = Store::open(args.data.as_deref(), loaded).await?;
+    loop {
+        match make_node(store.log(), loaded).await {
+            Ok(Ok(node)) => return Ok(Ok((store, node))),
+            Ok(Err(problems)) if !problems.may_pass => return Ok(Err(problems)),
+            Ok(Err(problems)) => {
+                problems.lines.iter().for_each(|problem| tracing::error!("{problem}; trying again"))
+            }
+            Err(error @ LogError::Store(_)) => tracing::error!("{error}; trying again"),
+            Err(error) => return Err(error.into()),
         }
-        (None, Some(data)) => Ok(EmbeddedLog::open(data, EmbeddedOptions::default())?),
-        (None, None) => bail!("there is no store; name one with --data or --kafka"),
+        tokio::time::sleep(TRY_AGAIN).await;
     }
+}
+
+async fn make_node(log: Arc<dyn Log>, loaded: &Loaded) -> Result<Result<Arc<Node>, Problems>, LogError> {
+    let keep = Duration::from_secs(u64::from(loaded.config.session.expiry_seconds));
+    let unreleased = Unreleased::recover(log.clone(), node::wall(), keep).await?;
+    let topics = SystemTopics::ensure(&*log, loaded.config.limits.packet_size).await?;
+    let bridge = Bridge::new(log.clone(), topics);
+    let settings = match Settings::compile(loaded.config.clone(), &loaded.acl, &*log).await {
+        Ok(settings) => settings,
+        Err(problems) => return Ok(Err(problems)),
+    };
+    Ok(Ok(Arc::new(Node::new(node::random_u64(), log, bridge, unreleased, settings))))
 }
 
 async fn bind(address: &str, flag: &str) -> anyhow::Result<TcpListener> {

@@ -13,7 +13,10 @@ use std::{
 
 use tokio::time::interval;
 
-use super::manifests::{Loaded, Manifests};
+use super::{
+    manifests::{Loaded, Manifests},
+    store::Store,
+};
 use crate::{node::Node, settings::Settings};
 
 const TRY_AGAIN: Duration = Duration::from_secs(5);
@@ -25,7 +28,13 @@ const MOST_LOOKS: u32 = 4;
 pub(super) type Fingerprint = Vec<(PathBuf, u64, u64, i64, i64, i64, i64)>;
 
 /// Runs until its task is aborted; `loaded` is the folder's state whose manifests are in force. Manifests that can't be used leave the last good state in force.
-pub(super) async fn run(node: Arc<Node>, folder: PathBuf, manifests: Manifests, loaded: Fingerprint) {
+pub(super) async fn run(
+    node: Arc<Node>,
+    store: Store,
+    folder: PathBuf,
+    manifests: Manifests,
+    loaded: Fingerprint,
+) {
     let mut manifests = manifests;
     let mut seen = loaded;
     let mut ticks = interval(LOOK_EVERY);
@@ -63,7 +72,7 @@ pub(super) async fn run(node: Arc<Node>, folder: PathBuf, manifests: Manifests, 
         seen = current;
         match loaded {
             Ok(loaded) => {
-                if !apply(&node, loaded).await {
+                if !apply(&node, &store, loaded).await {
                     // The log could not take it on: the same manifests may do later.
                     seen = Fingerprint::new();
                     tokio::time::sleep(TRY_AGAIN).await;
@@ -75,10 +84,11 @@ pub(super) async fn run(node: Arc<Node>, folder: PathBuf, manifests: Manifests, 
 }
 
 /// True unless the settings could not be put in force.
-async fn apply(node: &Node, loaded: Loaded) -> bool {
+async fn apply(node: &Node, store: &Store, loaded: Loaded) -> bool {
     for warning in &loaded.warnings {
         tracing::warn!("{warning}");
     }
+    store.follow(&loaded);
     match Settings::compile(loaded.config, &loaded.acl, &*node.log).await {
         Ok(settings) => {
             node.apply(settings);
@@ -86,7 +96,7 @@ async fn apply(node: &Node, loaded: Loaded) -> bool {
             true
         }
         Err(problems) => {
-            report(problems);
+            report(problems.lines);
             false
         }
     }

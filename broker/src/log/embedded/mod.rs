@@ -165,11 +165,11 @@ impl Log for EmbeddedLog {
     }
 
     fn room(&self) -> bool {
-        self.shared.queue.room()
+        self.shared.queue.room.has_some()
     }
 
     fn wait_for_room(&self) -> BoxFuture<'_, ()> {
-        Box::pin(self.shared.queue.wait_for_room())
+        Box::pin(self.shared.queue.room.wait())
     }
 
     fn read<'a>(
@@ -195,6 +195,15 @@ impl Log for EmbeddedLog {
 
     fn health(&self) -> watch::Receiver<Health> {
         self.shared.health.subscribe()
+    }
+
+    fn figures(&self) -> Vec<(&'static str, u64)> {
+        let room = &self.shared.queue.room;
+        vec![
+            ("log_waiting_bytes", room.bytes() as u64),
+            ("log_waiting_records", room.records() as u64),
+            ("log_away", u64::from(*self.shared.health.borrow() != Health::Working)),
+        ]
     }
 
     fn close(&self) -> BoxFuture<'_, ()> {

@@ -1,17 +1,16 @@
-//! What waits for the store's thread: owns the queue of appends, its soft bound, and the store's wake-ups.
+//! What waits for the store's thread: owns the queue of appends and the store's wake-ups.
 
 use std::{
     collections::VecDeque,
-    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
     time::{Duration, Instant},
 };
 
 use bytes::Bytes;
 use parking_lot::{Condvar, Mutex};
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::oneshot;
 
 use super::PartitionId;
-use crate::log::{Completion, LogError, Offset, Outcome, Topic, TopicSettings};
+use crate::log::{Completion, LogError, Offset, Outcome, Topic, TopicSettings, room::Room};
 
 /// One append on its way.
 pub(super) struct Entry {
@@ -38,12 +37,7 @@ pub(super) struct Queue {
     waiting: Mutex<Waiting>,
     wake: Condvar,
     /// Taken and not yet told an outcome, in the queue or being written.
-    bytes: AtomicUsize,
-    records: AtomicUsize,
-    limit_bytes: usize,
-    limit_records: usize,
-    full: AtomicBool,
-    room: Notify,
+    pub(super) room: Room,
 }
 
 #[derive(Default)]
@@ -59,16 +53,7 @@ const BATCH_RECORDS: usize = 10_000;
 
 impl Queue {
     pub(super) fn new(limit_bytes: usize, limit_records: usize) -> Queue {
-        Queue {
-            waiting: Mutex::default(),
-            wake: Condvar::new(),
-            bytes: AtomicUsize::new(0),
-            records: AtomicUsize::new(0),
-            limit_bytes,
-            limit_records,
-            full: AtomicBool::new(false),
-            room: Notify::new(),
-        }
+        Queue { waiting: Mutex::default(), wake: Condvar::new(), room: Room::new(limit_bytes, limit_records) }
     }
 
     /// Refuses once the queue is closed.
@@ -79,11 +64,7 @@ impl Queue {
             entry.done.sink.appended(entry.done.token, Outcome::Refused);
             return;
         }
-        let bytes = self.bytes.fetch_add(entry.size(), Ordering::Relaxed) + entry.size();
-        let records = self.records.fetch_add(1, Ordering::Relaxed) + 1;
-        if bytes >= self.limit_bytes || records >= self.limit_records {
-            self.full.store(true, Ordering::Release);
-        }
+        self.room.take(entry.size());
         waiting.entries.push_back(entry);
         drop(waiting);
         self.wake.notify_one();
@@ -99,20 +80,6 @@ impl Queue {
         drop(waiting);
         self.wake.notify_one();
         true
-    }
-
-    pub(super) fn room(&self) -> bool {
-        !self.full.load(Ordering::Acquire)
-    }
-
-    pub(super) async fn wait_for_room(&self) {
-        loop {
-            let notified = self.room.notified();
-            if self.room() {
-                return;
-            }
-            notified.await;
-        }
     }
 
     pub(super) fn close(&self) {
@@ -145,17 +112,6 @@ impl Queue {
         let mut waiting = self.waiting.lock();
         while !waiting.closing && !self.wake.wait_until(&mut waiting, until).timed_out() {}
         (std::mem::take(&mut waiting.ensures), waiting.closing)
-    }
-
-    /// Takes note that these were told their outcome.
-    pub(super) fn told(&self, bytes: usize, records: usize) {
-        let bytes = self.bytes.fetch_sub(bytes, Ordering::Relaxed) - bytes;
-        let records = self.records.fetch_sub(records, Ordering::Relaxed) - records;
-        // Well below the bound before anyone is woken, so that they are not woken for one record each.
-        if !self.room() && bytes <= self.limit_bytes / 4 * 3 && records <= self.limit_records / 4 * 3 {
-            self.full.store(false, Ordering::Release);
-            self.room.notify_waiters();
-        }
     }
 }
 

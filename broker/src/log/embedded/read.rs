@@ -42,6 +42,9 @@ pub(super) async fn read(
             check_start(&state, from)?;
             return Ok(batch);
         }
+        if from > end {
+            return Err(LogError::Ahead { end });
+        }
         let nothing = Ok(ReadBatch { records: Vec::new(), next: from });
         if limit.wait.is_zero() {
             return nothing;

@@ -136,7 +136,7 @@ impl Store {
                 (Some(_), None) => Outcome::Refused,
             });
         }
-        self.shared.queue.told(bytes, records);
+        self.shared.queue.room.free(bytes, records);
         self.unflushed += bytes as u64;
         self.keep_memory_small();
     }

@@ -52,7 +52,7 @@ fn quick() -> EmbeddedOptions {
 }
 
 async fn topic(log: &EmbeddedLog, name: &str, partitions: u32, cleanup: Cleanup) -> Topic {
-    log.ensure_topic(name, TopicSettings { partitions, cleanup }).await.unwrap()
+    log.ensure_topic(name, TopicSettings { partitions, cleanup, record_bytes: 1 << 20 }).await.unwrap()
 }
 
 async fn append(log: &EmbeddedLog, topic: &Topic, partition: u32, record: Record) -> Offset {
@@ -221,7 +221,8 @@ async fn a_topic_grows_keeps_its_settings_and_refuses_what_cannot_be() {
         (&long, 1, FOREVER),
     ];
     for (name, partitions, cleanup) in cases {
-        let refused = log.ensure_topic(name, TopicSettings { partitions, cleanup }).await;
+        let refused =
+            log.ensure_topic(name, TopicSettings { partitions, cleanup, record_bytes: 1 << 20 }).await;
         assert!(matches!(refused, Err(LogError::Settings(_))), "{name:?} with {partitions}: {refused:?}");
     }
     assert!(log.topic("u").is_none());
@@ -248,7 +249,7 @@ async fn a_closed_log_has_stored_what_was_appended_and_refuses_more() {
         assert_eq!(outcomes.try_recv().unwrap(), (token, Outcome::Durable(token)));
     }
     assert_eq!(append_and_wait(&*log, &made, 0, record("k", "late")).await, Outcome::Refused);
-    let settings = TopicSettings { partitions: 1, cleanup: FOREVER };
+    let settings = TopicSettings { partitions: 1, cleanup: FOREVER, record_bytes: 1 << 20 };
     assert!(matches!(log.ensure_topic("u", settings).await, Err(LogError::Store(_))));
     assert_eq!(values(&open(dir.path()), &made, 0).await.len(), 1_000);
 }

@@ -158,7 +158,7 @@ async fn a_write_that_fails_in_the_background_is_noticed_without_an_append() {
     let _ = log.shared.db().unwrap().flush();
     health_is(&log, failing).await;
     let waiting = tokio::spawn(append_and_wait(&*log, &made, 0, record("k", "last")));
-    let settings = TopicSettings { partitions: 1, cleanup: FOREVER };
+    let settings = TopicSettings { partitions: 1, cleanup: FOREVER, record_bytes: 1 << 20 };
     let refused = tokio::time::timeout(PATIENCE, log.ensure_topic("u", settings)).await.expect("an answer");
     assert!(matches!(refused, Err(LogError::Store(_))), "{refused:?}");
     assert!(!waiting.is_finished());
@@ -328,7 +328,7 @@ impl AppendSink for Print {
 fn stopped_store(dir: &Path) -> (Store, Topic) {
     let shared = Arc::new(Shared::new(dir, EmbeddedOptions::default()));
     let (mut store, _) = Store::open(DataDir::lock(dir).unwrap(), shared).unwrap();
-    let settings = TopicSettings { partitions: 1, cleanup: Cleanup::KeepLatest };
+    let settings = TopicSettings { partitions: 1, cleanup: Cleanup::KeepLatest, record_bytes: 1 << 20 };
     let Ok(topic) = store.make_topic("t", settings) else { panic!("no topic was made") };
     (store, topic)
 }

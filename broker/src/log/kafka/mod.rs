@@ -1,0 +1,419 @@
+//! The log in a Kafka cluster.
+//!
+//! Promises beyond [`Log`]'s: an append is `Durable` once all in-sync replicas have the record. Records repeat when a
+//! producer had to be replaced or Kafka itself repeated them. `Refused` is told of a record that Kafka will never
+//! take (too large, too old, or too much for a topic that does not work), `Broken` only at a close. While Kafka is away
+//! appends wait, [`Health`] says so, and everything goes on by itself later.
+//!
+//! | part | owns |
+//! |---|---|
+//! | [`lane`] | the records of a partition that have no outcome yet, in their order |
+//! | [`producer`] | one librdkafka producer, from its start to its first failure |
+//! | [`writer`] | threads that serve lanes with producers, one generation after the other |
+//! | [`reader`] | consumers and cursors |
+//! | [`topics`] | making, verifying and altering topics |
+//! | [`vitals`] | what Kafka's state is, and who is told |
+
+mod access;
+mod alter;
+mod lane;
+mod producer;
+mod reader;
+#[cfg(test)]
+mod tests;
+mod topics;
+mod vitals;
+mod writer;
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use arc_swap::ArcSwap;
+use parking_lot::{Mutex, RwLock};
+use rdkafka::consumer::Consumer;
+use tokio::{runtime::Handle, sync::watch};
+
+pub(crate) use self::access::Access;
+use self::{
+    lane::Lane,
+    reader::Readers,
+    topics::{Admin, Found},
+    vitals::{Stalled, Vitals},
+    writer::Writer,
+};
+use super::{
+    Bounds, BoxFuture, Cleanup, Completion, Health, Log, LogError, Offset, Outcome, ReadBatch, ReadLimit,
+    Record, Topic, TopicSettings, room::Room,
+};
+
+/// Bytes and records that may wait before [`Log::room`] says no.
+const ROOM_BYTES: usize = 64 << 20;
+const ROOM_RECORDS: usize = 200_000;
+/// Kafka's own default of the largest record (batch); topics take no less.
+const SMALLEST_RECORD_BYTES: u32 = 1_048_588;
+/// What is older is refused by Kafka where topics keep the latest record of a key; a little less than its setting.
+const OLDEST: Duration = Duration::from_secs(290);
+/// How long a close waits for what is on its way.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
+const QUESTION_TIMEOUT: Duration = Duration::from_secs(3);
+const TRY_AGAIN: Duration = Duration::from_secs(1);
+const SAY_EVERY: Duration = Duration::from_secs(60);
+
+/// See the module.
+pub(crate) struct KafkaLog {
+    shared: Arc<Shared>,
+    writer: Arc<Writer>,
+    health: watch::Receiver<Health>,
+}
+
+/// What the parts have in common.
+struct Shared {
+    runtime: Handle,
+    access: ArcSwap<Access>,
+    vitals: Arc<Vitals>,
+    readers: Readers,
+    admin: Mutex<Option<(Arc<Access>, Arc<Admin>)>>,
+    topics: RwLock<Topics>,
+    room: Arc<Room>,
+    main: RwLock<Weak<Writer>>,
+    stopped: AtomicBool,
+}
+
+#[derive(Default)]
+struct Topics {
+    by_name: HashMap<String, Arc<TopicState>>,
+    by_id: Vec<Arc<TopicState>>,
+}
+
+struct TopicState {
+    handle: Topic,
+    /// What it was last found to be in line with.
+    settings: Mutex<Option<TopicSettings>>,
+    min_in_sync: u32,
+    lanes: RwLock<Vec<Arc<Lane>>>,
+}
+
+impl KafkaLog {
+    /// Starts the clients; whether Kafka answers is [`KafkaLog::reach`]'s question. Must run on a tokio runtime.
+    pub(crate) fn open(access: Access) -> Result<Arc<KafkaLog>, LogError> {
+        let vitals = Arc::new(Vitals::new());
+        let access = Arc::new(access);
+        let shared = Arc::new(Shared {
+            runtime: Handle::current(),
+            readers: Readers::new(access.clone(), vitals.clone()),
+            access: ArcSwap::new(access),
+            vitals,
+            admin: Mutex::default(),
+            topics: RwLock::default(),
+            room: Arc::new(Room::new(ROOM_BYTES, ROOM_RECORDS)),
+            main: RwLock::default(),
+            stopped: AtomicBool::new(false),
+        });
+        let writer = Writer::start(shared.clone())
+            .map_err(|error| LogError::Store(format!("Kafka: no thread to write from: {error}")))?;
+        *shared.main.write() = Arc::downgrade(&writer);
+        let (sender, health) = watch::channel(Health::Working);
+        tokio::spawn(vitals::watch(Arc::downgrade(&shared), sender));
+        Ok(Arc::new(KafkaLog { shared, writer, health }))
+    }
+
+    /// Returns once Kafka answers; says every minute why it does not.
+    pub(crate) async fn reach(&self) {
+        let begun = Instant::now();
+        let mut said: Option<Instant> = None;
+        loop {
+            let readers = &self.shared.readers;
+            let answer = match readers.questions() {
+                Ok(client) => {
+                    let asked = move || client.client().fetch_cluster_id(QUESTION_TIMEOUT);
+                    let asked = tokio::task::spawn_blocking(asked).await.ok().flatten();
+                    asked.map(drop).ok_or_else(|| "no connection".to_owned())
+                }
+                Err(error) => Err(error.to_string()),
+            };
+            let Err(error) = answer else { return };
+            if said.is_none_or(|at| at.elapsed() >= SAY_EVERY) {
+                said = Some(Instant::now());
+                tracing::error!(
+                    "Kafka at {} does not answer since {} s: {}; the broker starts once it does",
+                    self.shared.access().servers(),
+                    begun.elapsed().as_secs(),
+                    self.shared.vitals.last_error().unwrap_or(error)
+                );
+            }
+            tokio::time::sleep(TRY_AGAIN).await;
+        }
+    }
+
+    /// Goes on with other addresses or credentials; what is on its way is finished with the old ones.
+    pub(crate) fn use_access(&self, access: Access) {
+        if *self.shared.access.load_full() != access {
+            let access = Arc::new(access);
+            self.shared.access.store(access.clone());
+            self.shared.readers.renew(access);
+        }
+    }
+}
+
+impl Log for KafkaLog {
+    fn ensure_topic<'a>(
+        &'a self,
+        name: &'a str,
+        settings: TopicSettings,
+    ) -> BoxFuture<'a, Result<Topic, LogError>> {
+        Box::pin(async move {
+            let known = self.shared.topic(name);
+            if let Some(known) = known.filter(|known| *known.settings.lock() == Some(settings)) {
+                return Ok(known.handle.clone());
+            }
+            self.shared.ensure(name, settings).await
+        })
+    }
+
+    fn topic(&self, name: &str) -> Option<Topic> {
+        self.shared.topic(name).map(|topic| topic.handle.clone())
+    }
+
+    fn append(&self, topic: &Topic, partition: u32, record: Record, done: Completion) {
+        match self.shared.lane(topic, partition) {
+            Some(lane) => {
+                if !lane.append(record, done) {
+                    self.shared.vitals.records_refused.fetch_add(1, Ordering::Relaxed);
+                    tracing::debug!(
+                        topic = topic.name(),
+                        partition,
+                        "an append is refused: too large, or its topic does not work"
+                    );
+                }
+            }
+            None => {
+                tracing::error!(topic = topic.name(), partition, "an append is refused: no such partition");
+                done.sink.appended(done.token, Outcome::Refused);
+            }
+        }
+    }
+
+    fn room(&self) -> bool {
+        self.shared.room.has_some()
+    }
+
+    fn wait_for_room(&self) -> BoxFuture<'_, ()> {
+        Box::pin(self.shared.room.wait())
+    }
+
+    fn read<'a>(
+        &'a self,
+        topic: &'a Topic,
+        partition: u32,
+        from: Offset,
+        limit: ReadLimit,
+    ) -> BoxFuture<'a, Result<ReadBatch, LogError>> {
+        Box::pin(async move {
+            self.shared.check(topic, partition)?;
+            self.shared.readers.read(topic, partition, from, limit).await
+        })
+    }
+
+    fn bounds<'a>(&'a self, topic: &'a Topic, partition: u32) -> BoxFuture<'a, Result<Bounds, LogError>> {
+        Box::pin(async move {
+            self.shared.check(topic, partition)?;
+            self.shared.readers.bounds(topic, partition).await
+        })
+    }
+
+    fn known_end(&self, topic: &Topic, partition: u32) -> Offset {
+        self.shared.lane(topic, partition).map_or(0, |lane| lane.known_end())
+    }
+
+    fn health(&self) -> watch::Receiver<Health> {
+        self.health.clone()
+    }
+
+    fn figures(&self) -> Vec<(&'static str, u64)> {
+        let room = &self.shared.room;
+        let waits = self.shared.longest_waiting().map_or(0, |stalled| stalled.since.elapsed().as_millis());
+        let mut figures = vec![
+            ("log_waiting_bytes", room.bytes() as u64),
+            ("log_waiting_records", room.records() as u64),
+            ("log_waits_longest_ms", u64::try_from(waits).unwrap_or(u64::MAX)),
+            ("log_away", u64::from(*self.health.borrow() != Health::Working)),
+        ];
+        figures.extend(self.shared.vitals.figures());
+        figures
+    }
+
+    fn close(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async move {
+            let lanes = self.shared.all_lanes();
+            lanes.iter().for_each(|lane| lane.close());
+            let until = Instant::now() + CLOSE_TIMEOUT;
+            let waits = |lanes: &[Arc<Lane>]| lanes.iter().any(|lane| lane.backlog().records > 0);
+            while waits(&lanes) && Instant::now() < until {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            self.shared.stopped.store(true, Ordering::Release);
+            let writer = self.writer.clone();
+            // An error means that the thread panicked, which it has said.
+            let _ = tokio::task::spawn_blocking(move || writer.stop()).await;
+            let left: usize = lanes.iter().map(|lane| lane.backlog().records).sum();
+            if left > 0 {
+                tracing::error!("the log is closed while Kafka is away: {left} records may not be stored");
+            }
+            lanes.iter().for_each(|lane| lane.abandon());
+        })
+    }
+}
+
+impl Drop for KafkaLog {
+    fn drop(&mut self) {
+        self.shared.stopped.store(true, Ordering::Release);
+        self.writer.stop();
+    }
+}
+
+impl Shared {
+    fn access(&self) -> Arc<Access> {
+        self.access.load_full()
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.stopped.load(Ordering::Acquire)
+    }
+
+    fn topic(&self, name: &str) -> Option<Arc<TopicState>> {
+        self.topics.read().by_name.get(name).cloned()
+    }
+
+    fn lane(&self, topic: &Topic, partition: u32) -> Option<Arc<Lane>> {
+        let topics = self.topics.read();
+        let state = topics.by_id.get(topic.id() as usize)?;
+        state.lanes.read().get(partition as usize).cloned()
+    }
+
+    fn all_lanes(&self) -> Vec<Arc<Lane>> {
+        self.topics.read().by_id.iter().flat_map(|topic| topic.lanes.read().clone()).collect()
+    }
+
+    fn check(&self, topic: &Topic, partition: u32) -> Result<(), LogError> {
+        match self.lane(topic, partition) {
+            Some(_) => Ok(()),
+            None => Err(LogError::UnknownPartition { topic: topic.name().to_owned(), partition }),
+        }
+    }
+
+    /// The partition whose first record has waited longest, of the topics that work.
+    fn longest_waiting(&self) -> Option<Stalled> {
+        let waiting = self.all_lanes().into_iter().filter_map(|lane| {
+            let backlog = lane.backlog();
+            backlog.since.filter(|_| !backlog.aside).map(|since| (since, lane))
+        });
+        let (since, lane) = waiting.min_by_key(|(since, _)| *since)?;
+        Some(Stalled { topic: lane.topic.name().to_owned(), partition: lane.partition, since })
+    }
+
+    fn admin(&self) -> Result<Arc<Admin>, LogError> {
+        let access = self.access();
+        let mut admin = self.admin.lock();
+        if let Some((_, admin)) = admin.as_ref().filter(|(of, _)| **of == *access) {
+            return Ok(admin.clone());
+        }
+        let new = Arc::new(Admin::new(&access.client())?);
+        *admin = Some((access, new.clone()));
+        Ok(new)
+    }
+
+    /// Makes or verifies a topic.
+    async fn ensure(&self, name: &str, settings: TopicSettings) -> Result<Topic, LogError> {
+        let wanted =
+            TopicSettings { record_bytes: settings.record_bytes.max(SMALLEST_RECORD_BYTES), ..settings };
+        let found = topics::ensure(&self.admin()?, name, wanted, self.access().copies()).await?;
+        self.admit(name, settings, &found).await
+    }
+
+    /// Takes a topic in as it was found, with a lane for each partition.
+    async fn admit(&self, name: &str, settings: TopicSettings, found: &Found) -> Result<Topic, LogError> {
+        let oldest = (settings.cleanup == Cleanup::KeepLatest).then_some(OLDEST);
+        let (state, new) = {
+            let mut topics = self.topics.write();
+            let id = u32::try_from(topics.by_id.len()).unwrap_or(u32::MAX);
+            let state = topics.by_name.get(name).cloned().unwrap_or_else(|| {
+                let state = Arc::new(TopicState {
+                    handle: Topic::new(name, id, 0),
+                    settings: Mutex::default(),
+                    min_in_sync: found.min_in_sync,
+                    lanes: RwLock::default(),
+                });
+                topics.by_name.insert(name.to_owned(), state.clone());
+                topics.by_id.push(state.clone());
+                state
+            });
+            let mut lanes = state.lanes.write();
+            lanes.iter().for_each(|lane| lane.record_bytes.store(found.max_record, Ordering::Relaxed));
+            let known = u32::try_from(lanes.len()).unwrap_or(u32::MAX);
+            let lane =
+                |partition| Lane::new(&state.handle, partition, found.max_record, oldest, self.room.clone());
+            let new: Vec<Arc<Lane>> = (known..found.partitions).map(|p| Arc::new(lane(p))).collect();
+            lanes.extend(new.iter().cloned());
+            drop(lanes);
+            (state, new)
+        };
+        if let Some(main) = self.main.read().upgrade() {
+            main.adopt(new);
+        }
+        let lanes = state.lanes.read().clone();
+        for lane in lanes.iter().filter(|lane| lane.known_end() == 0) {
+            lane.learn_end(self.readers.bounds(&state.handle, lane.partition).await?.end);
+        }
+        state.handle.grow(found.partitions);
+        *state.settings.lock() = Some(settings);
+        Ok(state.handle.clone())
+    }
+
+    /// Sees to it that a known topic is as it was asked for.
+    async fn verify(&self, name: &str) -> Result<(), LogError> {
+        let state = self.topic(name).ok_or_else(|| LogError::UnknownTopic(name.to_owned()))?;
+        let settings = *state.settings.lock();
+        match settings {
+            Some(settings) => self.ensure(name, settings).await.map(drop),
+            None => Ok(()),
+        }
+    }
+
+    /// Takes lanes back whose topic works again.
+    fn rejoin(&self, lanes: Vec<Arc<Lane>>) {
+        lanes.iter().for_each(|lane| lane.move_to(&self.room, false));
+        if let Some(main) = self.main.read().upgrade() {
+            main.adopt(lanes);
+        }
+    }
+
+    /// What may keep a partition from confirming, as far as Kafka's metadata shows it.
+    async fn look_at(&self, topic: &str, partition: u32) -> Option<String> {
+        let min_in_sync = self.topic(topic)?.min_in_sync;
+        let client = self.readers.questions().ok()?;
+        let topic = topic.to_owned();
+        let asked = tokio::task::spawn_blocking(move || {
+            let metadata = client.fetch_metadata(Some(&topic), QUESTION_TIMEOUT).ok()?;
+            let found = metadata.topics().first()?.partitions();
+            let id = i32::try_from(partition).ok()?;
+            let found = found.iter().find(|found| found.id() == id)?;
+            let in_sync = found.isr().len();
+            if found.leader() < 0 {
+                Some(format!("topic {topic} partition {partition} has no leader"))
+            } else if (in_sync as u64) < u64::from(min_in_sync) {
+                Some(format!(
+                    "topic {topic} partition {partition} has {in_sync} in-sync replicas of the {min_in_sync} that min.insync.replicas asks for; start the missing Kafka nodes"
+                ))
+            } else {
+                None
+            }
+        });
+        asked.await.ok().flatten()
+    }
+}

@@ -1,0 +1,69 @@
+//! How much may wait for a store: owns the count of what was taken in and has no outcome yet, and its soft bound.
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use tokio::sync::Notify;
+
+/// Bytes and records that were taken in and not yet told an outcome. Nothing is refused here: whoever takes work
+/// from a socket asks [`Room::has_some`] first.
+pub(super) struct Room {
+    bytes: AtomicUsize,
+    records: AtomicUsize,
+    limit_bytes: usize,
+    limit_records: usize,
+    full: AtomicBool,
+    freed: Notify,
+}
+
+impl Room {
+    pub(super) fn new(limit_bytes: usize, limit_records: usize) -> Room {
+        Room {
+            bytes: AtomicUsize::new(0),
+            records: AtomicUsize::new(0),
+            limit_bytes,
+            limit_records,
+            full: AtomicBool::new(false),
+            freed: Notify::new(),
+        }
+    }
+
+    pub(super) fn take(&self, bytes: usize) {
+        let bytes = self.bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        let records = self.records.fetch_add(1, Ordering::Relaxed) + 1;
+        if bytes >= self.limit_bytes || records >= self.limit_records {
+            self.full.store(true, Ordering::Release);
+        }
+    }
+
+    pub(super) fn free(&self, bytes: usize, records: usize) {
+        let bytes = self.bytes.fetch_sub(bytes, Ordering::Relaxed) - bytes;
+        let records = self.records.fetch_sub(records, Ordering::Relaxed) - records;
+        // Well below the bound before anyone is woken, so that they are not woken for one record each.
+        if !self.has_some() && bytes <= self.limit_bytes / 4 * 3 && records <= self.limit_records / 4 * 3 {
+            self.full.store(false, Ordering::Release);
+            self.freed.notify_waiters();
+        }
+    }
+
+    pub(super) fn has_some(&self) -> bool {
+        !self.full.load(Ordering::Acquire)
+    }
+
+    pub(super) async fn wait(&self) {
+        loop {
+            let freed = self.freed.notified();
+            if self.has_some() {
+                return;
+            }
+            freed.await;
+        }
+    }
+
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn records(&self) -> usize {
+        self.records.load(Ordering::Relaxed)
+    }
+}
