@@ -68,6 +68,20 @@ fn the_protocol_crate_takes_time_as_an_argument_and_opens_no_socket() -> Result<
 }
 
 #[test]
+fn unsafe_code_is_in_the_one_file_that_calls_librdkafka_itself() -> Result<()> {
+    let mut found = Vec::new();
+    for file in ["broker", "operator", "e2e/src"].iter().flat_map(|folder| sources(&root().join(folder))) {
+        for file in file {
+            if fs::read_to_string(&file)?.contains("allow(unsafe_code)") {
+                found.push(file.strip_prefix(root())?.to_string_lossy().into_owned());
+            }
+        }
+    }
+    ensure!(found == ["broker/src/log/kafka/alter.rs"], "unsafe code is allowed in {found:?}");
+    Ok(())
+}
+
+#[test]
 fn only_standalone_knows_the_resource_types() -> Result<()> {
     for file in sources(&root().join("broker/src"))? {
         let text = fs::read_to_string(&file)?;

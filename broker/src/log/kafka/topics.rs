@@ -106,10 +106,11 @@ pub(super) async fn ensure(
         if let Some(configs) = describe(admin, name).await? {
             break configs;
         }
-        make(admin, name, settings.partitions, copies, &wanted).await?;
-        made = true;
+        made |= make(admin, name, settings.partitions, copies, &wanted).await?;
         if Instant::now() > until {
-            return Err(LogError::Store(format!("Kafka: topic {name} was made and is not there yet")));
+            return Err(LogError::Store(format!(
+                "Kafka has topic {name} and does not tell its settings: give the broker's user DescribeConfigs"
+            )));
         }
         tokio::time::sleep(LOOK_EVERY).await;
     };
@@ -253,25 +254,25 @@ fn options() -> AdminOptions {
     AdminOptions::new().request_timeout(Some(PATIENCE)).operation_timeout(Some(PATIENCE))
 }
 
-/// The topic's settings; none if there is no such topic.
+/// The topic's settings; none if there is no such topic, or none that may be seen.
 async fn describe(admin: &Admin, name: &str) -> Result<Option<ConfigResource>, LogError> {
     let asked = admin.0.describe_configs(&[ResourceSpecifier::Topic(name)], &options()).await;
-    let answer = asked.map_err(|error| not_asked(name, &error))?.pop();
-    match answer {
-        Some(Ok(configs)) => Ok(Some(configs)),
-        Some(Err(RDKafkaErrorCode::UnknownTopicOrPartition)) => Ok(None),
+    match asked.map_err(|error| not_asked(name, &error))?.pop() {
+        // rdkafka drops the error of a single topic; without it there would be settings.
+        Some(Ok(configs)) => Ok(Some(configs).filter(|configs| !configs.entries.is_empty())),
         Some(Err(code)) => Err(refused("describe the settings of", name, code, "")),
         None => Err(LogError::Store(format!("Kafka said nothing about topic {name}"))),
     }
 }
 
+/// False if the topic is there already.
 async fn make(
     admin: &Admin,
     name: &str,
     partitions: u32,
     copies: u16,
     wanted: &[Setting],
-) -> Result<(), LogError> {
+) -> Result<bool, LogError> {
     let partitions = i32::try_from(partitions).unwrap_or(i32::MAX);
     let topic = NewTopic::new(name, partitions, TopicReplication::Fixed(i32::from(copies)));
     let topic = wanted.iter().fold(topic, |topic, Setting { name, value, .. }| topic.set(name, value));
@@ -279,9 +280,9 @@ async fn make(
     match asked.map_err(|error| not_asked(name, &error))?.pop() {
         Some(Ok(_)) => {
             tracing::info!("Kafka: topic {name} made: {partitions} partitions, {copies} copies");
-            Ok(())
+            Ok(true)
         }
-        Some(Err((_, RDKafkaErrorCode::TopicAlreadyExists))) => Ok(()),
+        Some(Err((_, RDKafkaErrorCode::TopicAlreadyExists))) => Ok(false),
         Some(Err((_, code @ RDKafkaErrorCode::InvalidReplicationFactor))) => {
             let what = format!("with {copies} copies");
             Err(refused(
