@@ -131,7 +131,7 @@ impl ClientContext for Events {
         if error.rdkafka_error_code() == Some(RDKafkaErrorCode::Fatal) {
             self.fatal.store(true, Ordering::Release);
         }
-        self.vitals.take_error(reason);
+        self.vitals.take_error(&error, reason);
     }
 }
 

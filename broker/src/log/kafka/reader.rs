@@ -343,7 +343,8 @@ fn serve(consumer: &Arc<BaseConsumer<Events>>, name: &str) -> Result<(), KafkaEr
                 Some(Ok(message)) => {
                     tracing::error!("Kafka: a record of topic {} came astray", message.topic())
                 }
-                Some(Err(error)) => consumer.context().vitals.take_error(&error.to_string()),
+                // The reason comes to the context, too, and is better there.
+                Some(Err(error)) => tracing::debug!("Kafka: {error}"),
             }
         }
     };
@@ -433,8 +434,8 @@ impl ClientContext for Events {
         super::vitals::log(level, facility, message);
     }
 
-    fn error(&self, _: KafkaError, reason: &str) {
-        self.vitals.take_error(reason);
+    fn error(&self, error: KafkaError, reason: &str) {
+        self.vitals.take_error(&error, reason);
     }
 }
 

@@ -14,7 +14,10 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::{
+    config::RDKafkaLogLevel,
+    error::{KafkaError, RDKafkaErrorCode},
+};
 use serde::Deserialize;
 use tokio::sync::watch;
 
@@ -137,10 +140,14 @@ impl Vitals {
         self.started + Duration::from_millis(self.confirmed.load(Ordering::Relaxed))
     }
 
-    /// What a client of librdkafka complained about last.
-    pub(super) fn take_error(&self, reason: &str) {
+    /// What a client of librdkafka complained about.
+    pub(super) fn take_error(&self, error: &KafkaError, reason: &str) {
         tracing::debug!("Kafka: {reason}");
-        *self.last_error.lock() = Some(reason.to_owned());
+        let mut last = self.last_error.lock();
+        // That all are down says less than why one is.
+        if last.is_none() || error.rdkafka_error_code() != Some(RDKafkaErrorCode::AllBrokersDown) {
+            *last = Some(reason.to_owned());
+        }
     }
 
     pub(super) fn last_error(&self) -> Option<String> {
