@@ -7,6 +7,8 @@ SHELL := /bin/bash
 
 export RUST_BACKTRACE := 0
 CARGO_DENY := 0.20.2
+# The release that stories run on, and the oldest that the broker works with; e2e/src/kafka names them, too.
+KAFKAS := 4.1.2 3.6.2
 TARGET := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
 DEV := $(patsubst $(CURDIR)/%,%,$(TARGET))/debug
 TOOLS := $(CURDIR)/.tools
@@ -63,8 +65,9 @@ crds:
 	$(call say,crds/)
 	@cargo run --quiet -p mqtt-operator-api --example crds
 
-# The clients that the stories run, and the brokers the benchmark compares with. A second run finds them there.
-tools: mosquitto $(TOOLS)/paho $(TOOLS)/mqttjs
+# The clients and the Kafka that the stories run, and the brokers the benchmark compares with. A second run finds them
+# there.
+tools: mosquitto $(TOOLS)/paho $(TOOLS)/mqttjs $(KAFKAS:%=$(TOOLS)/kafka-%)
 
 mosquitto:
 	@if ! { command -v mosquitto && command -v mosquitto_pub; } >/dev/null; then \
@@ -83,6 +86,16 @@ $(TOOLS)/mqttjs: e2e/clients/package.json e2e/clients/package-lock.json
 	@mkdir -p $(TOOLS)
 	@if ! command -v npm >/dev/null; then e2e/apt-install nodejs npm; fi
 	@npm ci --silent --no-audit --no-fund --prefix e2e/clients
+	@touch $@
+
+# A folder with the jars of a release. Made beside its place first, so that half of it is never taken for all.
+$(KAFKAS:%=$(TOOLS)/kafka-%): $(TOOLS)/kafka-%: e2e/kafka/pom.xml
+	$(call say,Apache Kafka $*)
+	@if ! { command -v mvn && command -v javac; } >/dev/null; then e2e/apt-install maven default-jdk-headless; fi
+	@rm -rf $@ $@.part
+	@said=$$(mvn -q -B -f $< dependency:copy-dependencies -Dkafka=$* -DoutputDirectory=$@.part 2>&1) \
+		|| { echo "$$said" >&2; exit 1; }
+	@mv $@.part $@
 	@touch $@
 
 # Unoptimised: it is built in half the time, and what it checks here takes it a second either way.

@@ -4,11 +4,13 @@
 //! process ends with it. A failing story prints the end of the broker's log.
 
 use std::{
+    borrow::Cow,
     fs::{self, File},
     io::{Read, Write},
     net::{SocketAddr, TcpStream},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Output, Stdio},
+    sync::Arc,
     time::Duration,
 };
 
@@ -19,7 +21,12 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde::{Deserialize, de::DeserializeOwned};
 use tempfile::TempDir;
 
-use crate::{PATIENCE, manifests::Manifests, wait_until};
+use crate::{
+    PATIENCE, Store,
+    kafka::{Kafka, Listener},
+    manifests::Manifests,
+    wait_until,
+};
 
 /// How long a start may take; a restart replays what was stored.
 const START_LIMIT: Duration = Duration::from_secs(30);
@@ -27,11 +34,17 @@ const START_LIMIT: Duration = Duration::from_secs(30);
 /// A running broker with its folders.
 pub struct Broker {
     home: TempDir,
-    data: PathBuf,
+    data: Data,
     process: Child,
     pub mqtt: SocketAddr,
     pub admin: SocketAddr,
     starts: u32,
+}
+
+/// Where its data is.
+enum Data {
+    Folder(PathBuf),
+    Kafka(Arc<Kafka>, Listener),
 }
 
 /// How a broker ended that refused to start.
@@ -43,21 +56,33 @@ pub struct Refusal {
 impl Broker {
     /// Starts on free ports with a new, empty data folder, and returns when it serves.
     pub fn start(manifests: &Manifests) -> Result<Self> {
+        Self::start_on(&Store::Embedded, manifests)
+    }
+
+    /// The same on a store, which is empty then.
+    pub fn start_on(store: &Store, manifests: &Manifests) -> Result<Self> {
         let home = tempfile::tempdir()?;
-        let data = home.path().join("data");
-        Self::start_on(home, data, manifests)
+        let data = match store {
+            Store::Embedded => Data::Folder(home.path().join("data")),
+            Store::Kafka(kafka, listener) => {
+                kafka.clear()?;
+                Data::Kafka(Arc::clone(kafka), *listener)
+            }
+        };
+        Self::start_in(home, data, manifests)
     }
 
     /// The same with the data in a folder of the caller's.
     pub fn start_with_data(manifests: &Manifests, data: &Path) -> Result<Self> {
-        Self::start_on(tempfile::tempdir()?, data.to_owned(), manifests)
+        Self::start_in(tempfile::tempdir()?, Data::Folder(data.to_owned()), manifests)
     }
 
     /// Starts a broker that ought to refuse, and returns what it said.
     pub fn refusal(manifests: &Manifests) -> Result<Refusal> {
         let home = tempfile::tempdir()?;
         manifests.write_to(&home.path().join("manifests"))?;
-        let mut process = serve(home.path(), &home.path().join("data"), "127.0.0.1:0", "127.0.0.1:0")?;
+        let data = Data::Folder(home.path().join("data"));
+        let mut process = serve(home.path(), &data, "127.0.0.1:0", "127.0.0.1:0")?;
         let status = wait_for_exit(&mut process, START_LIMIT);
         if status.is_err() {
             process.kill()?;
@@ -71,8 +96,8 @@ impl Broker {
         Ok(Refusal { code: status.code(), stderr })
     }
 
-    fn start_on(home: TempDir, data: PathBuf, manifests: &Manifests) -> Result<Self> {
-        manifests.write_to(&home.path().join("manifests"))?;
+    fn start_in(home: TempDir, data: Data, manifests: &Manifests) -> Result<Self> {
+        data.fit(manifests)?.write_to(&home.path().join("manifests"))?;
         let mut process = serve(home.path(), &data, "127.0.0.1:0", "127.0.0.1:0")?;
         let (mqtt, admin) = wait_for_ready(home.path(), &mut process, 1)?;
         Ok(Self { home, data, process, mqtt, admin, starts: 1 })
@@ -80,7 +105,7 @@ impl Broker {
 
     /// Writes the manifests live, as the only ones.
     pub fn apply(&self, manifests: &Manifests) -> Result<()> {
-        manifests.write_to(&self.home.path().join("manifests"))
+        self.data.fit(manifests)?.write_to(&self.home.path().join("manifests"))
     }
 
     /// SIGKILL: no farewell, no flush.
@@ -90,7 +115,7 @@ impl Broker {
         Ok(())
     }
 
-    /// Starts again after an end, on the same data folder and the same ports.
+    /// Starts again after an end, on the same data and the same ports.
     pub fn restart(&mut self) -> Result<()> {
         ensure!(self.process.try_wait()?.is_some(), "it still runs");
         self.starts += 1;
@@ -218,6 +243,19 @@ impl Broker {
     }
 }
 
+impl Data {
+    /// The manifests with this Kafka in their instance, in place of the one that they name.
+    fn fit<'a>(&self, manifests: &'a Manifests) -> Result<Cow<'a, Manifests>> {
+        match self {
+            Self::Folder(_) => Ok(Cow::Borrowed(manifests)),
+            Self::Kafka(kafka, listener) => {
+                let servers = kafka.bootstrap_of(*listener);
+                Ok(Cow::Owned(manifests.clone().on_kafka(&servers, kafka.copies())?))
+            }
+        }
+    }
+}
+
 impl Drop for Broker {
     fn drop(&mut self) {
         let _ = self.process.kill();
@@ -292,14 +330,15 @@ pub fn binary() -> Result<PathBuf> {
         .with_context(|| format!("no mqtt-broker near {}: run `cargo build -p mqtt-broker`", this.display()))
 }
 
-fn serve(home: &Path, data: &Path, mqtt: &str, admin: &str) -> Result<Child> {
+fn serve(home: &Path, data: &Data, mqtt: &str, admin: &str) -> Result<Child> {
     let append = |name| File::options().create(true).append(true).open(home.join(name));
-    let child = Command::new(binary()?)
-        .arg("standalone")
-        .arg("--manifests")
-        .arg(home.join("manifests"))
-        .arg("--data")
-        .arg(data)
+    let mut command = Command::new(binary()?);
+    command.arg("standalone").arg("--manifests").arg(home.join("manifests"));
+    match data {
+        Data::Folder(folder) => command.arg("--data").arg(folder),
+        Data::Kafka(kafka, listener) => command.arg("--kafka").arg(kafka.bootstrap_of(*listener)),
+    };
+    let child = command
         .args(["--mqtt", mqtt, "--admin", admin])
         .stdin(Stdio::null())
         .stdout(append("stdout")?)

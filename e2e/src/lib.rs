@@ -6,13 +6,16 @@
 pub mod bench;
 pub mod broker;
 pub mod clients;
+pub mod kafka;
 pub mod load;
 pub mod manifests;
+pub mod store;
 pub mod wait;
 pub mod wire;
 
 pub use broker::Broker;
 pub use clients::{Client, Driver};
 pub use manifests::Manifests;
+pub use store::{Store, on_kafka};
 pub use wait::{PATIENCE, wait_until};
 pub use wire::{Dialogue, Login, Packet, Version};

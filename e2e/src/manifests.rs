@@ -100,6 +100,23 @@ impl Manifests {
         self
     }
 
+    /// The same with another Kafka in the instance; a file that isn't JSON stays as it is.
+    pub(crate) fn on_kafka(mut self, servers: &str, copies: usize) -> Result<Self> {
+        for text in self.files.values_mut() {
+            let Ok(mut document) = serde_json::from_str::<Value>(text) else { continue };
+            if document.get("kind").and_then(Value::as_str) != Some("MqttInstance") {
+                continue;
+            }
+            let spec =
+                document.get_mut("spec").and_then(Value::as_object_mut).context("an instance has a spec")?;
+            let servers: Vec<&str> = servers.split(',').collect();
+            let kafka = spec.entry("kafka").or_insert_with(|| json!({}));
+            merge(kafka, json!({"bootstrapServers": servers, "replicationFactor": copies}));
+            *text = format!("{document}\n");
+        }
+        Ok(self)
+    }
+
     /// Makes the folder hold these files and no others.
     pub fn write_to(&self, folder: &Path) -> Result<()> {
         fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;

@@ -4,11 +4,19 @@ use std::collections::BTreeSet;
 
 use anyhow::{Context, Result, ensure};
 use mqtt_e2e::{
-    Broker, Client, Dialogue, Driver, Login, Manifests, Packet, Version,
+    Broker, Client, Dialogue, Driver, Login, Manifests, Packet, Store, Version,
     broker::{header, key, value},
     clients::Event,
 };
 use serde::Deserialize;
+
+mqtt_e2e::on_every_store! {
+    a_record_from_the_cloud_reaches_its_device_with_the_qos_of_its_header,
+    a_record_waits_for_a_persistent_session_unless_it_says_clean_session,
+    a_record_with_bad_headers_is_put_aside_with_its_reason_and_holds_nothing_up,
+    records_appended_before_a_kill_reach_their_device_after_it,
+    a_devices_coming_and_going_is_told_under_its_client_id,
+}
 
 type Headers = &'static [(&'static str, &'static str)];
 
@@ -33,9 +41,8 @@ fn witness(broker: &Broker) -> Result<Client> {
     Ok(witness)
 }
 
-#[test]
-fn a_record_from_the_cloud_reaches_its_device_with_the_qos_of_its_header() -> Result<()> {
-    let broker = Broker::start(&manifests())?;
+fn a_record_from_the_cloud_reaches_its_device_with_the_qos_of_its_header(store: &Store) -> Result<()> {
+    let broker = Broker::start_on(store, &manifests())?;
     for driver in [Driver::Paho, Driver::MqttJs, Driver::Mosquitto] {
         for version in [Version::V3, Version::V5] {
             let mut client = Client::connect(driver, &broker, &device(version, "meter-7"))?;
@@ -59,9 +66,8 @@ fn a_record_from_the_cloud_reaches_its_device_with_the_qos_of_its_header() -> Re
     Ok(())
 }
 
-#[test]
-fn a_record_waits_for_a_persistent_session_unless_it_says_clean_session() -> Result<()> {
-    let broker = Broker::start(&manifests())?;
+fn a_record_waits_for_a_persistent_session_unless_it_says_clean_session(store: &Store) -> Result<()> {
+    let broker = Broker::start_on(store, &manifests())?;
     let mut witness = witness(&broker)?;
     for version in [Version::V3, Version::V5] {
         let login = device(version, &format!("meter-{version:?}")).persistent();
@@ -98,9 +104,8 @@ fn a_record_waits_for_a_persistent_session_unless_it_says_clean_session() -> Res
     Ok(())
 }
 
-#[test]
-fn a_record_with_bad_headers_is_put_aside_with_its_reason_and_holds_nothing_up() -> Result<()> {
-    let broker = Broker::start(&manifests())?;
+fn a_record_with_bad_headers_is_put_aside_with_its_reason_and_holds_nothing_up(store: &Store) -> Result<()> {
+    let broker = Broker::start_on(store, &manifests())?;
     let mut witness = witness(&broker)?;
     let bad: [(&str, Headers, &str); 8] = [
         ("no topic", &[("qoslevel", "1")], "mqttTopic"),
@@ -144,9 +149,8 @@ fn a_record_with_bad_headers_is_put_aside_with_its_reason_and_holds_nothing_up()
     Ok(())
 }
 
-#[test]
-fn records_appended_before_a_kill_reach_their_device_after_it() -> Result<()> {
-    let mut broker = Broker::start(&manifests())?;
+fn records_appended_before_a_kill_reach_their_device_after_it(store: &Store) -> Result<()> {
+    let mut broker = Broker::start_on(store, &manifests())?;
     for number in 0..20 {
         broker.append_mq2mqtt(&[("mqttTopic", "commands/meter-7")], &number.to_string())?;
         if number % 5 == 4 {
@@ -166,9 +170,8 @@ struct Presence {
     ts: i64,
 }
 
-#[test]
-fn a_devices_coming_and_going_is_told_under_its_client_id() -> Result<()> {
-    let broker = Broker::start(&manifests())?;
+fn a_devices_coming_and_going_is_told_under_its_client_id(store: &Store) -> Result<()> {
+    let broker = Broker::start_on(store, &manifests())?;
     let mut told = 0;
     for version in [Version::V3, Version::V5] {
         let id = format!("meter-{version:?}");

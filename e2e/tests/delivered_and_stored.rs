@@ -2,9 +2,19 @@
 
 use anyhow::{Context, Result, ensure};
 use mqtt_e2e::{
-    Broker, Client, Driver, Login, Manifests, Version,
+    Broker, Client, Driver, Login, Manifests, Store, Version,
     broker::{Stored, header, key},
 };
+
+mqtt_e2e::on_every_store! {
+    a_message_of_any_client_version_and_qos_is_delivered_and_stored,
+    clients_of_different_libraries_and_versions_understand_each_other,
+    a_message_under_no_registered_parent_is_delivered_and_not_stored,
+    the_first_level_that_is_not_empty_names_the_parent,
+    payload_bytes_reach_subscribers_and_come_back_from_the_record_unchanged,
+    all_messages_of_one_client_under_an_ordered_parent_stand_in_one_partition_in_its_order,
+    records_can_be_read_from_an_offset_and_followed,
+}
 
 const DRIVERS: [Driver; 3] = [Driver::Paho, Driver::MqttJs, Driver::Mosquitto];
 
@@ -27,9 +37,8 @@ fn application(version: Version, id: &str) -> Login {
     Login::new(version, id).user("ops", "ops-secret")
 }
 
-#[test]
-fn a_message_of_any_client_version_and_qos_is_delivered_and_stored() -> Result<()> {
-    let broker = Broker::start(&fleet())?;
+fn a_message_of_any_client_version_and_qos_is_delivered_and_stored(store: &Store) -> Result<()> {
+    let broker = Broker::start_on(store, &fleet())?;
     let mut stored = 0;
     for (driver, version) in
         DRIVERS.into_iter().flat_map(|driver| [Version::V3, Version::V5].map(|version| (driver, version)))
@@ -87,9 +96,8 @@ fn a_message_of_any_client_version_and_qos_is_delivered_and_stored() -> Result<(
     Ok(())
 }
 
-#[test]
-fn clients_of_different_libraries_and_versions_understand_each_other() -> Result<()> {
-    let broker = Broker::start(&fleet())?;
+fn clients_of_different_libraries_and_versions_understand_each_other(store: &Store) -> Result<()> {
+    let broker = Broker::start_on(store, &fleet())?;
     let mut subscribers = Vec::new();
     for driver in DRIVERS {
         for version in [Version::V3, Version::V5] {
@@ -113,9 +121,8 @@ fn clients_of_different_libraries_and_versions_understand_each_other() -> Result
     Ok(())
 }
 
-#[test]
-fn a_message_under_no_registered_parent_is_delivered_and_not_stored() -> Result<()> {
-    let broker = Broker::start(&fleet())?;
+fn a_message_under_no_registered_parent_is_delivered_and_not_stored(store: &Store) -> Result<()> {
+    let broker = Broker::start_on(store, &fleet())?;
     let mut subscriber = Client::connect(Driver::Paho, &broker, &application(Version::V5, "application"))?;
     subscriber.subscribe("chatter/#", 1)?;
     let mut publisher = Client::connect(Driver::MqttJs, &broker, &device(Version::V3, "meter-7"))?;
@@ -132,9 +139,8 @@ fn a_message_under_no_registered_parent_is_delivered_and_not_stored() -> Result<
     Ok(())
 }
 
-#[test]
-fn the_first_level_that_is_not_empty_names_the_parent() -> Result<()> {
-    let broker = Broker::start(&fleet())?;
+fn the_first_level_that_is_not_empty_names_the_parent(store: &Store) -> Result<()> {
+    let broker = Broker::start_on(store, &fleet())?;
     let mut publisher = Client::connect(Driver::Paho, &broker, &device(Version::V3, "meter-7"))?;
     let stored = ["readings", "readings/a", "/readings/b", "readings/", "/readings"];
     let not_stored = ["readings2/a", "xreadings", "a/readings", "Readings/a"];
@@ -152,9 +158,8 @@ fn the_first_level_that_is_not_empty_names_the_parent() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn payload_bytes_reach_subscribers_and_come_back_from_the_record_unchanged() -> Result<()> {
-    let broker = Broker::start(&fleet())?;
+fn payload_bytes_reach_subscribers_and_come_back_from_the_record_unchanged(store: &Store) -> Result<()> {
+    let broker = Broker::start_on(store, &fleet())?;
     let payloads: [(&str, Vec<u8>); 8] = [
         ("text", b"1.5 kWh".to_vec()),
         ("JSON", b"{\"a\": \"\\u00e9\"}".to_vec()),
@@ -191,12 +196,13 @@ fn payload_bytes_reach_subscribers_and_come_back_from_the_record_unchanged() -> 
     Ok(())
 }
 
-#[test]
-fn all_messages_of_one_client_under_an_ordered_parent_stand_in_one_partition_in_its_order() -> Result<()> {
+fn all_messages_of_one_client_under_an_ordered_parent_stand_in_one_partition_in_its_order(
+    store: &Store,
+) -> Result<()> {
     const EACH: usize = 50;
     // Partition of three, as Kafka's Java client computes it: murmur2 of the key.
     const CLIENTS: [(&str, u32); 4] = [("meter-1", 1), ("meter-2", 2), ("meter-5", 0), ("电表", 2)];
-    let broker = Broker::start(&fleet())?;
+    let broker = Broker::start_on(store, &fleet())?;
     let mut publishers = Vec::new();
     for (id, _) in CLIENTS {
         publishers.push(Client::connect(Driver::Paho, &broker, &device(Version::V5, id))?);
@@ -227,10 +233,9 @@ fn all_messages_of_one_client_under_an_ordered_parent_stand_in_one_partition_in_
     Ok(())
 }
 
-#[test]
-fn records_can_be_read_from_an_offset_and_followed() -> Result<()> {
+fn records_can_be_read_from_an_offset_and_followed(store: &Store) -> Result<()> {
     use std::io::{BufRead, BufReader};
-    let broker = Broker::start(&fleet())?;
+    let broker = Broker::start_on(store, &fleet())?;
     let mut publisher = Client::connect(Driver::Paho, &broker, &device(Version::V3, "meter-7"))?;
     for count in 0..4 {
         publisher.publish("orderMsg2mq-readings/x", format!("{count}").as_bytes(), 1)?;

@@ -4,8 +4,19 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use mqtt_e2e::{Broker, Client, Dialogue, Driver, Login, Manifests, Packet, Version, wait_until, wire};
+use mqtt_e2e::{
+    Broker, Client, Dialogue, Driver, Login, Manifests, Packet, Store, Version, wait_until, wire,
+};
 use serde_json::json;
+
+mqtt_e2e::on_every_store! {
+    a_grant_added_live_is_good_at_once_and_one_removed_ends_what_it_allowed,
+    a_user_removed_is_disconnected_and_others_stay,
+    a_password_is_rotated_without_a_moment_in_which_a_device_is_refused,
+    a_user_bound_to_client_ids_connects_with_no_others,
+    a_parent_topic_registered_live_is_stored_from_then_on,
+    a_mistake_made_live_is_told_in_the_log_and_the_last_good_state_stays_in_force,
+}
 
 const VERSIONS: [Version; 2] = [Version::V3, Version::V5];
 /// A second is promised; a busy test machine gets one more.
@@ -27,10 +38,9 @@ fn ops(id: &str) -> Login {
     Login::new(Version::V5, id).user("ops", "ops-secret")
 }
 
-#[test]
-fn a_grant_added_live_is_good_at_once_and_one_removed_ends_what_it_allowed() -> Result<()> {
+fn a_grant_added_live_is_good_at_once_and_one_removed_ends_what_it_allowed(store: &Store) -> Result<()> {
     for version in VERSIONS {
-        let broker = Broker::start(&manifests())?;
+        let broker = Broker::start_on(store, &manifests())?;
         let (mut device, _) = Dialogue::connect(broker.mqtt, &fleet(version, "meter-7"))?;
         let (mut publisher, _) = Dialogue::connect(broker.mqtt, &ops("publisher"))?;
         ensure!(device.subscribe("kept/x", 1)? == 1);
@@ -68,9 +78,8 @@ fn a_grant_added_live_is_good_at_once_and_one_removed_ends_what_it_allowed() -> 
     Ok(())
 }
 
-#[test]
-fn a_user_removed_is_disconnected_and_others_stay() -> Result<()> {
-    let broker = Broker::start(&manifests())?;
+fn a_user_removed_is_disconnected_and_others_stay(store: &Store) -> Result<()> {
+    let broker = Broker::start_on(store, &manifests())?;
     let (mut witness, _) = Dialogue::connect(broker.mqtt, &ops("witness"))?;
     let mut devices = Vec::new();
     for version in VERSIONS {
@@ -101,8 +110,7 @@ fn a_user_removed_is_disconnected_and_others_stay() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn a_password_is_rotated_without_a_moment_in_which_a_device_is_refused() -> Result<()> {
+fn a_password_is_rotated_without_a_moment_in_which_a_device_is_refused(store: &Store) -> Result<()> {
     let both = |new: &str, old: Option<&str>| {
         let manifests =
             manifests().secret("new-password", new).secret("old-password", old.unwrap_or("unused"));
@@ -122,7 +130,7 @@ fn a_password_is_rotated_without_a_moment_in_which_a_device_is_refused() -> Resu
         let answer = Dialogue::greet(broker.mqtt, &login)?.read()?;
         Ok(answer == Packet::ConnAck { session_present: false, code: 0 })
     };
-    let broker = Broker::start(&both("first", None))?;
+    let broker = Broker::start_on(store, &both("first", None))?;
     ensure!(can_log_in(&broker, "first")? && !can_log_in(&broker, "second")?);
 
     broker.apply(&both("second", Some("first")))?;
@@ -135,13 +143,11 @@ fn a_password_is_rotated_without_a_moment_in_which_a_device_is_refused() -> Resu
     Ok(())
 }
 
-#[test]
-fn a_user_bound_to_client_ids_connects_with_no_others() -> Result<()> {
-    let broker = Broker::start(&manifests().user_with(
-        "fleet",
-        "fleet-secret",
-        json!({"clientIds": ["meter-*", "hub"]}),
-    ))?;
+fn a_user_bound_to_client_ids_connects_with_no_others(store: &Store) -> Result<()> {
+    let broker = Broker::start_on(
+        store,
+        &manifests().user_with("fleet", "fleet-secret", json!({"clientIds": ["meter-*", "hub"]})),
+    )?;
     for version in VERSIONS {
         for (id, allowed) in
             [("meter-7", true), ("meter-", true), ("hub", true), ("hub2", false), ("xmeter-7", false)]
@@ -159,9 +165,8 @@ fn a_user_bound_to_client_ids_connects_with_no_others() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn a_parent_topic_registered_live_is_stored_from_then_on() -> Result<()> {
-    let broker = Broker::start(&manifests())?;
+fn a_parent_topic_registered_live_is_stored_from_then_on(store: &Store) -> Result<()> {
+    let broker = Broker::start_on(store, &manifests())?;
     let mut publisher = Client::connect(Driver::Paho, &broker, &ops("publisher"))?;
     ensure!(publisher.publish("later/x", b"before", 1)? == 0x10, "nobody is there for it");
     broker.apply(&manifests().parent("later"))?;
@@ -296,9 +301,10 @@ fn every_mistake_is_told_at_once_a_line_each() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn a_mistake_made_live_is_told_in_the_log_and_the_last_good_state_stays_in_force() -> Result<()> {
-    let broker = Broker::start(&manifests())?;
+fn a_mistake_made_live_is_told_in_the_log_and_the_last_good_state_stays_in_force(
+    store: &Store,
+) -> Result<()> {
+    let broker = Broker::start_on(store, &manifests())?;
     let (mut device, _) = Dialogue::connect(broker.mqtt, &fleet(Version::V3, "meter-7"))?;
     for mistake in mistakes() {
         let check = |device: &mut Dialogue| -> Result<()> {

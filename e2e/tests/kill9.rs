@@ -4,11 +4,15 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context, Result, bail, ensure};
 use mqtt_e2e::{
-    Broker, Client, Driver, Login, Manifests, Version,
+    Broker, Client, Driver, Login, Manifests, Store, Version,
     broker::{Stored, header},
     clients::Event,
     wait_until,
 };
+
+mqtt_e2e::on_every_store! {
+    every_acknowledged_message_is_stored_though_the_broker_is_killed_again_and_again,
+}
 
 /// Messages of each device.
 const EACH: usize = 600;
@@ -65,14 +69,15 @@ impl Device {
     }
 }
 
-#[test]
-fn every_acknowledged_message_is_stored_though_the_broker_is_killed_again_and_again() -> Result<()> {
+fn every_acknowledged_message_is_stored_though_the_broker_is_killed_again_and_again(
+    store: &Store,
+) -> Result<()> {
     let manifests = Manifests::new()
         .parent("readings")
         .ordered_parent("orderMsg2mq-readings")
         .user("fleet", "fleet-secret")
         .grant("fleet-all", "fleet", &[("pub", "#")]);
-    let mut broker = Broker::start(&manifests)?;
+    let mut broker = Broker::start_on(store, &manifests)?;
     // QoS 2 is MQTT.js's: Paho 2.1 forgets, after a failed attempt to reconnect, that it has released a message, and
     // publishes it anew. No broker can tell that from a new message.
     let mut devices = vec![

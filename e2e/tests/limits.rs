@@ -4,9 +4,17 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use mqtt_e2e::{
-    Broker, Client, Dialogue, Driver, Login, Manifests, PATIENCE, Packet, Version, wait_until, wire,
+    Broker, Client, Dialogue, Driver, Login, Manifests, PATIENCE, Packet, Store, Version, wait_until, wire,
 };
 use serde_json::{Value, json};
+
+mqtt_e2e::on_every_store! {
+    a_connection_over_the_limit_is_refused_until_there_is_room,
+    a_subscription_over_the_limit_is_refused_until_there_is_room,
+    publishes_over_the_rate_are_slowed_down_and_none_is_lost,
+    strict_characters_refuse_what_the_guide_does_not_name,
+    what_is_larger_than_the_instances_packet_size_is_refused,
+}
 
 const VERSIONS: [Version; 2] = [Version::V3, Version::V5];
 
@@ -22,9 +30,8 @@ fn login(version: Version, id: &str) -> Login {
     Login::new(version, id).user("ops", "ops-secret")
 }
 
-#[test]
-fn a_connection_over_the_limit_is_refused_until_there_is_room() -> Result<()> {
-    let broker = Broker::start(&limited(json!({"connections": 3})))?;
+fn a_connection_over_the_limit_is_refused_until_there_is_room(store: &Store) -> Result<()> {
+    let broker = Broker::start_on(store, &limited(json!({"connections": 3})))?;
     let mut open = Vec::new();
     for number in 0..3 {
         open.push(Dialogue::connect(broker.mqtt, &login(Version::V5, &number.to_string()))?.0);
@@ -50,10 +57,9 @@ fn a_connection_over_the_limit_is_refused_until_there_is_room() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn a_subscription_over_the_limit_is_refused_until_there_is_room() -> Result<()> {
+fn a_subscription_over_the_limit_is_refused_until_there_is_room(store: &Store) -> Result<()> {
     for version in VERSIONS {
-        let broker = Broker::start(&limited(json!({"subscriptions": 3})))?;
+        let broker = Broker::start_on(store, &limited(json!({"subscriptions": 3})))?;
         let refused = if version == Version::V3 { 0x80 } else { 0x97 };
         let (mut one, _) = Dialogue::connect(broker.mqtt, &login(version, "one"))?;
         one.send(&wire::subscribe(version, 5, &[("a", 0), ("b", 1), ("c/#", 2), ("d", 0)]))?;
@@ -76,11 +82,10 @@ fn a_subscription_over_the_limit_is_refused_until_there_is_room() -> Result<()> 
     Ok(())
 }
 
-#[test]
-fn publishes_over_the_rate_are_slowed_down_and_none_is_lost() -> Result<()> {
+fn publishes_over_the_rate_are_slowed_down_and_none_is_lost(store: &Store) -> Result<()> {
     const RATE: usize = 500;
     const COUNT: usize = 2000;
-    let broker = Broker::start(&limited(json!({"publishRate": RATE})).parent("readings"))?;
+    let broker = Broker::start_on(store, &limited(json!({"publishRate": RATE})).parent("readings"))?;
     for (driver, version, qos) in
         [(Driver::Paho, Version::V3, 1), (Driver::MqttJs, Version::V5, 2), (Driver::Paho, Version::V5, 0)]
     {
@@ -106,9 +111,8 @@ fn publishes_over_the_rate_are_slowed_down_and_none_is_lost() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn strict_characters_refuse_what_the_guide_does_not_name() -> Result<()> {
-    let broker = Broker::start(&limited(json!({"characters": "Strict"})))?;
+fn strict_characters_refuse_what_the_guide_does_not_name(store: &Store) -> Result<()> {
+    let broker = Broker::start_on(store, &limited(json!({"characters": "Strict"})))?;
     let good = ["meter-7", "A_b-9", "GID-home@@device_1", "a/b/c", "/a", "x"];
     let bad = ["meter 7", "meter.7", "a@b", "电表", "a$b", "a:b", "meter\u{7f}"];
     for version in VERSIONS {
@@ -150,9 +154,8 @@ fn strict_characters_refuse_what_the_guide_does_not_name() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn what_is_larger_than_the_instances_packet_size_is_refused() -> Result<()> {
-    let broker = Broker::start(&limited(json!({"packetSize": "4Ki", "clientIdLength": 8})))?;
+fn what_is_larger_than_the_instances_packet_size_is_refused(store: &Store) -> Result<()> {
+    let broker = Broker::start_on(store, &limited(json!({"packetSize": "4Ki", "clientIdLength": 8})))?;
     for version in VERSIONS {
         let (mut dialogue, _) = Dialogue::connect(broker.mqtt, &login(version, "12345678"))?;
         dialogue.publish("a", &[b'x'; 4000], 1, 1)?;

@@ -2,12 +2,25 @@
 
 use anyhow::{Context, Result, ensure};
 use mqtt_e2e::{
-    Broker, Client, Dialogue, Driver, Login, Manifests, PATIENCE, Packet, Version,
+    Broker, Client, Dialogue, Driver, Login, Manifests, PATIENCE, Packet, Store, Version,
     broker::{Stored, header},
     clients::Event,
     wait_until, wire,
 };
 use serde_json::json;
+
+mqtt_e2e::on_every_store! {
+    a_second_connection_with_the_same_client_id_closes_the_first,
+    a_takeover_moves_a_persistent_session_with_its_subscriptions_and_what_is_in_flight,
+    another_users_session_is_discarded_not_resumed,
+    a_persistent_session_keeps_the_last_messages_while_its_device_is_away,
+    a_clean_session_leaves_nothing_behind,
+    a_session_is_gone_after_its_expiry,
+    a_will_is_published_when_the_connection_breaks_and_only_then,
+    a_will_that_no_grant_allows_is_not_published,
+    a_retained_message_is_there_for_whoever_subscribes_later,
+    an_unfinished_qos_2_delivery_goes_on_where_it_stood,
+}
 
 const VERSIONS: [Version; 2] = [Version::V3, Version::V5];
 
@@ -24,9 +37,8 @@ fn login(version: Version, id: &str) -> Login {
     Login::new(version, id).user("ops", "ops-secret")
 }
 
-#[test]
-fn a_second_connection_with_the_same_client_id_closes_the_first() -> Result<()> {
-    let broker = Broker::start(&manifests())?;
+fn a_second_connection_with_the_same_client_id_closes_the_first(store: &Store) -> Result<()> {
+    let broker = Broker::start_on(store, &manifests())?;
     for first in VERSIONS {
         for second in VERSIONS {
             let (mut old, _) = Dialogue::connect(broker.mqtt, &login(first, "twin"))?;
@@ -42,9 +54,10 @@ fn a_second_connection_with_the_same_client_id_closes_the_first() -> Result<()> 
     Ok(())
 }
 
-#[test]
-fn a_takeover_moves_a_persistent_session_with_its_subscriptions_and_what_is_in_flight() -> Result<()> {
-    let broker = Broker::start(&manifests())?;
+fn a_takeover_moves_a_persistent_session_with_its_subscriptions_and_what_is_in_flight(
+    store: &Store,
+) -> Result<()> {
+    let broker = Broker::start_on(store, &manifests())?;
     for version in VERSIONS {
         let own = login(version, "mover").persistent();
         let (mut old, _) = Dialogue::connect(broker.mqtt, &own)?;
@@ -72,9 +85,8 @@ fn a_takeover_moves_a_persistent_session_with_its_subscriptions_and_what_is_in_f
     Ok(())
 }
 
-#[test]
-fn another_users_session_is_discarded_not_resumed() -> Result<()> {
-    let broker = Broker::start(&manifests())?;
+fn another_users_session_is_discarded_not_resumed(store: &Store) -> Result<()> {
+    let broker = Broker::start_on(store, &manifests())?;
     for version in VERSIONS {
         let (mut owner, _) = Dialogue::connect(broker.mqtt, &login(version, "shared").persistent())?;
         ensure!(owner.subscribe("secrets", 1)? == 1);
@@ -89,9 +101,8 @@ fn another_users_session_is_discarded_not_resumed() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn a_persistent_session_keeps_the_last_messages_while_its_device_is_away() -> Result<()> {
-    let broker = Broker::start(&manifests())?;
+fn a_persistent_session_keeps_the_last_messages_while_its_device_is_away(store: &Store) -> Result<()> {
+    let broker = Broker::start_on(store, &manifests())?;
     for (driver, version) in
         [(Driver::Paho, Version::V3), (Driver::Paho, Version::V5), (Driver::MqttJs, Version::V5)]
     {
@@ -117,9 +128,8 @@ fn a_persistent_session_keeps_the_last_messages_while_its_device_is_away() -> Re
     Ok(())
 }
 
-#[test]
-fn a_clean_session_leaves_nothing_behind() -> Result<()> {
-    let broker = Broker::start(&manifests())?;
+fn a_clean_session_leaves_nothing_behind(store: &Store) -> Result<()> {
+    let broker = Broker::start_on(store, &manifests())?;
     for version in VERSIONS {
         let (mut first, _) = Dialogue::connect(broker.mqtt, &login(version, "fresh"))?;
         ensure!(first.subscribe("news", 1)? == 1);
@@ -141,8 +151,7 @@ fn a_clean_session_leaves_nothing_behind() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn a_session_is_gone_after_its_expiry() -> Result<()> {
+fn a_session_is_gone_after_its_expiry(store: &Store) -> Result<()> {
     // Each look at a session takes it up again, so every look has one of its own.
     const LOOKS: usize = 300;
     let short = json!({"session": {"expiry": "1s"}});
@@ -151,7 +160,7 @@ fn a_session_is_gone_after_its_expiry() -> Result<()> {
         (Version::V5, 3600, manifests().instance(short)),
         (Version::V5, 1, manifests()),
     ] {
-        let broker = Broker::start(&manifests)?;
+        let broker = Broker::start_on(store, &manifests)?;
         let sleeper = |number: usize| {
             let own = login(version, &format!("sleeper-{number}"));
             Login { clean: false, expiry, ..own }
@@ -175,9 +184,8 @@ fn a_session_is_gone_after_its_expiry() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn a_will_is_published_when_the_connection_breaks_and_only_then() -> Result<()> {
-    let broker = Broker::start(&manifests())?;
+fn a_will_is_published_when_the_connection_breaks_and_only_then(store: &Store) -> Result<()> {
+    let broker = Broker::start_on(store, &manifests())?;
     let (mut watcher, _) = Dialogue::connect(broker.mqtt, &login(Version::V3, "watcher"))?;
     ensure!(watcher.subscribe("readings/#", 1)? == 1);
     let mut wills = 0;
@@ -219,9 +227,8 @@ fn a_will_is_published_when_the_connection_breaks_and_only_then() -> Result<()> 
     Ok(())
 }
 
-#[test]
-fn a_will_that_no_grant_allows_is_not_published() -> Result<()> {
-    let broker = Broker::start(&manifests())?;
+fn a_will_that_no_grant_allows_is_not_published(store: &Store) -> Result<()> {
+    let broker = Broker::start_on(store, &manifests())?;
     let (mut watcher, _) = Dialogue::connect(broker.mqtt, &login(Version::V3, "watcher"))?;
     ensure!(watcher.subscribe("#", 1)? == 1);
     for version in VERSIONS {
@@ -238,9 +245,8 @@ fn a_will_that_no_grant_allows_is_not_published() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn a_retained_message_is_there_for_whoever_subscribes_later() -> Result<()> {
-    let broker = Broker::start(&manifests())?;
+fn a_retained_message_is_there_for_whoever_subscribes_later(store: &Store) -> Result<()> {
+    let broker = Broker::start_on(store, &manifests())?;
     let mut early = Client::connect(Driver::Paho, &broker, &login(Version::V3, "early"))?;
     ensure!(early.subscribe("state/#", 1)? == [1]);
     let mut publisher = Client::connect(Driver::MqttJs, &broker, &login(Version::V5, "publisher"))?;
@@ -267,9 +273,8 @@ fn a_retained_message_is_there_for_whoever_subscribes_later() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn an_unfinished_qos_2_delivery_goes_on_where_it_stood() -> Result<()> {
-    let broker = Broker::start(&manifests())?;
+fn an_unfinished_qos_2_delivery_goes_on_where_it_stood(store: &Store) -> Result<()> {
+    let broker = Broker::start_on(store, &manifests())?;
     for version in VERSIONS {
         let own = login(version, "careful").persistent();
         let (mut first, _) = Dialogue::connect(broker.mqtt, &own)?;

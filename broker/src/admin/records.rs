@@ -23,6 +23,7 @@ use crate::{
 
 const READ: ReadLimit = ReadLimit { records: 500, bytes: 1 << 20, wait: Duration::ZERO };
 const FOLLOW_WAIT: Duration = Duration::from_secs(5);
+const AHEAD_WAIT: Duration = Duration::from_millis(200);
 const APPEND_TIMEOUT: Duration = Duration::from_secs(10);
 /// Pieces of an answer that may wait for a slow reader.
 const PIECES: usize = 4;
@@ -85,6 +86,12 @@ async fn stream(
                 position = start;
                 continue;
             }
+            // Asked for what is yet to come.
+            Err(LogError::Ahead { .. }) if follow => {
+                tokio::time::sleep(AHEAD_WAIT).await;
+                continue;
+            }
+            Err(LogError::Ahead { .. }) => return,
             Err(error) => return drop(listener.send(Err(error)).await),
             Ok(batch) => batch,
         };

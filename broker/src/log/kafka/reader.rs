@@ -194,7 +194,7 @@ impl Readers {
                 let bounds = client.fetch_watermarks(&name, partition, BOUNDS);
                 match &bounds {
                     // A new topic is not known to all nodes at once.
-                    Err(error) if is_unknown(error) && Instant::now() < until => {
+                    Err(error) if is_news(error) && Instant::now() < until => {
                         std::thread::sleep(Duration::from_millis(20));
                     }
                     _ => return bounds,
@@ -480,11 +480,18 @@ fn is_transport(error: &KafkaError) -> bool {
     )
 }
 
-fn is_unknown(error: &KafkaError) -> bool {
+/// The topic, or who leads it, has not got about yet.
+fn is_news(error: &KafkaError) -> bool {
     use RDKafkaErrorCode as Code;
     matches!(
         error.rdkafka_error_code(),
-        Some(Code::UnknownPartition | Code::UnknownTopic | Code::UnknownTopicOrPartition)
+        Some(
+            Code::UnknownPartition
+                | Code::UnknownTopic
+                | Code::UnknownTopicOrPartition
+                | Code::NotLeaderForPartition
+                | Code::LeaderNotAvailable
+        )
     )
 }
 
