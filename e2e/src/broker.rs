@@ -118,9 +118,10 @@ impl Broker {
     /// Starts again after an end, on the same data and the same ports.
     pub fn restart(&mut self) -> Result<()> {
         ensure!(self.process.try_wait()?.is_some(), "it still runs");
-        self.starts += 1;
         self.process = serve(self.home.path(), &self.data, &self.mqtt.to_string(), &self.admin.to_string())?;
-        let (mqtt, admin) = wait_for_ready(self.home.path(), &mut self.process, self.starts)?;
+        let (mqtt, admin) = wait_for_ready(self.home.path(), &mut self.process, self.starts + 1)?;
+        // One that refused to start has not said that it is ready.
+        self.starts += 1;
         ensure!((mqtt, admin) == (self.mqtt, self.admin), "it serves elsewhere than it was told");
         Ok(())
     }
