@@ -24,12 +24,13 @@ use tempfile::TempDir;
 use crate::{
     PATIENCE, Store,
     kafka::{Kafka, Listener},
+    load::procfs,
     manifests::Manifests,
     wait_until,
 };
 
-/// How long a start may take; a restart replays what was stored.
-const START_LIMIT: Duration = Duration::from_secs(30);
+/// How long a start may take: it replays what was stored, and waits for a Kafka that is away.
+const START_LIMIT: Duration = Duration::from_secs(60);
 
 /// A running broker with its folders.
 pub struct Broker {
@@ -140,6 +141,11 @@ impl Broker {
         let ticks: u64 =
             after_name.split_whitespace().skip(11).take(2).map(|field| field.parse().unwrap_or(0u64)).sum();
         Ok(Duration::from_secs(ticks) / u32::try_from(rustix::param::clock_ticks_per_second())?)
+    }
+
+    /// Memory it has resident, in bytes.
+    pub fn resident(&self) -> Result<u64> {
+        Ok(procfs::resident_kb(&self.process.id().to_string())? * 1024)
     }
 
     /// Everything it has logged since its first start.

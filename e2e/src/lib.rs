@@ -6,6 +6,7 @@
 pub mod bench;
 pub mod broker;
 pub mod clients;
+pub mod fleet;
 pub mod kafka;
 pub mod load;
 pub mod manifests;
@@ -15,6 +16,7 @@ pub mod wire;
 
 pub use broker::Broker;
 pub use clients::{Client, Driver};
+pub use fleet::{Fleet, FleetOptions};
 pub use manifests::Manifests;
 pub use store::{Store, on_kafka};
 pub use wait::{PATIENCE, wait_until};

@@ -281,13 +281,17 @@ impl Dialogue {
     }
 
     fn take_packet(&mut self) -> Result<Option<Packet>> {
-        let Some((first_byte, header, body)) = split_packet(&self.unread)? else { return Ok(None) };
-        let packet =
-            parse(self.version, first_byte, body).with_context(|| format!("a packet {first_byte:#x}"))?;
-        let used = header + body.len();
+        let Some((packet, used)) = decode(self.version, &self.unread)? else { return Ok(None) };
         self.unread.drain(..used);
         Ok(Some(packet))
     }
+}
+
+/// The first packet of what was read, and its length in bytes; `None` while it isn't whole.
+pub fn decode(version: Version, bytes: &[u8]) -> Result<Option<(Packet, usize)>> {
+    let Some((first_byte, header, body)) = split_packet(bytes)? else { return Ok(None) };
+    let packet = parse(version, first_byte, body).with_context(|| format!("a packet {first_byte:#x}"))?;
+    Ok(Some((packet, header + body.len())))
 }
 
 /// Any packet: its first byte and its body.

@@ -10,7 +10,7 @@ mod conn;
 mod engine;
 mod ledger;
 mod plan;
-mod procfs;
+pub(crate) mod procfs;
 mod publisher;
 mod report;
 mod storm;

@@ -17,7 +17,7 @@ pub(super) fn cpu(pid: &str) -> Result<Duration, LoadError> {
 }
 
 /// Resident memory of process `pid` in KB.
-pub(super) fn resident_kb(pid: &str) -> Result<u64, LoadError> {
+pub(crate) fn resident_kb(pid: &str) -> Result<u64, LoadError> {
     let path = format!("/proc/{pid}/status");
     let text = read(&path)?;
     resident(&text).ok_or(LoadError::ProcShape { path })
