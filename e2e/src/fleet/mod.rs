@@ -43,14 +43,15 @@ const SOCKET_LIMIT: Duration = Duration::from_secs(5);
 /// For CONNACK: a broker may try for seconds to make a session before it says that it can't.
 const CONNACK_LIMIT: Duration = Duration::from_secs(20);
 
+/// The part of the pace asked for that counts as real load: a busy machine has room below it.
+const REAL_LOAD: f64 = 0.7;
+const PACE_OVER: Duration = Duration::from_secs(2);
 /// What fell due longer ago is left out.
 const MADE_UP_FOR: Duration = Duration::from_millis(500);
 
 /// Who publishes what, and how fast.
 #[derive(Clone, Debug)]
 pub struct FleetOptions {
-    /// The devices' client IDs are `NAME-NUMBER`.
-    pub name: String,
     pub devices: usize,
     /// Messages a second, of all devices together.
     pub rate: u32,
@@ -100,7 +101,6 @@ impl Default for FleetOptions {
     /// 50 devices, 2000 messages a second, half of the devices under an ordered parent.
     fn default() -> Self {
         Self {
-            name: "fleet".into(),
             devices: 50,
             rate: 2000,
             burst: 4,
@@ -121,7 +121,7 @@ impl FleetOptions {
                 2 => (1, Version::V5),
                 _ => (2, Version::V3),
             };
-            Role { client_id: format!("{}-{number}", self.name), version, qos, parent: parent.clone() }
+            Role { client_id: format!("fleet-{number}"), version, qos, parent: parent.clone() }
         };
         (0..self.devices).zip(self.parents.iter().cycle()).map(role).collect()
     }
@@ -175,6 +175,23 @@ impl Fleet {
         wait_until(&what, limit, || Ok((self.acked() >= wanted || self.thread.is_finished()).then_some(())))?;
         ensure!(self.acked() >= wanted, "the fleet has ended");
         Ok(())
+    }
+
+    /// Waits until acks have come at [`REAL_LOAD`] of the pace asked for, over [`PACE_OVER`].
+    pub fn wait_for_pace(&self, limit: Duration) -> Result<()> {
+        let wanted = REAL_LOAD * f64::from(self.shared.options.rate);
+        let mut last = (Instant::now(), self.acked());
+        wait_until(&format!("{wanted:.0} acks a second"), limit, || {
+            let (since, acked) = last;
+            let passed = since.elapsed();
+            if passed < PACE_OVER {
+                return Ok(None);
+            }
+            last = (Instant::now(), self.acked());
+            let rate = (self.acked() - acked) as f64 / passed.as_secs_f64();
+            ensure!(rate >= wanted, "{rate:.0} at last");
+            Ok(Some(()))
+        })
     }
 
     /// Publishes no more, waits until all is acknowledged, and tells what happened.
