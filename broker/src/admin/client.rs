@@ -28,7 +28,9 @@ pub(crate) fn read(admin: &str, topic: &str, from: Option<u64>, follow: bool) ->
     let mut lines = BufReader::new(response.body_mut().as_reader());
     let mut out = io::stdout().lock();
     let mut line = Vec::new();
-    while lines.read_until(b'\n', &mut line).context("the answer ended early")? > 0 {
+    while lines.read_until(b'\n', &mut line).context("the answer ended early (the broker's log says why)")?
+        > 0
+    {
         match out.write_all(&line).and_then(|()| if follow { out.flush() } else { Ok(()) }) {
             // Whoever read it has enough.
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),

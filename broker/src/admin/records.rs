@@ -92,7 +92,11 @@ async fn stream(
                 continue;
             }
             Err(LogError::Ahead { .. }) => return,
-            Err(error) => return drop(listener.send(Err(error)).await),
+            Err(error) => {
+                // The answer breaks off; who asked can't be told why any more.
+                tracing::warn!("reading records of topic {}: {error}", topic.name());
+                return drop(listener.send(Err(error)).await);
+            }
             Ok(batch) => batch,
         };
         if batch.next == position && !follow {

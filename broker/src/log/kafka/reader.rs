@@ -37,8 +37,9 @@ const IDLE: Duration = Duration::from_secs(30);
 const ANSWER: Duration = Duration::from_secs(30);
 /// How long Kafka may take to tell a partition's bounds.
 const BOUNDS: Duration = Duration::from_secs(10);
-/// How long a topic may be news to a node.
-const NEWS: Duration = Duration::from_secs(3);
+/// How long a topic, or its leader, may be news to a node; and what asking about it may take.
+const NEWS: Duration = Duration::from_secs(5);
+const QUESTION: Duration = Duration::from_secs(2);
 const POLL: Duration = Duration::from_millis(100);
 
 /// What a cursor reads, and of which topic and partition.
@@ -193,8 +194,10 @@ impl Readers {
             loop {
                 let bounds = client.fetch_watermarks(&name, partition, BOUNDS);
                 match &bounds {
-                    // A new topic is not known to all nodes at once.
+                    // A new topic is not known to all nodes at once, nor a new leader to us.
                     Err(error) if is_news(error) && Instant::now() < until => {
+                        // Whatever it answers, the offsets are asked for again.
+                        let _ = client.fetch_metadata(Some(&name), QUESTION);
                         std::thread::sleep(Duration::from_millis(20));
                     }
                     _ => return bounds,
@@ -203,6 +206,10 @@ impl Readers {
         });
         let bounds = asked.await.map_err(|_| LogError::Store("the broker is stopping".to_owned()))?;
         let (start, end) = bounds.map_err(|error| {
+            if is_news(&error) {
+                // What the client knows of the topic may be of its former life (librdkafka 4898): a new one starts afresh.
+                self.state.lock().questions = None;
+            }
             let why = self.vitals.last_error().filter(|_| is_transport(&error));
             let why = why.unwrap_or_else(|| error.to_string());
             LogError::Store(format!(
@@ -491,6 +498,7 @@ fn is_news(error: &KafkaError) -> bool {
                 | Code::UnknownTopicOrPartition
                 | Code::NotLeaderForPartition
                 | Code::LeaderNotAvailable
+                | Code::OffsetNotAvailable
         )
     )
 }

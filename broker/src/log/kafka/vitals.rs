@@ -142,6 +142,9 @@ impl Vitals {
 
     /// What a client of librdkafka complained about.
     pub(super) fn take_error(&self, error: &KafkaError, reason: &str) {
+        if error.rdkafka_error_code() == Some(RDKafkaErrorCode::PartitionEOF) {
+            return;
+        }
         tracing::debug!("Kafka: {reason}");
         let mut last = self.last_error.lock();
         // That all are down says less than why one is.
