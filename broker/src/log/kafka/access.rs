@@ -12,6 +12,8 @@ pub(crate) struct Access {
     secrets: KafkaSecrets,
     /// Shown in Kafka's own logs and metrics.
     client_id: String,
+    /// Requests on their way to one node.
+    in_flight: u8,
 }
 
 impl std::fmt::Debug for Access {
@@ -22,7 +24,12 @@ impl std::fmt::Debug for Access {
 
 impl Access {
     pub(crate) fn new(config: Kafka, secrets: KafkaSecrets, client_id: &str) -> Access {
-        Access { config, secrets, client_id: client_id.to_owned() }
+        Access { config, secrets, client_id: client_id.to_owned(), in_flight: 5 }
+    }
+
+    #[cfg(test)]
+    pub(super) fn one_request_at_a_time(self) -> Access {
+        Access { in_flight: 1, ..self }
     }
 
     pub(crate) fn servers(&self) -> String {
@@ -86,6 +93,7 @@ impl Access {
             .set("acks", "all")
             .set("enable.idempotence", "true")
             .set("enable.gapless.guarantee", "true")
+            .set("max.in.flight.requests.per.connection", self.in_flight.to_string())
             .set("message.timeout.ms", "0")
             // A leader that froze is given up, and what it was sent is sent again, recognised by its number.
             .set("request.timeout.ms", "10000")

@@ -2,6 +2,10 @@
 //!
 //! Whatever happens to a producer, the lane still holds every record without an outcome, so that a new producer
 //! gets them again in the same order. A success is told once, at the front; anything else waits for the writer.
+//!
+//! A partition that does not know the producer takes any sequence number to begin with (KIP-360). If of two requests
+//! on their way the first were refused, by a node that is just becoming leader, and the second taken, librdkafka
+//! would count both as stored. So the first record goes alone, until the partition has shown that it knows.
 
 use std::{
     collections::{HashSet, VecDeque},
@@ -19,6 +23,8 @@ use crate::log::{Completion, Offset, Outcome, Record, Topic, room::Room};
 
 /// Bytes that a record costs besides its own.
 const OVERHEAD: usize = 100;
+/// How long Kafka surely remembers a producer that sends nothing; by default it is a day (`producer.id.expiration.ms`).
+const MEMORY: Duration = Duration::from_secs(600);
 
 pub(super) struct Lane {
     pub(super) topic: Topic,
@@ -42,6 +48,8 @@ struct Waiting {
     generation: u64,
     /// Takes what comes; absent: it waits for the writer.
     producer: Option<Arc<Producer>>,
+    /// When the partition last confirmed something of this producer.
+    confirmed: Option<Instant>,
     room: Arc<Room>,
     /// More than the room has is refused.
     aside: bool,
@@ -79,6 +87,7 @@ impl Lane {
             submitted: 0,
             generation: 0,
             producer: None,
+            confirmed: None,
             room,
             aside: false,
             closed: false,
@@ -118,6 +127,7 @@ impl Lane {
         }
         let mut waiting = self.waiting.lock();
         waiting.submitted = 0;
+        waiting.confirmed = None;
         waiting.generation = producer.number();
         waiting.producer = Some(producer.clone());
         waiting.submit(self);
@@ -147,7 +157,7 @@ impl Lane {
     }
 
     /// Kafka has the record; `offset` is absent where a repeat was recognised.
-    pub(super) fn delivered(&self, generation: u64, number: u64, offset: Option<Offset>) {
+    pub(super) fn delivered(self: &Arc<Self>, generation: u64, number: u64, offset: Option<Offset>) {
         let mut waiting = self.waiting.lock();
         // Of a former producer, or behind one that failed: it will be sent again and told then.
         if waiting.generation != generation || waiting.first != number || waiting.submitted == 0 {
@@ -157,6 +167,8 @@ impl Lane {
         waiting.first += 1;
         waiting.submitted -= 1;
         waiting.room.free(entry.size, 1);
+        waiting.confirmed = Some(Instant::now());
+        waiting.submit(self);
         drop(waiting);
         if let Some(offset) = offset {
             self.end.fetch_max(offset + 1, Ordering::Relaxed);
@@ -214,9 +226,9 @@ impl Lane {
         }
     }
 
-    /// Whether any record is with a producer.
-    pub(super) fn is_under_way(&self) -> bool {
-        self.waiting.lock().submitted > 0
+    /// How many records are with a producer.
+    pub(super) fn under_way(&self) -> usize {
+        self.waiting.lock().submitted
     }
 
     pub(super) fn known_end(&self) -> Offset {
@@ -232,7 +244,11 @@ impl Waiting {
     /// Hands what is not with the producer yet to it, in order.
     fn submit(&mut self, lane: &Arc<Lane>) {
         let Some(producer) = &self.producer else { return };
-        while let Some(entry) = self.entries.get(self.submitted) {
+        let is_known = self.confirmed.is_some_and(|at| at.elapsed() < MEMORY);
+        let most = if is_known { usize::MAX } else { 1 };
+        while self.submitted < most
+            && let Some(entry) = self.entries.get(self.submitted)
+        {
             let number = self.first + self.submitted as u64;
             if let Err(code) = producer.hand_over(Handover { lane: lane.clone(), number }, &entry.record) {
                 // Nothing may overtake it: the writer decides.

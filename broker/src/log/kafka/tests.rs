@@ -48,7 +48,8 @@ fn access(cluster: &MockCluster<'static, DefaultProducerContext>, client_id: &st
         tls: None,
         sasl: None,
     };
-    Access::new(config, KafkaSecrets::default(), client_id)
+    // The mock takes records in whatever sequence they come, which Kafka does not.
+    Access::new(config, KafkaSecrets::default(), client_id).one_request_at_a_time()
 }
 
 impl Place {
@@ -206,6 +207,35 @@ async fn a_record_that_kafka_refuses_is_told_and_stops_nobody_else() {
     assert_eq!(append_and_wait(&*place.log, &topic, 0, record(large)).await, Outcome::Refused, "too large");
     assert_eq!(append_and_wait(&*place.log, &topic, 7, record("nowhere")).await, Outcome::Refused);
     assert_eq!(place.values(&topic, 0).await, ["good"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_follows_the_first_record_until_the_partition_knows_the_producer() {
+    let place = Place::new().await;
+    let topic = place.log.topic("t").unwrap();
+    let lane = place.log.shared.lane(&topic, 0).unwrap();
+    for round in ["a new producer", "its successor"] {
+        place.cluster.broker_round_trip_time(1, Duration::from_millis(300)).unwrap();
+        let (sink, mut outcomes) = told();
+        for token in 0..5 {
+            lane.append(record(token), Completion { sink: sink.clone(), token });
+        }
+        while outcomes.is_empty() {
+            assert!(lane.under_way() <= 1, "{round}: {} under way", lane.under_way());
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        assert_eq!(timeout(PATIENCE, outcomes.recv()).await.unwrap().unwrap().0, 0, "{round}");
+        assert_eq!(lane.under_way(), 4, "{round}: the rest follows at once");
+        for token in 1..5 {
+            assert_eq!(timeout(PATIENCE, outcomes.recv()).await.unwrap().unwrap().0, token, "{round}");
+        }
+        place.cluster.broker_round_trip_time(1, Duration::ZERO).unwrap();
+        let started = place.log.shared.vitals.producers_started.load(Ordering::Relaxed);
+        place.log.use_access(access(&place.cluster, round));
+        while place.log.shared.vitals.producers_started.load(Ordering::Relaxed) == started {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

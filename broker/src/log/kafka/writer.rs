@@ -183,7 +183,7 @@ impl Inner {
             if *access != *self.shared.access() {
                 return End::Renewed;
             }
-            if aside && started.elapsed() > PROBATION && !lanes.iter().any(|lane| lane.is_under_way()) {
+            if aside && started.elapsed() > PROBATION && lanes.iter().all(|lane| lane.under_way() == 0) {
                 return End::Recovered;
             }
         }
