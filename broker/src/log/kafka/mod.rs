@@ -12,11 +12,13 @@
 //! | [`writer`] | threads that serve lanes with producers, one generation after the other |
 //! | [`reader`] | consumers and cursors |
 //! | [`topics`] | making, verifying and altering topics |
+//! | [`plan`] | what a topic must be like, and what an existing one lacks |
 //! | [`vitals`] | what Kafka's state is, and who is told |
 
 mod access;
 mod alter;
 mod lane;
+mod plan;
 mod producer;
 mod reader;
 #[cfg(test)]
