@@ -63,6 +63,8 @@ impl Access {
             .set("reconnect.backoff.max.ms", "1000")
             // A leader that moved while nothing was sent is found in seconds.
             .set("topic.metadata.refresh.interval.ms", "10000")
+            // A deleted topic comes back with the settings it must have, or not at all.
+            .set("allow.auto.create.topics", "false")
             .set("log.connection.close", "false");
         if self.config.tls.is_some() {
             match &self.secrets.ca {
@@ -95,6 +97,8 @@ impl Access {
             .set("enable.gapless.guarantee", "true")
             .set("max.in.flight.requests.per.connection", self.in_flight.to_string())
             .set("message.timeout.ms", "0")
+            // A topic that is not known for so long is gone.
+            .set("topic.metadata.propagation.max.ms", "5000")
             // A leader that froze is given up, and what it was sent is sent again, recognised by its number.
             .set("request.timeout.ms", "10000")
             .set("retry.backoff.ms", "50")

@@ -46,8 +46,7 @@ pub(super) struct Found {
 
 impl Admin {
     pub(super) fn new(config: &ClientConfig) -> Result<Admin, LogError> {
-        // A producer's default: to ask about a topic that is not there would make it, with Kafka's own settings.
-        let client = config.clone().set("allow.auto.create.topics", "false").create().map_err(|error| {
+        let client = config.create().map_err(|error| {
             LogError::Settings(format!(
                 "Kafka: no client could be started: {error}; check spec.kafka and its Secrets"
             ))
