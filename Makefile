@@ -7,7 +7,7 @@ SHELL := /bin/bash
 
 export RUST_BACKTRACE := 0
 CARGO_DENY := 0.20.2
-# The release that stories run on, and the oldest that the broker works with; e2e/src/kafka names them, too.
+# The release that stories run on, and the oldest that the broker works with, for KAFKA_RELEASE=3.6.2 make e2e.
 KAFKAS := 4.1.2 3.6.2
 TARGET := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
 DEV := $(patsubst $(CURDIR)/%,%,$(TARGET))/debug

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context, Result, bail, ensure};
+use mqtt_broker_api::admin::RecordView;
 use mqtt_e2e::{
     Broker, Client, Driver, Login, Manifests, Store, Version,
     broker::{Stored, header},
@@ -115,19 +116,22 @@ fn every_acknowledged_message_is_stored_though_the_broker_is_killed_again_and_ag
         bail!("{error:#}: {}", left.join(", "));
     }
 
-    for device in &devices {
-        check(&broker, device).with_context(|| device.id.clone())?;
+    for parent in ["readings", "orderMsg2mq-readings"] {
+        let records = broker.records(parent)?;
+        for device in devices.iter().filter(|device| device.parent == parent) {
+            check(&records, device).with_context(|| device.id.clone())?;
+        }
     }
     Ok(())
 }
 
 /// Everything is there: QoS 2 once, and under an ordered parent each first copy in the order of its publish.
-fn check(broker: &Broker, device: &Device) -> Result<()> {
-    let mut records = broker.records(device.parent)?;
-    records.retain(|record| header(record, "clientId") == Some(&device.id));
+fn check(all: &[RecordView], device: &Device) -> Result<()> {
+    let mut records: Vec<&RecordView> =
+        all.iter().filter(|record| header(record, "clientId") == Some(&device.id)).collect();
     records.sort_by_key(|record| (record.partition, record.offset));
     let mut numbers = Vec::new();
-    for record in &records {
+    for record in records.iter().copied() {
         numbers.push(Stored::of(record)?.payload.parse::<usize>()?);
     }
     let mut seen = BTreeSet::new();
