@@ -2,6 +2,8 @@
 //!
 //! Credentials stand in librdkafka's settings and nowhere else; neither `Debug` nor an error shows them.
 
+use std::time::Duration;
+
 use mqtt_broker_api::config::{Kafka, KafkaSecrets, SaslMechanism};
 use rdkafka::ClientConfig;
 
@@ -114,7 +116,8 @@ impl Access {
         producer
     }
 
-    pub(super) fn consumer(&self) -> ClientConfig {
+    /// `patience`: how long Kafka may keep a request open that it has nothing for.
+    pub(super) fn consumer(&self, patience: Duration) -> ClientConfig {
         let mut consumer = self.client();
         consumer
             // Never joined; librdkafka wants one to assign partitions by hand.
@@ -124,7 +127,7 @@ impl Access {
             .set("auto.offset.reset", "error")
             .set("enable.partition.eof", "true")
             .set("check.crcs", "true")
-            .set("fetch.wait.max.ms", "500")
+            .set("fetch.wait.max.ms", patience.as_millis().to_string())
             .set("fetch.error.backoff.ms", "100")
             .set("queued.max.messages.kbytes", "8192");
         if let Some(rack) = &self.config.rack {

@@ -26,7 +26,10 @@ use rdkafka::{
     error::{KafkaError, RDKafkaErrorCode},
     message::{BorrowedMessage, Headers},
 };
-use tokio::{sync::Notify, time::timeout_at};
+use tokio::{
+    sync::{Notify, Semaphore},
+    time::timeout_at,
+};
 
 use super::{access::Access, vitals::Vitals};
 use crate::log::{Bounds, LogError, Offset, ReadBatch, ReadLimit, Record, StoredRecord, Topic};
@@ -40,6 +43,8 @@ const BOUNDS: Duration = Duration::from_secs(10);
 /// How long a topic, or its leader, may be news to a node; and what asking about it may take.
 const NEWS: Duration = Duration::from_secs(5);
 const QUESTION: Duration = Duration::from_secs(2);
+/// Reads of what is there already, at a time.
+const HISTORIES: usize = 4;
 const POLL: Duration = Duration::from_millis(100);
 
 /// What a cursor reads, and of which topic and partition.
@@ -56,6 +61,8 @@ enum Reads {
 pub(super) struct Readers {
     vitals: Arc<Vitals>,
     state: Mutex<State>,
+    /// One for each read of history at a time: as many clients there may be.
+    histories: Semaphore,
     /// Rises with each new access: what is older is not used again.
     version: AtomicU64,
 }
@@ -99,10 +106,25 @@ pub(super) struct Events {
     vitals: Arc<Vitals>,
 }
 
+impl Reads {
+    /// How long Kafka may keep a request open that it has nothing for. What is asked for next waits behind it.
+    fn patience(self) -> Duration {
+        match self {
+            Reads::History => Duration::from_millis(10),
+            Reads::Tail => Duration::from_millis(500),
+        }
+    }
+}
+
 impl Readers {
     pub(super) fn new(access: Arc<Access>, vitals: Arc<Vitals>) -> Readers {
         let state = State { access, clients: Vec::new(), questions: None, idle: HashMap::new() };
-        Readers { vitals, state: Mutex::new(state), version: AtomicU64::new(0) }
+        Readers {
+            vitals,
+            state: Mutex::new(state),
+            histories: Semaphore::new(HISTORIES),
+            version: AtomicU64::new(0),
+        }
     }
 
     /// Reads with these settings from now on.
@@ -130,6 +152,7 @@ impl Readers {
             self.give_back(cursor);
             return Ok(batch.unwrap_or(nothing));
         }
+        let _turn = self.histories.acquire().await;
         let end = match self.bounds(topic, partition).await? {
             Bounds { start, .. } if from < start => return Err(LogError::Lost { start }),
             Bounds { end, .. } if from > end => return Err(LogError::Ahead { end }),
@@ -333,7 +356,8 @@ impl Client {
         reads: Reads,
         version: u64,
     ) -> Result<Arc<Client>, KafkaError> {
-        let consumer = Arc::new(access.consumer().create_with_context(Events { vitals })?);
+        let consumer = access.consumer(reads.patience()).create_with_context(Events { vitals })?;
+        let consumer = Arc::new(consumer);
         serve(&consumer, "kafka-reader")?;
         Ok(Arc::new(Client { consumer, reads, taken: Mutex::default(), version }))
     }
