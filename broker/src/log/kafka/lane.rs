@@ -67,6 +67,8 @@ struct Entry {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Backlog {
     pub(super) records: usize,
+    /// How many of them are with a producer.
+    pub(super) under_way: usize,
     /// Since when the first waits.
     pub(super) since: Option<Instant>,
     /// Its topic does not work, which is told elsewhere.
@@ -221,14 +223,10 @@ impl Lane {
         let waiting = self.waiting.lock();
         Backlog {
             records: waiting.entries.len(),
+            under_way: waiting.submitted,
             since: waiting.entries.front().map(|entry| entry.since),
             aside: waiting.aside,
         }
-    }
-
-    /// How many records are with a producer.
-    pub(super) fn under_way(&self) -> usize {
-        self.waiting.lock().submitted
     }
 
     pub(super) fn known_end(&self) -> Offset {

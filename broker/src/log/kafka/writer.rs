@@ -183,7 +183,10 @@ impl Inner {
             if *access != *self.shared.access() {
                 return End::Renewed;
             }
-            if aside && started.elapsed() > PROBATION && lanes.iter().all(|lane| lane.under_way() == 0) {
+            if aside
+                && started.elapsed() > PROBATION
+                && lanes.iter().all(|lane| lane.backlog().under_way == 0)
+            {
                 return End::Recovered;
             }
         }
