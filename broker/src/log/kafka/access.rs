@@ -5,7 +5,15 @@
 use std::time::Duration;
 
 use mqtt_broker_api::config::{Kafka, KafkaSecrets, SaslMechanism};
-use rdkafka::ClientConfig;
+use rdkafka::{ClientConfig, error::KafkaError};
+
+/// Why a client could not be started, without the value of a setting: it may be a secret.
+pub(super) fn without_value(error: &KafkaError) -> String {
+    match error {
+        KafkaError::ClientConfig(_, _, setting, _) => format!("{setting} can't be set"),
+        error => error.to_string(),
+    }
+}
 
 /// Where, as whom, and with what proof.
 #[derive(Clone, PartialEq)]
@@ -134,5 +142,19 @@ impl Access {
             consumer.set("client.rack", rack);
         }
         consumer
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rdkafka::types::RDKafkaConfRes;
+
+    use super::*;
+
+    #[test]
+    fn an_error_names_the_setting_and_not_its_value() {
+        let invalid = RDKafkaConfRes::RD_KAFKA_CONF_INVALID;
+        let error = KafkaError::ClientConfig(invalid, "no".into(), "sasl.password".into(), "secret".into());
+        assert_eq!(without_value(&error), "sasl.password can't be set");
     }
 }

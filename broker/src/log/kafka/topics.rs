@@ -21,6 +21,7 @@ use rdkafka::{
 };
 
 use super::{
+    access::without_value,
     alter,
     plan::{self, Existing, Setting, pairs},
 };
@@ -48,7 +49,8 @@ impl Admin {
     pub(super) fn new(config: &ClientConfig) -> Result<Admin, LogError> {
         let client = config.create().map_err(|error| {
             LogError::Settings(format!(
-                "Kafka: no client could be started: {error}; check spec.kafka and its Secrets"
+                "Kafka: no client could be started: {}; check spec.kafka and its Secrets",
+                without_value(&error)
             ))
         })?;
         Ok(Admin(client))
