@@ -31,7 +31,10 @@ use tokio::{
     time::timeout_at,
 };
 
-use super::{access::Access, vitals::Vitals};
+use super::{
+    access::{Access, without_value},
+    vitals::Vitals,
+};
 use crate::log::{Bounds, LogError, Offset, ReadBatch, ReadLimit, Record, StoredRecord, Topic};
 
 /// How long a cursor waits for its next read.
@@ -84,15 +87,23 @@ struct Client {
 }
 
 struct Cursor {
-    client: Arc<Client>,
-    place: Place,
+    // Goes before the seat: with it goes the queue's wake-up, which must not be the next cursor's by then.
     queue: PartitionQueue<Events>,
+    seat: Seat,
     filled: Arc<Notify>,
     /// Of the next record.
     next: Offset,
     /// Came behind records that were read first.
     error: Option<KafkaError>,
     used: Instant,
+    /// It was opened for this read.
+    is_new: bool,
+}
+
+/// Keeps a place of a client to one cursor.
+struct Seat {
+    client: Arc<Client>,
+    place: Place,
 }
 
 /// What a cursor came upon.
@@ -192,6 +203,13 @@ impl Readers {
                 (Found::Records, _) => {
                     cursor.next = batch.next;
                     return Ok((cursor, Some(batch)));
+                }
+                // It may have been found before Kafka told the end, and more came in between.
+                (Found::End, Some(_)) if !cursor.is_new => {
+                    let (place, from) = (cursor.seat.place.clone(), cursor.next);
+                    drop(cursor);
+                    cursor = self.open(&place, from)?;
+                    continue;
                 }
                 (Found::End, Some(end)) if !self.reads_nearby() => {
                     batch.next = end;
@@ -294,9 +312,10 @@ impl Readers {
 
     fn give_back(&self, mut cursor: Cursor) {
         cursor.used = Instant::now();
+        cursor.is_new = false;
         let mut state = self.state.lock();
-        if cursor.client.version == self.version.load(Ordering::Acquire) {
-            state.idle.entry(cursor.place.clone()).or_default().push(cursor);
+        if cursor.seat.client.version == self.version.load(Ordering::Acquire) {
+            state.idle.entry(cursor.seat.place.clone()).or_default().push(cursor);
         }
     }
 
@@ -317,7 +336,7 @@ impl Readers {
                 }
             }
         };
-        Cursor::open(client, place, from).map_err(|error| {
+        Cursor::open(Seat { client, place: place.clone() }, from).map_err(|error| {
             LogError::Store(format!("Kafka: topic {} partition {} can't be read: {error}", place.1, place.2))
         })
     }
@@ -328,7 +347,7 @@ impl Readers {
             Ok(found) => return Ok(found),
             Err(error) => error,
         };
-        let (_, topic, partition) = &cursor.place;
+        let (_, topic, partition) = &cursor.seat.place;
         match error.rdkafka_error_code() {
             Some(RDKafkaErrorCode::AutoOffsetReset | RDKafkaErrorCode::OffsetOutOfRange) => {
                 let topic = Topic::new(topic, 0, 0);
@@ -384,31 +403,21 @@ fn serve(consumer: &Arc<BaseConsumer<Events>>, name: &str) -> Result<(), KafkaEr
 }
 
 impl Cursor {
-    fn open(client: Arc<Client>, place: &Place, from: Offset) -> Result<Cursor, KafkaError> {
-        let (_, topic, partition) = place;
+    fn open(seat: Seat, from: Offset) -> Result<Cursor, KafkaError> {
+        let (_, topic, partition) = &seat.place;
         let number = i32::try_from(*partition).unwrap_or(i32::MAX);
         // The queue first: what is fetched comes to it from the start.
-        let queue = client.consumer.split_partition_queue(topic, number);
-        let Some(mut queue) = queue else {
-            client.taken.lock().remove(place);
-            return Err(KafkaError::MessageConsumption(RDKafkaErrorCode::UnknownPartition));
-        };
+        let queue = seat.client.consumer.split_partition_queue(topic, number);
+        let mut queue = queue.ok_or(KafkaError::MessageConsumption(RDKafkaErrorCode::UnknownPartition))?;
         let filled = Arc::new(Notify::new());
         let notify = filled.clone();
         queue.set_nonempty_callback(move || notify.notify_one());
-        let cursor = Cursor {
-            queue,
-            filled,
-            next: from,
-            error: None,
-            used: Instant::now(),
-            place: place.clone(),
-            client,
-        };
         let mut list = TopicPartitionList::new();
-        let from = i64::try_from(from).unwrap_or(i64::MAX);
-        list.add_partition_offset(topic, number, Position::Offset(from))?;
-        cursor.client.consumer.incremental_assign(&list)?;
+        let position = Position::Offset(i64::try_from(from).unwrap_or(i64::MAX));
+        list.add_partition_offset(topic, number, position)?;
+        let cursor =
+            Cursor { queue, seat, filled, next: from, error: None, used: Instant::now(), is_new: true };
+        cursor.seat.client.consumer.incremental_assign(&list)?;
         Ok(cursor)
     }
 
@@ -453,9 +462,15 @@ impl Cursor {
 impl Drop for Cursor {
     fn drop(&mut self) {
         let mut list = TopicPartitionList::new();
-        list.add_partition(&self.place.1, i32::try_from(self.place.2).unwrap_or(i32::MAX));
+        let (_, topic, partition) = &self.seat.place;
+        list.add_partition(topic, i32::try_from(*partition).unwrap_or(i32::MAX));
         // It was not assigned if its start failed.
-        let _ = self.client.consumer.incremental_unassign(&list);
+        let _ = self.seat.client.consumer.incremental_unassign(&list);
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
         self.client.taken.lock().remove(&self.place);
     }
 }
@@ -528,5 +543,6 @@ fn is_news(error: &KafkaError) -> bool {
 }
 
 fn no_client(error: &KafkaError) -> LogError {
-    LogError::Store(format!("Kafka: no consumer could be started: {error}; check spec.kafka and its Secrets"))
+    let why = without_value(error);
+    LogError::Store(format!("Kafka: no consumer could be started: {why}; check spec.kafka and its Secrets"))
 }
