@@ -25,6 +25,7 @@ use crate::log::{Completion, Offset, Outcome, Record, Topic, room::Room};
 const OVERHEAD: usize = 100;
 /// How long Kafka surely remembers a producer that sends nothing; by default it is a day (`producer.id.expiration.ms`).
 const MEMORY: Duration = Duration::from_secs(600);
+const JUST_NOW: Duration = Duration::from_secs(1);
 
 pub(super) struct Lane {
     pub(super) topic: Topic,
@@ -71,8 +72,17 @@ pub(super) struct Backlog {
     pub(super) under_way: usize,
     /// Since when the first waits.
     pub(super) since: Option<Instant>,
+    /// When the producer's last success was told.
+    confirmed: Option<Instant>,
     /// Its topic does not work, which is told elsewhere.
     pub(super) aside: bool,
+}
+
+impl Backlog {
+    /// Whether nothing is with the producer, or it has stored something just now.
+    pub(super) fn keeps_up(&self) -> bool {
+        self.under_way == 0 || self.confirmed.is_some_and(|at| at.elapsed() < JUST_NOW)
+    }
 }
 
 impl Lane {
@@ -225,6 +235,7 @@ impl Lane {
             records: waiting.entries.len(),
             under_way: waiting.submitted,
             since: waiting.entries.front().map(|entry| entry.since),
+            confirmed: waiting.confirmed,
             aside: waiting.aside,
         }
     }

@@ -347,3 +347,32 @@ async fn a_close_tells_every_append_its_end() {
     place.log.append(&topic, 0, record("late"), Completion { sink, token: 100 });
     assert_eq!(outcomes.try_recv().unwrap(), (100, Outcome::Refused));
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_topic_that_works_again_joins_the_others_while_it_is_published_to() {
+    let place = Place::new().await;
+    let topic = place.topic("bad").await;
+    let lane = place.log.shared.lane(&topic, 0).unwrap();
+    place.cluster.topic_error("bad", RDKafkaRespErr::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED).unwrap();
+    let (sink, mut outcomes) = told();
+    let append = |token| {
+        place.log.append(&topic, 0, record(token), Completion { sink: sink.clone(), token });
+    };
+    (0..50).for_each(append);
+    let until = Instant::now() + PATIENCE;
+    while !lane.backlog().aside {
+        assert!(Instant::now() < until, "it is set aside");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    place.cluster.topic_error("bad", RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR).unwrap();
+    // Something is always under way.
+    for token in 50.. {
+        let (_, outcome) = timeout(PATIENCE, outcomes.recv()).await.unwrap().unwrap();
+        assert!(matches!(outcome, Outcome::Durable(_)), "{outcome:?}");
+        append(token);
+        if !lane.backlog().aside {
+            break;
+        }
+        assert!(Instant::now() < until, "it joins the others again");
+    }
+}

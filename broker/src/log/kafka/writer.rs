@@ -18,6 +18,7 @@ use rdkafka::error::RDKafkaErrorCode;
 
 use super::{
     Shared,
+    access::without_value,
     lane::Lane,
     producer::{Failure, Producer},
 };
@@ -25,7 +26,7 @@ use crate::log::room::Room;
 
 /// How long a producer works before its writer looks up.
 const TURN: Duration = Duration::from_millis(50);
-/// How long what is on its way may take when a generation ends in good order, and when it failed.
+/// How long what is on its way may take when a generation ends in good order, and when it failed or is the last.
 const GOOD_END: Duration = Duration::from_secs(10);
 const BAD_END: Duration = Duration::from_secs(1);
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -128,15 +129,22 @@ impl Inner {
                 Ok(producer) => Arc::new(producer),
                 Err(error) => {
                     pause.say(&format!(
-                        "Kafka: no producer could be started: {error}; check spec.kafka and its Secrets"
+                        "Kafka: no producer could be started: {}; check spec.kafka and its Secrets",
+                        without_value(&error)
                     ));
                     pause.lengthen();
                     continue;
                 }
             };
+            let begun = Instant::now();
             let end = self.serve(&producer, &access, &mut lanes, aside.is_some());
+            // What went well for long, or was meant to end, does not make the next one wait.
+            if begun.elapsed() > LONGEST_PAUSE || matches!(end, End::Renewed) {
+                pause.reset();
+            }
             lanes.iter().for_each(|lane| lane.hold());
-            let patience = if matches!(end, End::Failed) { BAD_END } else { GOOD_END };
+            // Before it stops the store has waited for what is under way.
+            let patience = if matches!(end, End::Failed | End::Stopped) { BAD_END } else { GOOD_END };
             let failures = producer.end(patience);
             lanes.iter().for_each(|lane| lane.take_back());
             // Closing a client takes its time, and nothing waits for it.
@@ -183,10 +191,7 @@ impl Inner {
             if *access != *self.shared.access() {
                 return End::Renewed;
             }
-            if aside
-                && started.elapsed() > PROBATION
-                && lanes.iter().all(|lane| lane.backlog().under_way == 0)
-            {
+            if aside && started.elapsed() > PROBATION && lanes.iter().all(|lane| lane.backlog().keeps_up()) {
                 return End::Recovered;
             }
         }
