@@ -28,19 +28,29 @@ impl Room {
     }
 
     pub(super) fn take(&self, bytes: usize) {
-        let bytes = self.bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
-        let records = self.records.fetch_add(1, Ordering::Relaxed) + 1;
+        let bytes = self.bytes.fetch_add(bytes, Ordering::SeqCst) + bytes;
+        let records = self.records.fetch_add(1, Ordering::SeqCst) + 1;
         if bytes >= self.limit_bytes || records >= self.limit_records {
-            self.full.store(true, Ordering::Release);
+            self.full.store(true, Ordering::SeqCst);
+            // What was freed since it was counted did not see that it is full, and may have been the last.
+            self.wake();
         }
     }
 
     pub(super) fn free(&self, bytes: usize, records: usize) {
-        let bytes = self.bytes.fetch_sub(bytes, Ordering::Relaxed) - bytes;
-        let records = self.records.fetch_sub(records, Ordering::Relaxed) - records;
-        // Well below the bound before anyone is woken, so that they are not woken for one record each.
-        if !self.has_some() && bytes <= self.limit_bytes / 4 * 3 && records <= self.limit_records / 4 * 3 {
-            self.full.store(false, Ordering::Release);
+        self.bytes.fetch_sub(bytes, Ordering::SeqCst);
+        self.records.fetch_sub(records, Ordering::SeqCst);
+        self.wake();
+    }
+
+    /// Well below the bound before anyone is woken, so that they are not woken for one record each.
+    fn wake(&self) {
+        let low = || {
+            self.bytes.load(Ordering::SeqCst) <= self.limit_bytes / 4 * 3
+                && self.records.load(Ordering::SeqCst) <= self.limit_records / 4 * 3
+        };
+        if self.full.load(Ordering::SeqCst) && low() {
+            self.full.store(false, Ordering::SeqCst);
             self.freed.notify_waiters();
         }
     }
