@@ -170,7 +170,6 @@ async fn a_read_stops_at_its_limits_and_says_where_to_go_on() {
         (0, 100, 1, 1, 1),
         (0, 0, 0, 1, 1),
         (5, 100, 1 << 20, 0, 5),
-        (9, 100, 1 << 20, 0, 9),
     ];
     for (from, records, bytes, expected, next) in cases {
         let limit = ReadLimit { records, bytes, wait: Duration::ZERO };
@@ -181,6 +180,8 @@ async fn a_read_stops_at_its_limits_and_says_where_to_go_on() {
             "from {from}, {records} records, {bytes} bytes"
         );
     }
+    let limit = ReadLimit { records: 100, bytes: 1 << 20, wait: Duration::ZERO };
+    assert!(matches!(log.read(&made, 0, 9, limit).await, Err(LogError::Ahead { end: 5 })));
 }
 
 #[tokio::test]
