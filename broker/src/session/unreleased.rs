@@ -135,7 +135,7 @@ impl Unreleased {
                 for stored in batch.records {
                     let Some((client_id, packet_id)) = stored.record.key.as_deref().and_then(parse_key)
                     else {
-                        return Err(LogError::Store(format!(
+                        return Err(LogError::Settings(format!(
                             "topic {TOPIC} partition {partition} offset {}: not a note of this broker",
                             stored.offset
                         )));
@@ -146,7 +146,7 @@ impl Unreleased {
                             of_client.insert(packet_id, note);
                         }
                         Some(Err(error)) => {
-                            return Err(LogError::Store(format!(
+                            return Err(LogError::Settings(format!(
                                 "topic {TOPIC} partition {partition} offset {}: {error}",
                                 stored.offset
                             )));

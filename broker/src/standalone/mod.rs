@@ -5,7 +5,11 @@ pub(crate) mod manifests;
 mod store;
 mod watch;
 
-use std::{process::ExitCode, sync::Arc, time::Duration};
+use std::{
+    process::ExitCode,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use anyhow::Context;
 use tokio::{
@@ -31,6 +35,8 @@ use crate::{
 const BAD_MANIFESTS: u8 = 2;
 /// Until a store that could not be asked is asked again.
 const TRY_AGAIN: Duration = Duration::from_secs(1);
+/// The same is said again.
+const SAY_EVERY: Duration = Duration::from_secs(60);
 
 pub(crate) fn run(args: Args) -> ExitCode {
     let mut manifests = match Manifests::new(&args.manifests, args.store()) {
@@ -55,7 +61,10 @@ pub(crate) fn run(args: Args) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    match runtime.block_on(serve(args, manifests, loaded, state)) {
+    let ended = runtime.block_on(serve(args, manifests, loaded, state));
+    // Questions to a Kafka that does not answer are not waited for.
+    runtime.shutdown_background();
+    match ended {
         Ok(code) => code,
         Err(error) => {
             eprintln!("mqtt-broker: {error:#}");
@@ -104,15 +113,18 @@ async fn serve(
 /// Everything that the log is needed for before devices are let in. Waits for a log that can't be asked.
 async fn prepare(args: &Args, loaded: &Loaded) -> anyhow::Result<Result<(Store, Arc<Node>), Problems>> {
     let store = Store::open(args.data.as_deref(), loaded).await?;
+    let mut said: Option<(Vec<String>, Instant)> = None;
     loop {
-        match make_node(store.log(), loaded).await {
+        let lines = match make_node(store.log(), loaded).await {
             Ok(Ok(node)) => return Ok(Ok((store, node))),
             Ok(Err(problems)) if !problems.may_pass => return Ok(Err(problems)),
-            Ok(Err(problems)) => {
-                problems.lines.iter().for_each(|problem| tracing::error!("{problem}; trying again"))
-            }
-            Err(error @ LogError::Store(_)) => tracing::error!("{error}; trying again"),
+            Ok(Err(problems)) => problems.lines,
+            Err(error @ LogError::Store(_)) => vec![error.to_string()],
             Err(error) => return Err(error.into()),
+        };
+        if said.as_ref().is_none_or(|(last, at)| *last != lines || at.elapsed() >= SAY_EVERY) {
+            lines.iter().for_each(|line| tracing::error!("{line}; trying again"));
+            said = Some((lines, Instant::now()));
         }
         tokio::time::sleep(TRY_AGAIN).await;
     }
