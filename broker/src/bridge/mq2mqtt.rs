@@ -148,7 +148,9 @@ async fn put_aside(node: &Node, record: &Record, reject: &Reject) {
         rejected.created = timestamp(node.wall());
         match append_and_wait(&*node.log, topic, 0, rejected.clone()).await {
             Outcome::Durable(_) => return,
-            Outcome::Refused if rejected.value.is_some() || rejected.headers.len() > 1 => {
+            Outcome::Refused
+                if rejected.value.is_some() || rejected.key.is_some() || rejected.headers.len() > 1 =>
+            {
                 let reason = format!("{reject}; too large to be kept here as it was");
                 rejected.headers = vec![(REJECT_REASON, reason.into())];
                 rejected.value = None;
