@@ -178,6 +178,27 @@ fn a_deleted_topic_stops_no_other_and_is_made_anew() -> Result<()> {
     })
 }
 
+#[test]
+fn commands_from_the_cloud_go_on_though_their_topic_was_deleted() -> Result<()> {
+    on_kafka(|store| {
+        let broker = Broker::start_on(store, &manifests())?;
+        let mut client = device(&broker, "meter-1")?;
+        ensure!(client.subscribe("commands/#", 1)? == [1]);
+        for command in ["one", "two"] {
+            broker.append_mq2mqtt(&[("mqttTopic", "commands/x")], command)?;
+            ensure!(client.message()?.payload == command.as_bytes());
+        }
+        store.cluster()?.delete_topics(&["mq2mqtt"])?;
+        wait_until("mq2mqtt made anew", LIMIT, || {
+            Ok(store.cluster()?.topics()?.contains_key("mq2mqtt").then_some(()))
+        })?;
+        let mut application = store.cluster()?.producer()?;
+        application.tell(&json!({"value": "three", "headers": {"mqttTopic": "commands/x"}}))?;
+        ensure!(client.message_within(LIMIT)?.payload == b"three");
+        Ok(())
+    })
+}
+
 /// The instance on a listener with a login, its password in a Secret.
 fn with_password(kafka: &Kafka, password: &str) -> Result<Manifests> {
     let instance = json!({"kafka": {

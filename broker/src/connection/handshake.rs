@@ -73,7 +73,7 @@ pub(super) enum Refused {
     WillTopic,
     #[error("all {0} connections of the instance are in use")]
     ConnectionLimit(u64),
-    #[error("sessions can't be kept while the log is away; a clean session would be let in")]
+    #[error("sessions can't be kept while the log takes nothing; a clean session would be let in")]
     LogAway,
     #[error("{0}")]
     Claim(#[from] ClaimError),

@@ -181,7 +181,7 @@ fn properties(id: usize, cluster: &[Ports], tls: Option<&Tls>, data: &Path) -> R
         data.display(),
     );
     text.push_str(
-        "auto.create.topics.enable=false\n\
+        "auto.create.topics.enable=true\n\
          group.initial.rebalance.delay.ms=0\n\
          broker.heartbeat.interval.ms=500\n\
          broker.session.timeout.ms=3000\n\

@@ -137,6 +137,7 @@ impl Access {
             .set("check.crcs", "true")
             .set("fetch.wait.max.ms", patience.as_millis().to_string())
             .set("fetch.error.backoff.ms", "100")
+            .set("fetch.queue.backoff.ms", "50")
             .set("queued.max.messages.kbytes", "8192");
         if let Some(rack) = &self.config.rack {
             consumer.set("client.rack", rack);

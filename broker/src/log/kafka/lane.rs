@@ -25,6 +25,8 @@ use crate::log::{Completion, Offset, Outcome, Record, Topic, room::Room};
 const OVERHEAD: usize = 100;
 /// How long Kafka surely remembers a producer that sends nothing; by default it is a day (`producer.id.expiration.ms`).
 const MEMORY: Duration = Duration::from_secs(600);
+/// Records handed over in one go: others append meanwhile.
+const HANDOVER: usize = 1000;
 const JUST_NOW: Duration = Duration::from_secs(1);
 
 pub(super) struct Lane {
@@ -54,6 +56,8 @@ struct Waiting {
     room: Arc<Room>,
     /// More than the room has is refused.
     aside: bool,
+    /// Something was refused for want of room: so is all that follows, lest it overtake that.
+    overfull: bool,
     closed: bool,
 }
 
@@ -102,6 +106,7 @@ impl Lane {
             confirmed: None,
             room,
             aside: false,
+            overfull: false,
             closed: false,
         };
         Lane {
@@ -119,7 +124,8 @@ impl Lane {
         let size = size(&record);
         let mut waiting = self.waiting.lock();
         let too_large = size > self.record_bytes.load(Ordering::Relaxed) as usize;
-        if too_large || waiting.closed || (waiting.aside && !waiting.room.has_some()) {
+        waiting.overfull |= waiting.aside && !waiting.room.has_some();
+        if too_large || waiting.closed || waiting.overfull {
             drop(waiting);
             done.sink.appended(done.token, Outcome::Refused);
             return false;
@@ -166,6 +172,7 @@ impl Lane {
         waiting.room.free(sizes.iter().sum(), sizes.len());
         waiting.room = room.clone();
         waiting.aside = aside;
+        waiting.overfull = false;
     }
 
     /// Kafka has the record; `offset` is absent where a repeat was recognised.
@@ -254,7 +261,7 @@ impl Waiting {
     fn submit(&mut self, lane: &Arc<Lane>) {
         let Some(producer) = &self.producer else { return };
         let is_known = self.confirmed.is_some_and(|at| at.elapsed() < MEMORY);
-        let most = if is_known { usize::MAX } else { 1 };
+        let most = if is_known { self.submitted + HANDOVER } else { 1 };
         while self.submitted < most
             && let Some(entry) = self.entries.get(self.submitted)
         {

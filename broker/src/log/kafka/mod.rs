@@ -218,7 +218,17 @@ impl Log for KafkaLog {
     ) -> BoxFuture<'a, Result<ReadBatch, LogError>> {
         Box::pin(async move {
             self.shared.check(topic, partition)?;
-            self.shared.readers.read(topic, partition, from, limit).await
+            let read = self.shared.readers.read(topic, partition, from, limit).await;
+            if matches!(read, Err(LogError::UnknownTopic(_))) {
+                // Nobody writes to it, perhaps, who would find that it is gone.
+                self.shared.verify(topic.name()).await?;
+                tokio::time::sleep(TRY_AGAIN).await;
+                // Where nobody waits, an empty batch would say that this is the end.
+                if !limit.wait.is_zero() {
+                    return Ok(ReadBatch { records: Vec::new(), next: from });
+                }
+            }
+            read
         })
     }
 

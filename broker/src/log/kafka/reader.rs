@@ -163,13 +163,13 @@ impl Readers {
             self.give_back(cursor);
             return Ok(batch.unwrap_or(nothing));
         }
-        let _turn = self.histories.acquire().await;
         let end = match self.bounds(topic, partition).await? {
             Bounds { start, .. } if from < start => return Err(LogError::Lost { start }),
             Bounds { end, .. } if from > end => return Err(LogError::Ahead { end }),
             Bounds { end, .. } if from == end => return Ok(nothing),
             Bounds { end, .. } => end,
         };
+        let _turn = self.histories.acquire().await;
         let cursor = self.take(&(Reads::History, topic.name().to_owned(), partition), from)?;
         let deadline = Instant::now() + ANSWER;
         let (cursor, batch) = self.read_on(cursor, limit, deadline, Some(end)).await?;
@@ -228,6 +228,7 @@ impl Readers {
     /// Asks the partition's leader.
     pub(super) async fn bounds(&self, topic: &Topic, partition: u32) -> Result<Bounds, LogError> {
         let client = self.questions()?;
+        let asked_by = client.clone();
         let name = topic.name().to_owned();
         let asked = tokio::task::spawn_blocking(move || {
             let partition = i32::try_from(partition).unwrap_or(i32::MAX);
@@ -249,7 +250,8 @@ impl Readers {
         let (start, end) = bounds.map_err(|error| {
             if is_news(&error) {
                 // What the client knows of the topic may be of its former life (librdkafka 4898): a new one starts afresh.
-                self.state.lock().questions = None;
+                let former = self.state.lock().questions.take_if(|client| Arc::ptr_eq(client, &asked_by));
+                drop(former);
             }
             let why = self.vitals.last_error().filter(|_| is_transport(&error));
             let why = why.unwrap_or_else(|| error.to_string());
@@ -361,6 +363,7 @@ impl Readers {
                     ))),
                 }
             }
+            _ if is_news(&error) => Err(LogError::UnknownTopic(topic.clone())),
             // librdkafka goes on by itself.
             _ if is_transport(&error) => Ok(Found::Nothing),
             _ => Err(LogError::Store(format!("Kafka: topic {topic} partition {partition}: {error}"))),
