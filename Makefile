@@ -56,7 +56,7 @@ demo: mosquitto build
 
 # Arguments for the benchmark, such as BENCH=--quick.
 BENCH ?=
-bench: mosquitto $(TOOLS)/bin/rumqttd
+bench: mosquitto $(TOOLS)/bin/rumqttd $(TOOLS)/kafka-$(firstword $(KAFKAS))
 	$(call say,the broker and the load generator$(comma) optimised)
 	@cargo build --quiet --release -p mqtt-broker -p mqtt-e2e
 	@MQTT_BROKER=$(TARGET)/release/mqtt-broker RUMQTTD=$(TOOLS)/bin/rumqttd $(TARGET)/release/mqtt-bench $(BENCH)

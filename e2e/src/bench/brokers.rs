@@ -1,4 +1,5 @@
-//! The brokers under test: how each is configured, started on its core, awaited and ended.
+//! The brokers under test: how each is configured, started on its core, awaited and ended; and what is compared with
+//! them that is no broker.
 
 use std::fmt;
 use std::fs::{self, File};
@@ -16,26 +17,39 @@ use serde::Serialize;
 use tempfile::TempDir;
 
 const STARTS_WITHIN: Duration = Duration::from_secs(20);
+/// The registered parent topic of scenes that store.
+pub(super) const TOPIC: &str = "stored";
+pub(super) const PARTITIONS: u32 = 3;
 const USER: &str = "bench";
 const PASSWORD: &str = "bench-password";
 
-/// A broker that can be compared.
+/// What can be compared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Kind {
     Ours,
     Mosquitto,
     Rumqttd,
+    /// No broker: a plain producer that sends Kafka what ours would store there.
+    Bare,
+}
+
+/// Where our broker keeps its log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Store {
+    Folder,
+    Kafka,
 }
 
 impl Kind {
-    pub(super) const ALL: [Self; 3] = [Self::Ours, Self::Mosquitto, Self::Rumqttd];
+    pub(super) const ALL: [Self; 4] = [Self::Ours, Self::Mosquitto, Self::Rumqttd, Self::Bare];
 
     pub(super) fn how_to_get(self) -> &'static str {
         match self {
             Self::Ours => "build it with cargo build --release -p mqtt-broker",
             Self::Mosquitto => "install Debian's mosquitto",
             Self::Rumqttd => "install it with cargo install rumqttd --version 0.20.0 --root .tools",
+            Self::Bare => "build it with cargo build --release -p mqtt-e2e",
         }
     }
 }
@@ -46,6 +60,7 @@ impl fmt::Display for Kind {
             Self::Ours => "ours",
             Self::Mosquitto => "mosquitto",
             Self::Rumqttd => "rumqttd",
+            Self::Bare => "bare",
         })
     }
 }
@@ -60,11 +75,12 @@ pub(super) struct Broker {
 }
 
 impl Broker {
-    /// Starts `binary` on `core` and waits until it takes connections.
+    /// Starts `binary` on `core` and waits until it takes connections. `kafka`: HOST:PORT of where ours keeps its log;
+    /// absent: in its folder.
     ///
     /// # Errors
     /// Its last line of log, when it ended or did not get ready in time.
-    pub(super) fn start(kind: Kind, binary: &Path, core: usize) -> anyhow::Result<Self> {
+    pub(super) fn start(kind: Kind, binary: &Path, core: usize, kafka: Option<&str>) -> anyhow::Result<Self> {
         let home = TempDir::with_prefix("mqtt-bench-").context("cannot make a folder for the broker")?;
         let log = File::create(home.path().join("log")).context("cannot make the broker's log")?;
         let mut command = Command::new("taskset");
@@ -83,9 +99,14 @@ impl Broker {
                     "127.0.0.1:0",
                     "--manifests",
                 ]);
-                command.arg(manifests).arg("--data").arg(home.path().join("data")).stdout(Stdio::piped());
+                command.arg(manifests).stdout(Stdio::piped());
+                match kafka {
+                    Some(kafka) => command.args(["--kafka", kafka]),
+                    None => command.arg("--data").arg(home.path().join("data")),
+                };
                 (Some((USER, PASSWORD)), None)
             }
+            Kind::Bare => bail!("{kind} is no broker"),
             Kind::Mosquitto | Kind::Rumqttd => {
                 let addr = free_address()?;
                 let (file, text) = match kind {
@@ -186,8 +207,8 @@ spec:
 ---
 apiVersion: mqtt.dms.dev/v1alpha1
 kind: ParentTopic
-metadata: {{name: stored}}
-spec: {{instanceRef: {{name: bench}}, topic: stored, type: Normal, partitions: 3}}
+metadata: {{name: {TOPIC}}}
+spec: {{instanceRef: {{name: bench}}, topic: {TOPIC}, type: Normal, partitions: {PARTITIONS}}}
 ---
 apiVersion: v1
 kind: Secret

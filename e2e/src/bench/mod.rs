@@ -1,5 +1,6 @@
 //! The side-by-side benchmark: our broker, mosquitto and rumqttd, one after the other on the same core,
-//! under the same load from another core, round after round.
+//! under the same load from another core, round after round. Where ours stores on Kafka, a plain producer that sends
+//! the same records stands beside it.
 //!
 //! A machine's speed drifts, so rounds are interleaved and what counts are ratios within a run.
 
@@ -15,8 +16,9 @@ use clap::Args;
 
 pub use brokers::Kind;
 
+use crate::kafka::{Kafka, KafkaOptions};
 use crate::load::Report;
-use brokers::Broker;
+use brokers::{Broker, PARTITIONS, Store, TOPIC};
 use results::{Results, Run};
 use scenes::{SCENES, Scene};
 
@@ -24,7 +26,7 @@ use scenes::{SCENES, Scene};
 #[derive(Debug, Args)]
 pub struct Options {
     /// Brokers compared.
-    #[arg(long, value_delimiter = ',', default_value = "ours,mosquitto,rumqttd")]
+    #[arg(long, value_delimiter = ',', default_value = "ours,mosquitto,rumqttd,bare")]
     pub brokers: Vec<Kind>,
     /// Our broker's binary.
     #[arg(long, env = "MQTT_BROKER", default_value = "target/release/mqtt-broker")]
@@ -69,7 +71,7 @@ pub fn run(options: &Options) -> anyhow::Result<bool> {
         bail!("no scene has such a name: {}; names are {}", options.scenes.join(", "), scenes::names());
     }
     for kind in &options.brokers {
-        let path = binary(options, *kind);
+        let path = binary(options, &load, *kind);
         if !path.is_file() {
             bail!("no {kind} at {}: {}, or leave it out with --brokers", path.display(), kind.how_to_get());
         }
@@ -78,12 +80,17 @@ pub fn run(options: &Options) -> anyhow::Result<bool> {
         bail!("no load generator at {}: build it with cargo build --release -p mqtt-e2e", load.display());
     }
 
+    let kafka = match scenes.iter().any(|scene| scene.store == Store::Kafka) {
+        true => Some(start_kafka().context("no Kafka to measure on (--scenes can leave it out)")?),
+        false => None,
+    };
     let (rounds, seconds) = if options.quick { (1, 1.0) } else { (options.rounds, options.duration) };
     let mut results = Results::new(rounds, seconds);
     for round in 1..=rounds {
         for scene in &scenes {
             for kind in options.brokers.iter().filter(|kind| scene.suits(**kind)) {
-                let outcome = measure(options, &load, scene, *kind, seconds);
+                let kafka = kafka.as_ref().filter(|_| scene.store == Store::Kafka);
+                let outcome = measure(options, &load, scene, *kind, seconds, kafka);
                 eprintln!(
                     "round {round}/{rounds} · {} · {kind}: {}",
                     scene.name,
@@ -104,42 +111,70 @@ pub fn run(options: &Options) -> anyhow::Result<bool> {
     Ok(results.all_sound())
 }
 
-/// One run: a fresh broker, one load, the report or why there is none.
+/// One node, started once for all rounds.
+fn start_kafka() -> anyhow::Result<Kafka> {
+    Kafka::start(KafkaOptions { shows_log: false, ..KafkaOptions::default() })
+}
+
+/// One run: a fresh broker or nothing but `kafka`, one load, the report or why there is none.
 fn measure(
     options: &Options,
     load: &Path,
     scene: &Scene,
     kind: Kind,
     seconds: f64,
+    kafka: Option<&Kafka>,
 ) -> Result<Report, String> {
-    let broker =
-        Broker::start(kind, binary(options, kind), options.broker_core).map_err(|e| format!("{e:#}"))?;
+    let one_line = |e: anyhow::Error| format!("{e:#}");
+    if let Some(kafka) = kafka {
+        kafka.clear().map_err(one_line)?;
+    }
+    let address = kafka.map(Kafka::bootstrap);
+    let broker = match (kind, kafka) {
+        (Kind::Bare, None) => return Err("it needs Kafka".to_owned()),
+        (Kind::Bare, Some(kafka)) => {
+            kafka.create_topic(TOPIC, PARTITIONS, &[]).map_err(one_line)?;
+            None
+        }
+        _ => Some(
+            Broker::start(kind, binary(options, load, kind), options.broker_core, address.as_deref())
+                .map_err(one_line)?,
+        ),
+    };
     let mut command = Command::new("taskset");
-    command.args(["-c", &options.load_core.to_string()]).arg(load);
-    command.args(["--addr", &broker.addr.to_string(), "--pid", &broker.pid().to_string()]);
+    let core = if broker.is_some() { options.load_core } else { options.broker_core };
+    command.args(["-c", &core.to_string()]).arg(load);
+    match &broker {
+        Some(broker) => {
+            command.args(["--addr", &broker.addr.to_string(), "--pid", &broker.pid().to_string()])
+        }
+        None => command.args(["--addr", address.as_deref().unwrap_or_default()]),
+    };
     command.args(["--duration", &seconds.to_string(), "--warmup", if options.quick { "0.3" } else { "1" }]);
     command.args(["--timeout", &(seconds + 60.0).to_string()]);
-    if let Some((user, password)) = broker.login {
+    if let Some((user, password)) = broker.as_ref().and_then(|broker| broker.login) {
         command.args(["--username", user, "--password", password]);
     }
     // The generator bounds its own time, so this wait is bounded too.
-    let output = command.args(scene.load).output().map_err(|e| format!("cannot run taskset: {e}"))?;
+    let output =
+        command.args(scene.load_of(kind)).output().map_err(|e| format!("cannot run taskset: {e}"))?;
     let said = String::from_utf8_lossy(&output.stderr);
     let said = said.lines().last().unwrap_or("no report").trim_start_matches("mqtt-load: ").to_owned();
     match output.status.code() {
         Some(0) => serde_json::from_slice(&output.stdout).map_err(|e| format!("unreadable report: {e}")),
-        _ => Err(match broker.last_words() {
+        _ => Err(match broker.and_then(|broker| broker.last_words()) {
             Some(words) => format!("{said} (broker: {words})"),
             None => said,
         }),
     }
 }
 
-fn binary(options: &Options, kind: Kind) -> &Path {
+fn binary<'a>(options: &'a Options, load: &'a Path, kind: Kind) -> &'a Path {
     match kind {
         Kind::Ours => &options.ours,
         Kind::Mosquitto => &options.mosquitto,
         Kind::Rumqttd => &options.rumqttd,
+        Kind::Bare => load,
     }
 }
 

@@ -1,6 +1,6 @@
 //! What is measured, and the bars our broker is held to.
 
-use super::brokers::Kind;
+use super::brokers::{Kind, Store};
 use crate::load::Report;
 
 /// One load, run against each broker it suits.
@@ -8,8 +8,10 @@ pub(super) struct Scene {
     pub(super) name: &'static str,
     /// Arguments of `mqtt-load`.
     pub(super) load: &'static [&'static str],
-    /// Whether there is anything of the kind in the peers; without, the scene has absolute bars only.
-    pub(super) peers: bool,
+    /// Who is compared with ours; with nobody the scene has absolute bars only.
+    pub(super) peers: &'static [Kind],
+    /// Where ours keeps its log.
+    pub(super) store: Store,
     pub(super) bars: &'static [Bar],
 }
 
@@ -31,18 +33,45 @@ pub(super) enum Metric {
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Limit {
     /// At most this multiple of the best peer's figure.
-    OfBest(f64),
+    MostOfBest(f64),
+    /// At least this multiple of it.
+    LeastOfBest(f64),
     AtMost(f64),
     AtLeast(f64),
 }
 
 impl Scene {
     pub(super) fn suits(&self, kind: Kind) -> bool {
-        self.peers || kind == Kind::Ours
+        kind == Kind::Ours || self.peers.contains(&kind)
+    }
+
+    /// Arguments of `mqtt-load` that put this load on `kind`.
+    pub(super) fn load_of(&self, kind: Kind) -> impl Iterator<Item = &'static str> {
+        self.load.iter().copied().chain((kind == Kind::Bare).then_some("--bare"))
     }
 
     pub(super) fn is_wanted(&self, names: &[String]) -> bool {
         names.is_empty() || names.iter().any(|name| self.name.contains(name.as_str()))
+    }
+}
+
+impl Limit {
+    /// Whether it is a ratio to the best peer.
+    pub(super) fn needs_peer(self) -> bool {
+        matches!(self, Self::MostOfBest(_) | Self::LeastOfBest(_))
+    }
+
+    /// Whether more is better.
+    pub(super) fn is_least(self) -> bool {
+        matches!(self, Self::AtLeast(_) | Self::LeastOfBest(_))
+    }
+
+    pub(super) fn figure(self) -> f64 {
+        let (Self::MostOfBest(figure)
+        | Self::LeastOfBest(figure)
+        | Self::AtMost(figure)
+        | Self::AtLeast(figure)) = self;
+        figure
     }
 }
 
@@ -82,67 +111,81 @@ pub(super) fn names() -> String {
     SCENES.iter().map(|scene| scene.name).collect::<Vec<_>>().join("; ")
 }
 
+/// Those that have nothing like the log.
+const BROKERS: &[Kind] = &[Kind::Mosquitto, Kind::Rumqttd];
+
 const fn cpu(of_best: f64) -> Bar {
-    Bar { of: Metric::Cpu, limit: Limit::OfBest(of_best) }
+    Bar { of: Metric::Cpu, limit: Limit::MostOfBest(of_best) }
 }
+
+const RATE_OF_BARE: Bar = Bar { of: Metric::PerSecond, limit: Limit::LeastOfBest(0.7) };
 
 pub(super) const SCENES: &[Scene] = &[
     Scene {
         name: "p2p QoS 0, 50 pairs, 30,000/s",
         load: &["--qos", "0", "--rate", "30000", "p2p", "--pairs", "50"],
-        peers: true,
+        peers: BROKERS,
+        store: Store::Folder,
         bars: &[cpu(0.8)],
     },
     Scene {
         name: "p2p QoS 1, 50 pairs, window 20, flat out",
         load: &["--qos", "1", "--window", "20", "p2p", "--pairs", "50"],
-        peers: true,
+        peers: BROKERS,
+        store: Store::Folder,
         bars: &[cpu(1.0)],
     },
     Scene {
         name: "p2p QoS 2, 50 pairs, window 20, flat out",
         load: &["--qos", "2", "--window", "20", "p2p", "--pairs", "50"],
-        peers: true,
+        peers: BROKERS,
+        store: Store::Folder,
         bars: &[cpu(1.0)],
     },
     Scene {
         name: "fan-in QoS 1, 50 → 1, window 20, flat out",
         load: &["--qos", "1", "--window", "20", "fan-in", "--publishers", "50"],
-        peers: true,
+        peers: BROKERS,
+        store: Store::Folder,
         bars: &[cpu(1.0)],
     },
     Scene {
         name: "fan-out QoS 0, 1 → 100, 60,000 deliveries/s",
         load: &["--qos", "0", "--rate", "600", "fan-out", "--subscribers", "100"],
-        peers: true,
+        peers: BROKERS,
+        store: Store::Folder,
         bars: &[cpu(0.8)],
     },
     Scene {
         name: "fan-out QoS 1, 1 → 100, window 20, flat out",
         load: &["--qos", "1", "--window", "20", "fan-out", "--subscribers", "100"],
-        peers: true,
+        peers: BROKERS,
+        store: Store::Folder,
         bars: &[cpu(1.0)],
     },
     Scene {
         name: "p2p QoS 1, 50 pairs, 2,000/s",
         load: &["--qos", "1", "--window", "1000", "--rate", "2000", "p2p", "--pairs", "50"],
-        peers: true,
+        peers: BROKERS,
+        store: Store::Folder,
         bars: &[
             cpu(0.9),
-            Bar { of: Metric::P50, limit: Limit::OfBest(1.0) },
-            Bar { of: Metric::P99, limit: Limit::OfBest(1.0) },
+            Bar { of: Metric::P50, limit: Limit::MostOfBest(1.0) },
+            Bar { of: Metric::P99, limit: Limit::MostOfBest(1.0) },
         ],
     },
     Scene {
         name: "idle, 5,000 connections",
         load: &["idle", "--connections", "5000"],
-        peers: true,
+        peers: BROKERS,
+        store: Store::Folder,
         bars: &[Bar { of: Metric::IdleKb, limit: Limit::AtMost(3.0) }],
     },
     Scene {
         name: "stored QoS 1, 50 publishers, window 20, flat out",
         load: &["--qos", "1", "--window", "20", "--topic", "stored", "stored", "--publishers", "50"],
-        peers: false,
+        peers: &[],
+        store: Store::Folder,
         bars: &[Bar { of: Metric::PerSecond, limit: Limit::AtLeast(100_000.0) }],
     },
     Scene {
@@ -160,8 +203,43 @@ pub(super) const SCENES: &[Scene] = &[
             "--publishers",
             "50",
         ],
-        peers: false,
+        peers: &[],
+        store: Store::Folder,
         bars: &[Bar { of: Metric::P50, limit: Limit::AtMost(1.5) }],
+    },
+    Scene {
+        name: "stored on Kafka, QoS 1, 50 publishers, window 20, flat out",
+        load: &["--qos", "1", "--window", "20", "--topic", "stored", "stored", "--publishers", "50"],
+        peers: &[Kind::Bare],
+        store: Store::Kafka,
+        bars: &[RATE_OF_BARE],
+    },
+    Scene {
+        name: "stored on Kafka, QoS 1, 50 publishers, window 200, flat out",
+        load: &["--qos", "1", "--window", "200", "--topic", "stored", "stored", "--publishers", "50"],
+        peers: &[Kind::Bare],
+        store: Store::Kafka,
+        bars: &[RATE_OF_BARE],
+    },
+    Scene {
+        name: "stored on Kafka, QoS 1, 50 publishers, 2,000/s",
+        load: &[
+            "--qos",
+            "1",
+            "--window",
+            "1000",
+            "--rate",
+            "2000",
+            "--sleep",
+            "--topic",
+            "stored",
+            "stored",
+            "--publishers",
+            "50",
+        ],
+        peers: &[Kind::Bare],
+        store: Store::Kafka,
+        bars: &[Bar { of: Metric::P50, limit: Limit::MostOfBest(1.5) }],
     },
 ];
 
@@ -181,19 +259,23 @@ mod tests {
     #[test]
     fn every_scene_is_a_plan_the_generator_accepts() {
         for scene in SCENES {
-            let line = ["mqtt-load"].iter().chain(scene.load);
-            let options = Cli::try_parse_from(line).unwrap_or_else(|e| panic!("{}: {e}", scene.name)).options;
-            if let Err(e) = Plan::try_from(options) {
-                panic!("{}: {e}", scene.name);
+            for kind in Kind::ALL.into_iter().filter(|kind| scene.suits(*kind)) {
+                let line = ["mqtt-load"].into_iter().chain(scene.load_of(kind));
+                let options = Cli::try_parse_from(line)
+                    .unwrap_or_else(|e| panic!("{}, {kind}: {e}", scene.name))
+                    .options;
+                if let Err(e) = Plan::try_from(options) {
+                    panic!("{}, {kind}: {e}", scene.name);
+                }
             }
         }
     }
 
     #[test]
     fn a_scene_without_peers_has_no_bar_that_needs_one() {
-        for scene in SCENES.iter().filter(|scene| !scene.peers) {
+        for scene in SCENES.iter().filter(|scene| scene.peers.is_empty()) {
             assert!(
-                scene.bars.iter().all(|bar| !matches!(bar.limit, Limit::OfBest(_))),
+                !scene.bars.iter().any(|bar| bar.limit.needs_peer()),
                 "{} is compared with nobody",
                 scene.name
             );

@@ -51,11 +51,13 @@ pub struct KafkaOptions {
     pub version: Version,
     /// Listeners `SASL_SSL` and `SSL`, too.
     pub sasl_ssl: bool,
+    /// Prints the end of its log on standard error when it ends.
+    pub shows_log: bool,
 }
 
 impl Default for KafkaOptions {
     fn default() -> Self {
-        Self { nodes: 1, version: Version::Current, sasl_ssl: false }
+        Self { nodes: 1, version: Version::Current, sasl_ssl: false, shows_log: true }
     }
 }
 
@@ -275,8 +277,10 @@ impl Kafka {
 
 impl Drop for Kafka {
     fn drop(&mut self) {
-        // The test runner shows this only for a story that failed.
-        eprintln!("Kafka's log ends so:\n{}", self.log_end());
+        if self.options.shows_log {
+            // The test runner keeps it to itself unless the story failed.
+            eprintln!("Kafka's log ends so:\n{}", self.log_end());
+        }
         for node in &self.nodes {
             let _ = node.lock().kill9();
         }

@@ -13,6 +13,7 @@ use super::ledger::{Ledger, Role, Stage};
 use super::plan::{Plan, Scene};
 use super::publisher::{Pace, Publisher, Start};
 use super::report::{Latencies, Report};
+use super::timer::Timer;
 use super::wire;
 use super::{LoadError, Phase, procfs};
 
@@ -21,7 +22,7 @@ const MOST_OPENING: usize = 64;
 /// Longer than any run, so that no PINGREQ is due.
 pub(super) const KEEP_ALIVE: u16 = 900;
 /// A drain without a single arrival for this long is over; what is missing then is lost.
-const QUIET: Duration = Duration::from_secs(3);
+pub(super) const QUIET: Duration = Duration::from_secs(3);
 /// Longest wait for events, so that phases end on time.
 const TICK: Duration = Duration::from_millis(20);
 
@@ -63,6 +64,8 @@ struct Engine<'a> {
     /// Messages put on the schedule, which begins at `schedule_from`.
     scheduled: u64,
     schedule_from: u64,
+    /// Ends a wait when the next message is due; absent: waits are not left to sleep.
+    timer: Option<Timer>,
     /// How late the schedule was served.
     lateness: Latencies,
 }
@@ -95,9 +98,11 @@ impl Sample {
 impl<'a> Engine<'a> {
     fn new(plan: &'a Plan) -> Result<Self, LoadError> {
         let poll = Poll::new().map_err(|source| LoadError::Io { what: "cannot make an epoll", source })?;
+        let timer = plan.sleep.then(|| Timer::new(poll.registry())).transpose();
         Ok(Self {
             plan,
             origin: Instant::now(),
+            timer: timer.map_err(|source| LoadError::Io { what: "cannot make a timer", source })?,
             poll,
             events: Events::with_capacity(1024),
             scratch: vec![0; SCRATCH],
@@ -182,21 +187,36 @@ impl<'a> Engine<'a> {
             }
             self.schedule(now);
             self.fill(now)?;
-            // A timer of epoll is late by up to a millisecond: with a schedule to keep, look again at once.
-            let wait = if self.plan.rate.is_some() && !self.ledger.publishers.is_empty() {
-                Duration::ZERO
-            } else {
-                TICK.min(Duration::from_nanos(end - now))
-            };
+            let wait = self.wait(now, end)?;
             self.turn(wait, Phase::Publishing)?;
         }
+    }
+
+    /// How long the sockets may be waited for.
+    fn wait(&self, now: u64, end: u64) -> Result<Duration, LoadError> {
+        let longest = TICK.min(Duration::from_nanos(end - now));
+        match (self.plan.rate, &self.timer) {
+            (Some(rate), Some(timer)) => {
+                let next = Duration::from_nanos(self.due(rate).saturating_sub(self.now()));
+                timer.set(next).map_err(|source| LoadError::Io { what: "cannot set a timer", source })?;
+                Ok(if next.is_zero() { next } else { longest })
+            }
+            // A timeout of epoll is late by up to a millisecond: with a schedule to keep, look again at once.
+            (Some(_), None) if !self.ledger.publishers.is_empty() => Ok(Duration::ZERO),
+            _ => Ok(longest),
+        }
+    }
+
+    /// When the next message to be scheduled is due.
+    fn due(&self, rate: u32) -> u64 {
+        self.schedule_from + self.scheduled * 1_000_000_000 / u64::from(rate)
     }
 
     /// Hands the messages that have become due to their publishers, in turn, evenly spaced.
     fn schedule(&mut self, now: u64) {
         let (Some(rate), count @ 1..) = (self.plan.rate, self.ledger.publishers.len() as u64) else { return };
         loop {
-            let due = self.schedule_from + self.scheduled * 1_000_000_000 / u64::from(rate);
+            let due = self.due(rate);
             if due > now || self.scheduled >= u64::from(self.plan.messages) {
                 return;
             }

@@ -5,6 +5,7 @@
 //! Every payload carries its publisher, its number and the time it was due, so each run proves that nothing
 //! was lost, repeated or reordered; figures of a run that can't prove it are not worth printing.
 
+mod bare;
 mod check;
 mod conn;
 mod engine;
@@ -14,6 +15,7 @@ pub(crate) mod procfs;
 mod publisher;
 mod report;
 mod storm;
+mod timer;
 mod window;
 mod wire;
 
@@ -31,6 +33,7 @@ pub use report::{Checks, Latency, Report};
 pub fn run(plan: &Plan) -> Result<Report, LoadError> {
     match plan.scene {
         Scene::Connect { at_once } => storm::run(plan, at_once),
+        Scene::Stored { publishers, bare: true } => bare::run(plan, publishers),
         _ => engine::run(plan),
     }
 }
@@ -54,6 +57,8 @@ pub enum LoadError {
     Unexpected { connection: usize, packet: &'static str },
     #[error("gave up after {} s while {phase}: raise --timeout, or look at the broker's log", .after.as_secs())]
     TimedOut { after: Duration, phase: Phase },
+    #[error("Kafka at --addr: {0}")]
+    Kafka(#[from] rdkafka::error::KafkaError),
     #[error("cannot read {path}: {source}; check --pid")]
     Proc { path: String, source: io::Error },
     #[error("cannot make sense of {path}")]

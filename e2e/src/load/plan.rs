@@ -28,6 +28,9 @@ pub struct Options {
     /// Messages a second over all publishers, sent on time whatever the broker does. Absent: as fast as it goes.
     #[arg(long, global = true)]
     pub rate: Option<u32>,
+    /// Sleep between the messages of --rate instead of looking again at once: for who shares the core.
+    #[arg(long, global = true, requires = "rate")]
+    pub sleep: bool,
     /// Unacknowledged messages a publisher may have (QoS 1 and 2).
     #[arg(long, global = true, default_value_t = 20)]
     pub window: u16,
@@ -89,6 +92,9 @@ pub enum Scene {
     Stored {
         #[arg(long, default_value_t = 50)]
         publishers: u32,
+        /// Without a broker: --addr is Kafka's, and a plain producer sends it the records of as many publishers.
+        #[arg(long)]
+        bare: bool,
     },
     /// Connections that say nothing: the broker's memory for each.
     Idle {
@@ -108,7 +114,8 @@ impl Scene {
             Self::P2p { .. } => "p2p",
             Self::FanIn { .. } => "fan-in",
             Self::FanOut { .. } => "fan-out",
-            Self::Stored { .. } => "stored",
+            Self::Stored { bare: false, .. } => "stored",
+            Self::Stored { bare: true, .. } => "bare",
             Self::Idle { .. } => "idle",
             Self::Connect { .. } => "connect",
         }
@@ -122,6 +129,7 @@ pub struct Plan {
     pub(super) scene: Scene,
     pub(super) qos: Qos,
     pub(super) rate: Option<u32>,
+    pub(super) sleep: bool,
     pub(super) window: u16,
     pub(super) lag: u32,
     pub(super) payload: usize,
@@ -170,6 +178,7 @@ impl TryFrom<Options> for Plan {
             scene: o.scene,
             qos: o.qos,
             rate: o.rate,
+            sleep: o.sleep,
             window: o.window,
             lag: o.lag,
             payload: o.payload,
@@ -223,7 +232,7 @@ impl Plan {
                     .collect()
             }
             Scene::FanOut { publishers, subscribers } => one(publishers, subscribers),
-            Scene::Stored { publishers } => one(publishers, 0),
+            Scene::Stored { publishers, .. } => one(publishers, 0),
             Scene::Idle { .. } | Scene::Connect { .. } => Vec::new(),
         }
     }
@@ -258,7 +267,7 @@ impl Plan {
             Scene::FanIn { publishers, subscribers } | Scene::FanOut { publishers, subscribers } => {
                 (publishers, subscribers)
             }
-            Scene::Stored { publishers } => (publishers, 0),
+            Scene::Stored { publishers, .. } => (publishers, 0),
             Scene::Idle { connections } => (connections, 0),
             Scene::Connect { at_once } => (at_once, 0),
         };
@@ -368,6 +377,7 @@ mod tests {
         check("fan-in --publishers 1 --subscribers 2", false);
         check("stored", false);
         check("stored --qos 1", true);
+        check("stored --qos 1 --bare", true);
         check("--topic a/# p2p", false);
     }
 

@@ -16,7 +16,7 @@ pub struct Report {
     /// What the scene counts: deliveries, acknowledgements (stored), connections (idle, connect).
     pub messages: u64,
     pub per_second: f64,
-    /// From when a message was due to its delivery (stored: acknowledgement; connect: CONNACK).
+    /// From when a message was due to its delivery (stored: acknowledgement; bare: delivery report; connect: CONNACK).
     pub latency: Option<Latency>,
     #[serde(flatten)]
     pub checks: Checks,
@@ -26,7 +26,7 @@ pub struct Report {
     pub generator_late_p99_us: Option<f64>,
     /// With --rate the generator spins, so this is all of a core.
     pub generator_cpu_us_per_message: f64,
-    /// With --pid only, as are the next two.
+    /// With --pid only, as are the next two; without a broker, the producer that stands in its place.
     pub broker_cpu_us_per_message: Option<f64>,
     pub broker_rss_kb: Option<u64>,
     /// Scene idle only.
