@@ -1,4 +1,6 @@
 //! Who may connect and what each user may do: the full set, rendered from all users and grants.
+//!
+//! What is left out when it is written says the same as its default: a document's hash depends on that.
 
 use serde::{Deserialize, Serialize};
 
@@ -8,7 +10,7 @@ pub struct AclDocument {
     /// Rises with every change.
     pub generation: u64,
     /// Connections without credentials act as this user; absent: they are refused.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub anonymous_user: Option<String>,
     pub users: Vec<AclUser>,
 }
@@ -18,12 +20,12 @@ pub struct AclDocument {
 pub struct AclUser {
     pub username: String,
     /// Any of them is accepted (two while a password is rotated); none: no login with credentials.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub passwords: Vec<PasswordHash>,
     /// Client IDs this user may connect with, `*` standing for any run of characters; empty: any.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub client_ids: Vec<String>,
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub rules: Vec<Rule>,
 }
 

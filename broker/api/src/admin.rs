@@ -43,3 +43,14 @@ pub struct Appended {
     pub partition: u32,
     pub offset: u64,
 }
+
+/// The ACL document in force.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AclView {
+    pub generation: u64,
+    /// [`crate::shards::hash`] of the document.
+    pub hash: String,
+    /// How many users it has.
+    pub users: usize,
+}

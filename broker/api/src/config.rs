@@ -96,6 +96,9 @@ pub struct Retention {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Listeners {
     pub mqtt: String,
+    /// MQTT over TLS; absent: none. Certificate and key are told beside the config: see [`TlsSecrets`].
+    #[serde(default)]
+    pub mqtts: Option<String>,
     pub admin: String,
 }
 
@@ -164,15 +167,41 @@ pub struct KafkaSecrets {
 impl fmt::Debug for KafkaSecrets {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { ca, certificate, key, password } = self;
-        let mut present = f.debug_set();
-        for (name, value) in [("ca", ca), ("certificate", certificate), ("key", key), ("password", password)]
-        {
-            if value.is_some() {
-                present.entry(&format_args!("{name}"));
-            }
-        }
-        present.finish()
+        let all = [
+            ("ca", ca.is_some()),
+            ("certificate", certificate.is_some()),
+            ("key", key.is_some()),
+            ("password", password.is_some()),
+        ];
+        names_of_those_present(&all, f)
     }
+}
+
+/// What the TLS listener needs: who the broker is, and by whom devices must be known. It can't be serialised, and
+/// `Debug` tells only what is there.
+#[derive(Clone, PartialEq, Eq)]
+pub struct TlsSecrets {
+    /// The broker's certificate, and those between it and its CA, in PEM.
+    pub certificate: String,
+    /// Its private key, in PEM, not encrypted.
+    pub key: String,
+    /// Certificates of the CAs that devices' certificates must come from, in PEM; absent: devices need none.
+    pub client_ca: Option<String>,
+}
+
+impl fmt::Debug for TlsSecrets {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { certificate: _, key: _, client_ca } = self;
+        names_of_those_present(&[("certificate", true), ("key", true), ("client_ca", client_ca.is_some())], f)
+    }
+}
+
+fn names_of_those_present(all: &[(&str, bool)], f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    let mut present = f.debug_set();
+    for (name, _) in all.iter().filter(|(_, present)| *present) {
+        present.entry(&format_args!("{name}"));
+    }
+    present.finish()
 }
 
 #[cfg(test)]
@@ -246,6 +275,11 @@ mod tests {
             ),
         ] {
             assert_eq!(format!("{secrets:?}"), shown);
+        }
+        for (client_ca, shown) in [(None, "{certificate, key}"), (secret(), "{certificate, key, client_ca}")]
+        {
+            let tls = TlsSecrets { certificate: "s3cret".into(), key: "s3cret".into(), client_ca };
+            assert_eq!(format!("{tls:?}"), shown);
         }
     }
 }

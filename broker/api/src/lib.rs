@@ -1,4 +1,5 @@
-//! The documents that a broker is steered by, and nothing else: plain serde types without behaviour.
+//! The documents that a broker is steered by, and nothing else: plain serde types, and how a large document comes in
+//! parts.
 //!
 //! The operator (or, on one machine, the `standalone` command) renders them; the broker parses them. Both
 //! sides use these very types, so a drift between them does not compile.
@@ -6,3 +7,5 @@
 pub mod acl;
 pub mod admin;
 pub mod config;
+pub mod node;
+pub mod shards;

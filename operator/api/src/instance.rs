@@ -65,6 +65,8 @@ pub struct MqttInstanceSpec {
     #[serde(default)]
     #[x_kube(validation = Rule::new("self.mqtt.port != self.admin.port")
         .message("mqtt and admin need different ports; change one"))]
+    #[x_kube(validation = Rule::new("!has(self.mqtts) || !(self.mqtts.port in [self.mqtt.port, self.admin.port])")
+        .message("mqtts needs a port of its own; change it"))]
     pub listeners: Listeners,
 }
 
@@ -223,13 +225,16 @@ pub struct Auth {
 pub struct Listeners {
     /// MQTT over TCP, on all addresses.
     pub mqtt: Listener,
+    /// MQTT over TLS (1.2 and 1.3), on all addresses; absent: none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mqtts: Option<TlsListener>,
     /// The admin endpoint; a standalone broker has it on 127.0.0.1 alone.
     pub admin: Listener,
 }
 
 impl Default for Listeners {
     fn default() -> Self {
-        Self { mqtt: Listener { port: 1883 }, admin: Listener { port: 9090 } }
+        Self { mqtt: Listener { port: 1883 }, mqtts: None, admin: Listener { port: 9090 } }
     }
 }
 
@@ -239,6 +244,26 @@ impl Default for Listeners {
 pub struct Listener {
     #[schemars(range(min = 1))]
     pub port: u16,
+}
+
+/// A TCP port with TLS.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct TlsListener {
+    #[serde(default = "mqtts_port")]
+    #[schemars(range(min = 1))]
+    pub port: u16,
+    /// A Secret of the type kubernetes.io/tls: its tls.crt and tls.key (PEM, the key not encrypted) prove to devices who
+    /// answers. A change is in force for new connections, and closes none.
+    pub secret_ref: SecretRef,
+    /// The certificates (PEM) of the CAs that devices' certificates must come from; absent: devices need none. Users
+    /// and passwords are asked for all the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client_ca_secret_ref: Option<SecretKeyRef>,
+}
+
+fn mqtts_port() -> u16 {
+    8085
 }
 
 fn three() -> u32 {

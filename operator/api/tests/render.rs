@@ -4,7 +4,7 @@
 
 use mqtt_broker_api::{
     acl::{AclDocument, AclUser, Action, PasswordHash, Rule},
-    config::{self, InstanceConfig, KafkaSecrets},
+    config::{self, InstanceConfig, KafkaSecrets, TlsSecrets},
 };
 use mqtt_operator_api::render::{Objects, Rendered, hash, render};
 use serde_json::{Value, json};
@@ -93,9 +93,9 @@ fn a_whole_set_becomes_two_documents() {
         "secrets": [["plant", "fleet", "new", "n3w\n"], ["plant", "fleet", "old", "0ld"]],
     });
     let rule = |action, filter: &str| Rule { action, filter: filter.into() };
-    let Rendered { config, kafka_secrets, acl, problems } = rendered(&set);
+    let Rendered { config, kafka_secrets, tls_secrets, acl, problems } = rendered(&set);
     assert_eq!(problems, []);
-    assert_eq!(kafka_secrets, KafkaSecrets::default());
+    assert_eq!((kafka_secrets, tls_secrets), (KafkaSecrets::default(), None));
     assert_eq!(
         acl,
         AclDocument {
@@ -149,7 +149,11 @@ fn a_whole_set_becomes_two_documents() {
                     retention: config::Retention { seconds: Some(604_800), bytes: None },
                 },
             ],
-            listeners: config::Listeners { mqtt: "[::]:2883".into(), admin: "127.0.0.1:9090".into() },
+            listeners: config::Listeners {
+                mqtt: "[::]:2883".into(),
+                mqtts: None,
+                admin: "127.0.0.1:9090".into(),
+            },
             kafka: Some(config::Kafka {
                 bootstrap_servers: vec!["kafka-0.kafka:9092".into()],
                 replication_factor: 3,
@@ -450,4 +454,57 @@ fn a_kafka_secret_that_can_t_serve_is_a_problem_of_the_instance() {
             ],
         );
     }
+}
+
+#[test]
+fn what_the_tls_listener_shows_stands_beside_the_config() {
+    let certificate = json!(["plant", "meters-tls", "tls.crt", CERTIFICATE]);
+    let key = json!(["plant", "meters-tls", "tls.key", KEY]);
+    let ca = json!(["plant", "devices", "ca.crt", CERTIFICATE]);
+    let check =
+        |what: &str, mutual: bool, secrets: &[&Value], expected: Option<TlsSecrets>, told: &[&str]| {
+            let mut mqtts = json!({"port": 8883, "secretRef": {"name": "meters-tls"}});
+            if mutual {
+                mqtts["clientCaSecretRef"] = json!({"name": "devices", "key": "ca.crt"});
+            }
+            let instance = json!({"metadata": {"name": "meters", "namespace": "plant"},
+                              "spec": {"listeners": {"mqtts": mqtts}}});
+            let Rendered { config, tls_secrets, problems, .. } =
+                rendered(&json!({"instance": instance, "secrets": secrets}));
+            assert_eq!(config.listeners.mqtts.as_deref(), Some("[::]:8883"), "{what}");
+            assert_eq!(tls_secrets, expected, "{what}");
+            let lines: Vec<_> = problems.iter().map(|p| format!("{}: {}", p.field, p.message)).collect();
+            assert_eq!(lines, told, "{what}");
+        };
+    let pair = |client_ca| Some(TlsSecrets { certificate: CERTIFICATE.into(), key: KEY.into(), client_ca });
+    check("all there", false, &[&certificate, &key], pair(None), &[]);
+    check("devices with certificates", true, &[&certificate, &key, &ca], pair(Some(CERTIFICATE.into())), &[]);
+    check(
+        "a missing CA lets nobody in",
+        true,
+        &[&certificate, &key],
+        None,
+        &[
+            "spec.listeners.mqtts.clientCaSecretRef.name: there is no Secret plant/devices; create it, or name another one",
+        ],
+    );
+    check(
+        "no Secret",
+        false,
+        &[],
+        None,
+        &[
+            "spec.listeners.mqtts.secretRef.name: there is no Secret plant/meters-tls; create it, or name another one",
+        ],
+    );
+    check(
+        "half a pair, and that in the wrong place",
+        false,
+        &[&json!(["plant", "meters-tls", "tls.crt", KEY])],
+        None,
+        &[
+            "spec.listeners.mqtts.secretRef.name: the value of \"tls.crt\" in Secret plant/meters-tls has no line -----BEGIN CERTIFICATE-----; put certificates in PEM there",
+            "spec.listeners.mqtts.secretRef.name: Secret plant/meters-tls has no key \"tls.key\"; add it, or change the reference",
+        ],
+    );
 }

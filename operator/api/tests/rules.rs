@@ -140,6 +140,33 @@ fn an_instance_is_held_to_its_bounds() {
                 json!({"listeners": {"mqtt": {"port": 9090}}}),
                 Some("spec.listeners: mqtt and admin need different ports"),
             ),
+            (json!({"listeners": {"mqtts": {"secretRef": {"name": "meters-tls"}}}}), None),
+            (
+                json!({"listeners": {"mqtts": {"port": 8883, "secretRef": {"name": "meters-tls"},
+                                               "clientCaSecretRef": {"name": "devices", "key": "ca.crt"}}}}),
+                None,
+            ),
+            (
+                json!({"listeners": {"mqtts": {"port": 8883}}}),
+                Some("spec.listeners.mqtts.secretRef: is missing"),
+            ),
+            (
+                json!({"listeners": {"mqtts": {"port": 0, "secretRef": {"name": "meters-tls"}}}}),
+                Some("spec.listeners.mqtts.port: is 0"),
+            ),
+            (
+                json!({"listeners": {"mqtts": {"port": 1883, "secretRef": {"name": "meters-tls"}}}}),
+                Some("spec.listeners: mqtts needs a port of its own"),
+            ),
+            (
+                json!({"listeners": {"admin": {"port": 8085}, "mqtts": {"secretRef": {"name": "meters-tls"}}}}),
+                Some("spec.listeners: mqtts needs a port of its own"),
+            ),
+            (
+                json!({"listeners": {"mqtts": {"secretRef": {"name": "meters-tls"},
+                                               "clientCaSecretRef": {"name": "devices"}}}}),
+                Some("spec.listeners.mqtts.clientCaSecretRef.key: is missing"),
+            ),
         ],
     );
 }
@@ -538,7 +565,7 @@ fn every_rule_compiles_says_what_to_do_and_is_cheap() {
             + items.map(|items| check(items, &format!("{path}[]"))).sum::<usize>()
     }
     for (kind, rules) in
-        [(Kind::MqttInstance, 4), (Kind::ParentTopic, 11), (Kind::MqttUser, 3), (Kind::TopicGrant, 7)]
+        [(Kind::MqttInstance, 5), (Kind::ParentTopic, 11), (Kind::MqttUser, 3), (Kind::TopicGrant, 7)]
     {
         assert_eq!(check(&crds::schema(kind).unwrap(), kind.name()), rules, "rules of {kind}");
     }

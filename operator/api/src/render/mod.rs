@@ -5,6 +5,8 @@
 //! from the others; what is wrong is told, never half applied.
 
 mod kafka;
+mod secret_text;
+mod tls;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -12,7 +14,7 @@ use std::fmt;
 use kube::{Resource, ResourceExt as _};
 use mqtt_broker_api::{
     acl::{self, AclDocument, AclUser, PasswordHash},
-    config::{self, InstanceConfig, KafkaSecrets},
+    config::{self, InstanceConfig, KafkaSecrets, TlsSecrets},
 };
 use sha2::{Digest as _, Sha256};
 
@@ -44,6 +46,8 @@ pub struct Rendered {
     pub config: InstanceConfig,
     /// Those that go with `config.kafka`; without what is missing or wrong, which is a problem.
     pub kafka_secrets: KafkaSecrets,
+    /// Those that go with `config.listeners.mqtts`; absent, too, if one is missing or wrong, which is a problem.
+    pub tls_secrets: Option<TlsSecrets>,
     pub acl: AclDocument,
     pub problems: Vec<Problem>,
 }
@@ -140,9 +144,12 @@ pub fn render(
         }
         None => (None, KafkaSecrets::default()),
     };
+    let mqtts = objects.instance.spec.listeners.mqtts.as_ref();
+    let tls_secrets = mqtts.and_then(|spec| tls::tls(&instance, spec, &objects.secrets, &mut problems));
     Rendered {
         config: config(&objects.instance, &instance, topics, kafka),
         kafka_secrets,
+        tls_secrets,
         acl: AclDocument { generation, anonymous_user, users: acl_users },
         problems,
     }
@@ -344,6 +351,7 @@ fn config(
         parents: topics.into_iter().map(|(topic, (_, object))| parent(topic, object)).collect(),
         listeners: config::Listeners {
             mqtt: format!("[::]:{}", spec.listeners.mqtt.port),
+            mqtts: spec.listeners.mqtts.as_ref().map(|mqtts| format!("[::]:{}", mqtts.port)),
             admin: format!("127.0.0.1:{}", spec.listeners.admin.port),
         },
         kafka,

@@ -1,0 +1,51 @@
+//! What one broker process in a pod is told at its start: the instance's config, and where the rest is mounted.
+//!
+//! It is made for ConfigMaps and Secrets as volumes: whatever a path names may change while the process runs.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::config::InstanceConfig;
+
+/// The file of `mqtt-broker run --config FILE`, YAML or JSON.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct NodeConfig {
+    pub instance: InstanceConfig,
+    /// Where the shards of the ACL document are, as JSON: files, and folders whose `*.json` files count (hidden ones
+    /// and folders inside do not). What is not there counts for nothing, so that a volume may be optional.
+    pub acl: Vec<PathBuf>,
+    /// The folder of what `instance.kafka` needs in secret, under the names [`KAFKA_CA`], [`KAFKA_CERTIFICATE`],
+    /// [`KAFKA_KEY`] and [`KAFKA_PASSWORD`], as far as it needs it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kafka_secrets: Option<PathBuf>,
+    /// There if and only if `instance.listeners.mqtts` is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<TlsFiles>,
+    /// The folder of the embedded store: there if and only if `instance.kafka` is not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data: Option<PathBuf>,
+}
+
+/// What the TLS listener shows and asks for, in PEM.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct TlsFiles {
+    /// The broker's certificate, and those between it and its CA.
+    pub certificate_file: PathBuf,
+    /// Its private key, not encrypted.
+    pub key_file: PathBuf,
+    /// The CAs that devices' certificates must come from; absent: devices need none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client_ca_file: Option<PathBuf>,
+}
+
+/// The CAs of Kafka's certificates.
+pub const KAFKA_CA: &str = "ca.crt";
+/// The certificate that is shown to Kafka.
+pub const KAFKA_CERTIFICATE: &str = "tls.crt";
+/// Its private key.
+pub const KAFKA_KEY: &str = "tls.key";
+/// The password of the login at Kafka; its bytes count exactly.
+pub const KAFKA_PASSWORD: &str = "password";
