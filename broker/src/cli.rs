@@ -5,7 +5,7 @@ use std::{path::PathBuf, process::ExitCode};
 use clap::{Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
-use crate::{admin, standalone};
+use crate::{admin, run, standalone};
 
 #[derive(Parser)]
 #[command(name = "mqtt-broker", version, about = "An MQTT broker that stores what it acknowledges")]
@@ -18,6 +18,8 @@ struct Cli {
 enum Command {
     /// Serve devices on this machine alone, from a folder of manifests, with an embedded store or Kafka.
     Standalone(standalone::Args),
+    /// Serve devices as one node of an instance, as its config file says: what pods run.
+    Run(run::Args),
     /// Read or append records of a running broker.
     #[command(subcommand)]
     Records(Records),
@@ -62,6 +64,10 @@ pub(crate) fn run() -> ExitCode {
         Command::Standalone(args) => {
             log_to_stderr();
             standalone::run(args)
+        }
+        Command::Run(args) => {
+            log_to_stderr();
+            run::run(args)
         }
         Command::Records(Records::Read { topic, admin, from, follow }) => {
             finish(admin::client::read(&admin, &topic, from, follow))

@@ -44,6 +44,8 @@ counters! {
     oversize_drops,
     /// Connections refused for their credentials or client ID.
     connects_refused,
+    /// TLS handshakes that a client broke off, could not make or did not finish in time.
+    tls_handshakes_failed,
     /// Connections refused over the instance's limit.
     connections_over_limit,
     /// Publishes without a grant.

@@ -10,11 +10,14 @@ mod limits;
 mod listener;
 mod log;
 mod node;
+mod process;
 mod router;
+mod run;
 mod server;
 mod session;
 mod settings;
 mod standalone;
+mod yaml;
 
 use std::process::ExitCode;
 

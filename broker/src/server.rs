@@ -1,10 +1,19 @@
-//! A running broker: its listeners and background tasks around one [`Node`], from start to an orderly stop.
+//! A running broker: its listeners and background tasks, from start to an orderly stop.
+//!
+//! The admin endpoint is there first: whoever asks is told what the rest waits for.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
+use arc_swap::ArcSwap;
 use tokio::{net::TcpListener, sync::watch, task::JoinSet, time::timeout};
 
-use crate::{admin, bridge::mq2mqtt, connection::closing, listener, node::Node};
+use crate::{
+    admin::{self, Stage},
+    bridge::mq2mqtt,
+    connection::closing,
+    listener::{self, tls},
+    node::Node,
+};
 
 /// How often sessions are looked at for what is due.
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
@@ -12,41 +21,72 @@ const SWEEP_EVERY: Duration = Duration::from_secs(1);
 const GOODBYE_TIMEOUT: Duration = Duration::from_secs(5);
 
 pub(crate) struct Server {
-    pub(crate) mqtt: SocketAddr,
     pub(crate) admin: SocketAddr,
-    node: Arc<Node>,
+    stage: Arc<ArcSwap<Stage>>,
     stop: watch::Sender<bool>,
     tasks: JoinSet<()>,
 }
 
 impl Server {
-    pub(crate) fn start(node: Arc<Node>, mqtt: TcpListener, admin: TcpListener) -> std::io::Result<Server> {
-        let (stop, stopped) = watch::channel(false);
-        let (mqtt_address, admin_address) = (mqtt.local_addr()?, admin.local_addr()?);
-        let mut tasks = JoinSet::new();
-        tasks.spawn(listener::tcp(node.clone(), mqtt, stopped));
-        tasks.spawn(admin::serve(node.clone(), admin));
-        tasks.spawn(sweep(node.clone()));
-        for partition in 0..node.bridge.topics().mq2mqtt.partitions() {
-            tasks.spawn(mq2mqtt::run(node.clone(), partition));
+    /// Serves the admin endpoint alone.
+    pub(crate) fn start(admin: TcpListener) -> io::Result<Server> {
+        let stage = Arc::new(ArcSwap::from_pointee(Stage::Starting("it has just begun".into())));
+        let mut server = Server {
+            admin: admin.local_addr()?,
+            stage,
+            stop: watch::Sender::new(false),
+            tasks: JoinSet::new(),
+        };
+        server.tasks.spawn(admin::serve(server.stage.clone(), admin));
+        Ok(server)
+    }
+
+    /// Says what is waited for.
+    pub(crate) fn awaits(&self, what: &str) {
+        self.stage.store(Arc::new(Stage::Starting(what.to_owned())));
+    }
+
+    /// Lets devices in.
+    pub(crate) fn serve(
+        &mut self,
+        node: Arc<Node>,
+        mqtt: TcpListener,
+        mqtts: Option<(TcpListener, Arc<tls::Terms>)>,
+    ) {
+        let stop = &self.stop;
+        self.tasks.spawn(listener::tcp(node.clone(), mqtt, stop.subscribe()));
+        if let Some((listener, terms)) = mqtts {
+            self.tasks.spawn(tls::listen(node.clone(), listener, terms, stop.subscribe()));
         }
-        Ok(Server { mqtt: mqtt_address, admin: admin_address, node, stop, tasks })
+        self.tasks.spawn(sweep(node.clone()));
+        for partition in 0..node.bridge.topics().mq2mqtt.partitions() {
+            self.tasks.spawn(mq2mqtt::run(node.clone(), partition));
+        }
+        self.stage.store(Arc::new(Stage::Serving(node)));
     }
 
     /// Stops accepting, says goodbye to every client, and makes durable what is on its way.
     pub(crate) async fn stop(mut self) {
         self.stop.send_replace(true);
-        self.node.stop();
-        let gone = async {
-            while self.node.sockets.count() > 0 {
-                tokio::time::sleep(Duration::from_millis(10)).await;
-            }
+        let node = match &**self.stage.load() {
+            Stage::Serving(node) => Some(node.clone()),
+            Stage::Starting(_) => None,
         };
-        if timeout(GOODBYE_TIMEOUT, gone).await.is_err() {
-            tracing::warn!(left = self.node.sockets.count(), "stopping before all clients heard it");
+        if let Some(node) = &node {
+            node.stop();
+            let gone = async {
+                while node.sockets.count() > 0 {
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+            };
+            if timeout(GOODBYE_TIMEOUT, gone).await.is_err() {
+                tracing::warn!(left = node.sockets.count(), "stopping before all clients heard it");
+            }
         }
         self.tasks.shutdown().await;
-        self.node.log.close().await;
+        if let Some(node) = node {
+            node.log.close().await;
+        }
     }
 }
 

@@ -4,7 +4,9 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use mqtt_broker_api::{
     acl::AclDocument,
+    admin::AclView,
     config::{Characters, InstanceConfig, Limits, Ordering},
+    shards,
 };
 use mqtt_proto::topic::strict_characters;
 
@@ -18,6 +20,8 @@ use crate::{
 pub(crate) struct Settings {
     pub(crate) config: InstanceConfig,
     pub(crate) access: Access,
+    /// Which document `access` was made of.
+    pub(crate) acl: AclView,
     parents: HashMap<Box<str>, Arc<Parent>>,
 }
 
@@ -44,6 +48,7 @@ impl Settings {
         log: &dyn Log,
     ) -> Result<Settings, Problems> {
         let access = Access::compile(acl).map_err(|lines| Problems { lines, may_pass: false })?;
+        let acl = AclView { generation: acl.generation, hash: shards::hash(acl), users: acl.users.len() };
         let mut parents = HashMap::new();
         let mut problems = Problems { lines: Vec::new(), may_pass: true };
         for parent in &config.parents {
@@ -64,7 +69,7 @@ impl Settings {
                 }
             }
         }
-        if problems.lines.is_empty() { Ok(Settings { config, access, parents }) } else { Err(problems) }
+        if problems.lines.is_empty() { Ok(Settings { config, access, acl, parents }) } else { Err(problems) }
     }
 
     pub(crate) fn limits(&self) -> &Limits {

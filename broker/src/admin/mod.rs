@@ -4,16 +4,26 @@
 //! |---|---|
 //! | `GET /healthz` | 200 while the process runs |
 //! | `GET /readyz` | 200, or 503 and one line why not |
+//! | `GET /v1/acl` | generation and hash of the ACL document in force, and its number of users |
 //! | `GET /v1/counters` | a JSON object of counters and gauges |
 //! | `GET /v1/topics/TOPIC/records?from=OFFSET&follow=BOOL` | JSON records, one a line |
 //! | `POST /v1/topics/mq2mqtt/records` | appends one record, answers its partition and offset |
+//!
+//! Before the node serves, all but `/healthz` answer 503 and one line why.
 
 pub(crate) mod client;
 mod records;
 
 use std::sync::Arc;
 
-use axum::{Json, Router, extract::State, http::StatusCode, routing::get};
+use arc_swap::ArcSwap;
+use axum::{
+    Json, Router,
+    extract::FromRequestParts,
+    http::{StatusCode, request::Parts},
+    routing::get,
+};
+use mqtt_broker_api::admin::AclView;
 use serde_json::{Map, Value};
 use tokio::net::TcpListener;
 
@@ -22,21 +32,46 @@ use crate::{log::Health, node::Node};
 /// The largest request body.
 const BODY_LIMIT: usize = 4 << 20;
 
+/// How far the process has come.
+pub(crate) enum Stage {
+    /// What it waits for, in one line.
+    Starting(String),
+    Serving(Arc<Node>),
+}
+
 /// Serves until its task is aborted.
-pub(crate) async fn serve(node: Arc<Node>, listener: TcpListener) {
+pub(crate) async fn serve(stage: Arc<ArcSwap<Stage>>, listener: TcpListener) {
     let routes = Router::new()
         .route("/healthz", get(async || "ok\n"))
         .route("/readyz", get(ready))
+        .route("/v1/acl", get(acl))
         .route("/v1/counters", get(counters))
         .route("/v1/topics/{topic}/records", get(records::read).post(records::append))
         .layer(axum::extract::DefaultBodyLimit::max(BODY_LIMIT))
-        .with_state(node);
+        .with_state(stage);
     if let Err(error) = axum::serve(listener, routes).await {
         tracing::error!("the admin endpoint stopped: {error}");
     }
 }
 
-async fn ready(State(node): State<Arc<Node>>) -> (StatusCode, String) {
+/// The node, for requests that need it.
+struct Serving(Arc<Node>);
+
+impl FromRequestParts<Arc<ArcSwap<Stage>>> for Serving {
+    type Rejection = (StatusCode, String);
+
+    async fn from_request_parts(
+        _: &mut Parts,
+        stage: &Arc<ArcSwap<Stage>>,
+    ) -> Result<Serving, (StatusCode, String)> {
+        match &**stage.load() {
+            Stage::Serving(node) => Ok(Serving(node.clone())),
+            Stage::Starting(why) => Err((StatusCode::SERVICE_UNAVAILABLE, format!("starting: {why}\n"))),
+        }
+    }
+}
+
+async fn ready(Serving(node): Serving) -> (StatusCode, String) {
     match &*node.log.health().borrow() {
         Health::Working => (StatusCode::OK, "ready\n".to_owned()),
         // Another node could do no better, and what needs no store goes on.
@@ -45,7 +80,11 @@ async fn ready(State(node): State<Arc<Node>>) -> (StatusCode, String) {
     }
 }
 
-async fn counters(State(node): State<Arc<Node>>) -> Json<Value> {
+async fn acl(Serving(node): Serving) -> Json<AclView> {
+    Json(node.settings().acl.clone())
+}
+
+async fn counters(Serving(node): Serving) -> Json<Value> {
     let mut all: Map<String, Value> =
         node.counters.all().map(|(name, value)| (name.to_owned(), Value::from(value))).collect();
     all.extend(node.log.figures().into_iter().map(|(name, value)| (name.to_owned(), Value::from(value))));

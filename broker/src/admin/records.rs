@@ -1,11 +1,11 @@
 //! Records of the log over HTTP.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use axum::{
     Json,
     body::Body,
-    extract::{Path, Query, State},
+    extract::{Path, Query},
     http::{StatusCode, header::CONTENT_TYPE},
     response::{IntoResponse, Response},
 };
@@ -15,6 +15,7 @@ use mqtt_broker_api::admin::{Appended, NewRecord, RecordView, Text};
 use serde::Deserialize;
 use tokio::sync::mpsc;
 
+use super::Serving;
 use crate::{
     bridge::{MQ2MQTT, stored::timestamp},
     log::{LogError, Offset, Outcome, ReadLimit, Record, StoredRecord, Topic, append_and_wait},
@@ -39,7 +40,7 @@ pub(super) struct Range {
 type Listener = mpsc::Sender<Result<Bytes, LogError>>;
 
 pub(super) async fn read(
-    State(node): State<Arc<Node>>,
+    Serving(node): Serving,
     Path(name): Path<String>,
     Query(Range { from, follow }): Query<Range>,
 ) -> Response {
@@ -131,7 +132,7 @@ fn line(topic: &Topic, partition: u32, stored: &StoredRecord) -> Vec<u8> {
 }
 
 pub(super) async fn append(
-    State(node): State<Arc<Node>>,
+    Serving(node): Serving,
     Path(name): Path<String>,
     Json(new): Json<NewRecord>,
 ) -> Response {

@@ -99,6 +99,11 @@ where
             }
         }
         out.clear();
-        Ok(false)
+        // TLS holds what the socket did not take; TCP does not.
+        match Pin::new(&mut self.stream).poll_flush(context) {
+            Poll::Ready(Ok(())) => Ok(false),
+            Poll::Ready(Err(error)) => Err(Close::Socket(error)),
+            Poll::Pending => Ok(true),
+        }
     }
 }

@@ -1,8 +1,13 @@
 //! Sockets that devices connect to.
 
-use std::{io, sync::Arc, time::Duration};
+pub(crate) mod tls;
 
-use tokio::{net::TcpListener, sync::watch};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::watch,
+};
 
 use crate::{connection, node::Node};
 
@@ -10,7 +15,17 @@ use crate::{connection, node::Node};
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
 
 /// Accepts plain TCP connections until `shutdown` says true. Each gets a task of its own.
-pub(crate) async fn tcp(node: Arc<Node>, listener: TcpListener, mut shutdown: watch::Receiver<bool>) {
+pub(crate) async fn tcp(node: Arc<Node>, listener: TcpListener, shutdown: watch::Receiver<bool>) {
+    let serve = |stream, peer| drop(tokio::spawn(connection::serve(node.clone(), stream, peer)));
+    accept(listener, shutdown, serve).await;
+}
+
+/// Gives each new connection to `serve`, which must not block.
+async fn accept(
+    listener: TcpListener,
+    mut shutdown: watch::Receiver<bool>,
+    serve: impl Fn(TcpStream, SocketAddr),
+) {
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -20,7 +35,7 @@ pub(crate) async fn tcp(node: Arc<Node>, listener: TcpListener, mut shutdown: wa
             Ok((stream, peer)) => {
                 // Answers are written whole; waiting for more would only delay them. Without it it works, too.
                 let _ = stream.set_nodelay(true);
-                tokio::spawn(connection::serve(node.clone(), stream, peer));
+                serve(stream, peer);
             }
             Err(error) if is_peers_fault(&error) => {}
             Err(error) => {

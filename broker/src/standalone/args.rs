@@ -20,6 +20,9 @@ pub(crate) struct Args {
     /// Where devices connect, HOST:PORT; port 0 picks one. Overrides the manifest.
     #[arg(long)]
     pub(super) mqtt: Option<String>,
+    /// The same over TLS, if the manifest has that listener and its certificate. Overrides the manifest.
+    #[arg(long)]
+    pub(super) mqtts: Option<String>,
     /// Where the admin endpoint listens, HOST:PORT.
     #[arg(long)]
     pub(super) admin: Option<String>,

@@ -4,13 +4,12 @@
 //! problem that says where and what to do; all problems of all files are told at once (but what objects mean to
 //! each other only when each can be read by itself). Passwords never appear in a problem.
 
-mod yaml;
-
 use std::{
     collections::BTreeMap,
     fmt, fs,
     hash::{BuildHasher as _, RandomState},
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use base64::Engine as _;
@@ -30,8 +29,12 @@ use mqtt_operator_api::{
 };
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use tokio_rustls::rustls::ServerConfig;
 
-use yaml::Document;
+use crate::{
+    listener::tls::{self, Part},
+    yaml::{self, Document},
+};
 
 /// Where records are kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,6 +54,7 @@ pub(crate) struct Manifests {
     /// documents.
     salts: [RandomState; 2],
     last: AclDocument,
+    terms: tls::Compiler,
 }
 
 /// What a folder of good manifests says.
@@ -60,6 +64,8 @@ pub(crate) struct Loaded {
     pub(crate) config: InstanceConfig,
     /// Those that go with `config.kafka`.
     pub(crate) kafka_secrets: KafkaSecrets,
+    /// There if and only if `config.listeners.mqtts` is.
+    pub(crate) tls: Option<Arc<ServerConfig>>,
     /// Its generation rises with every load that brought a change.
     pub(crate) acl: AclDocument,
     /// One line each: what has no effect on one machine, and what is doubtful.
@@ -106,6 +112,7 @@ impl Manifests {
             validator: Validator::new()?,
             salts: [RandomState::new(), RandomState::new()],
             last: AclDocument::default(),
+            terms: tls::Compiler::default(),
         })
     }
 
@@ -155,6 +162,20 @@ impl Manifests {
                 set.problems.push(origin.problem(&problem.field, problem.message));
             }
         }
+        let tls = match rendered.tls_secrets.map(|secrets| self.terms.compile(secrets)).transpose() {
+            Ok(terms) => terms,
+            Err(error) => {
+                let field = match error.part {
+                    Part::Certificate | Part::Key => "spec.listeners.mqtts.secretRef.name",
+                    Part::ClientCa => "spec.listeners.mqtts.clientCaSecretRef.key",
+                };
+                let instance = render::name_of(Kind::MqttInstance, &objects.instance);
+                if let Some(origin) = set.origins.get(&Named::Ours(instance)) {
+                    set.problems.push(origin.problem(field, format!("{error}; put another one there")));
+                }
+                None
+            }
+        };
         if !set.problems.is_empty() {
             return Err(set.problems);
         }
@@ -164,7 +185,7 @@ impl Manifests {
             acl.generation += 1;
             self.last = acl.clone();
         }
-        Ok(Loaded { config: rendered.config, kafka_secrets: rendered.kafka_secrets, acl, warnings })
+        Ok(Loaded { config: rendered.config, kafka_secrets: rendered.kafka_secrets, tls, acl, warnings })
     }
 
     /// The files to read, in the order of their names. Those of a mounted ConfigMap are links, and are followed.

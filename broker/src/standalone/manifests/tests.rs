@@ -6,6 +6,7 @@ use mqtt_broker_api::{
     acl::Action,
     config::{self, Ordering},
 };
+use serde_json::json;
 use tempfile::TempDir;
 
 use super::*;
@@ -449,4 +450,43 @@ fn a_rotated_password_of_kafka_is_loaded() {
     assert_eq!(after.kafka_secrets.password.as_deref(), Some("an0ther"));
     assert_eq!(after.config, before.config, "the secret is no part of it");
     assert_eq!(after.acl, before.acl, "users are not concerned");
+}
+
+#[test]
+fn the_certificate_for_devices_is_held_to_what_tls_needs() {
+    let made = rcgen::generate_simple_self_signed(vec!["mqtt.example".into()]).unwrap();
+    let other = rcgen::KeyPair::generate().unwrap().serialize_pem();
+    let instance = INSTANCE.replace(
+        "replicas: 1",
+        "replicas: 1, listeners: {mqtts: {secretRef: {name: tls}, clientCaSecretRef: {name: tls, key: ca.crt}}}",
+    );
+    let secret = |key: &str, ca: &str| {
+        json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "tls"},
+               "stringData": {"tls.crt": made.cert.pem(), "tls.key": key, "ca.crt": ca}})
+        .to_string()
+    };
+    let good = secret(&made.signing_key.serialize_pem(), &made.cert.pem());
+    let dir = folder(&[("a.yaml", &instance), ("b.yaml", &good)]);
+    let mut manifests = Manifests::new(dir.path(), Store::Embedded).unwrap();
+    let loaded = manifests.load().unwrap();
+    assert_eq!(loaded.config.listeners.mqtts.as_deref(), Some("[::]:8085"));
+    let (first, again) = (loaded.tls.unwrap(), manifests.load().unwrap().tls.unwrap());
+    assert!(Arc::ptr_eq(&first, &again), "the same Secret keeps what clients resume with");
+
+    let empty = "-----BEGIN CERTIFICATE-----\n-----END CERTIFICATE-----\n";
+    let at = "DIR/a.yaml: document 1 (MqttInstance meters), line 4: spec.listeners.mqtts";
+    check(
+        "the key of another certificate",
+        &[("a.yaml", &instance), ("b.yaml", &secret(&other, &made.cert.pem()))],
+        &[&format!(
+            "{at}.secretRef.name: the private key can't be used: it is not that of the certificate; put another one there"
+        )],
+    );
+    check(
+        "a CA that is none",
+        &[("a.yaml", &instance), ("b.yaml", &secret(&made.signing_key.serialize_pem(), empty))],
+        &[&format!(
+            "{at}.clientCaSecretRef.key: the CA of devices can't be used: invalid peer certificate: BadEncoding; put another one there"
+        )],
+    );
 }

@@ -1,0 +1,229 @@
+//! A broker's process: from the documents that steer it to a node that serves, and on to its end.
+//!
+//! `standalone` and `run` differ in where the documents come from; the rest is here. Documents that can't be used end
+//! the start with exit status 2; later they change nothing but the log.
+
+mod store;
+pub(crate) mod watch;
+
+use std::{
+    path::PathBuf,
+    process::ExitCode,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, bail};
+use mqtt_broker_api::{
+    acl::AclDocument,
+    config::{InstanceConfig, KafkaSecrets, Listeners},
+};
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+};
+use tokio_rustls::rustls::ServerConfig;
+
+use self::{store::Store, watch::Watcher};
+use crate::{
+    bridge::{Bridge, SystemTopics},
+    listener::tls,
+    log::{Log, LogError},
+    node::{self, Node},
+    server::Server,
+    session::unreleased::Unreleased,
+    settings::{Problems, Settings},
+};
+
+/// Exit code for documents that can't be used.
+const BAD_DOCUMENTS: u8 = 2;
+/// Until a store that could not be asked is asked again.
+const TRY_AGAIN: Duration = Duration::from_secs(1);
+/// The same is said again.
+const SAY_EVERY: Duration = Duration::from_secs(60);
+
+/// What steers a node.
+pub(crate) struct Documents {
+    pub(crate) config: InstanceConfig,
+    /// Those that go with `config.kafka`.
+    pub(crate) kafka_secrets: KafkaSecrets,
+    /// There if and only if `config.listeners.mqtts` is.
+    pub(crate) tls: Option<Arc<ServerConfig>>,
+    /// Absent: there has been no complete one so far.
+    pub(crate) acl: Option<AclDocument>,
+    /// The folder of the embedded store, used where `config.kafka` is absent.
+    pub(crate) data: Option<PathBuf>,
+    /// One line each: what has no effect, is doubtful, or is waited for.
+    pub(crate) warnings: Vec<String>,
+}
+
+/// Where documents come from.
+pub(crate) trait Source: Send + 'static {
+    /// What a person calls it.
+    const NAME: &'static str;
+
+    /// Files and folders that are to be loaded again when they change.
+    fn watched(&self) -> Vec<PathBuf>;
+
+    /// Reads everything. Each problem is one line. Blocks on the file system.
+    fn load(&mut self) -> Result<Documents, Vec<String>>;
+
+    /// How a person says where a listener, named as in the config, shall listen.
+    fn address_is_set(listener: &str) -> String;
+}
+
+/// Serves until a signal asks for the end.
+pub(crate) fn run<S: Source>(mut source: S) -> ExitCode {
+    let seen = watch::fingerprint(&source.watched());
+    let documents = match source.load() {
+        Ok(documents) => documents,
+        Err(problems) => {
+            problems.iter().for_each(|problem| eprintln!("{problem}"));
+            return ExitCode::from(BAD_DOCUMENTS);
+        }
+    };
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("mqtt-broker: no threads to run on: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let ended = runtime.block_on(serve(Watcher::new(source, seen), documents));
+    // Questions to a Kafka that does not answer are not waited for.
+    runtime.shutdown_background();
+    match ended {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("mqtt-broker: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn serve<S: Source>(mut watcher: Watcher<S>, documents: Documents) -> anyhow::Result<ExitCode> {
+    let admin = bind::<S>(&documents.config.listeners.admin, "admin").await?;
+    let mut server = Server::start(admin)?;
+    let prepared = tokio::select! {
+        prepared = prepare(&server, &mut watcher, documents) => prepared?,
+        signal = stop_signal() => {
+            tracing::info!("stopped before the start was over");
+            return signal.map(|()| ExitCode::SUCCESS);
+        }
+    };
+    let Prepared { store, node, listeners, tls } = match prepared {
+        Ok(prepared) => prepared,
+        Err(problems) => {
+            problems.lines.iter().for_each(|problem| eprintln!("{problem}"));
+            return Ok(ExitCode::from(BAD_DOCUMENTS));
+        }
+    };
+    let mqtt = bind::<S>(&listeners.mqtt, "mqtt").await?;
+    let mqtts = match (&listeners.mqtts, tls) {
+        (Some(address), Some(terms)) => {
+            Some((bind::<S>(address, "mqtts").await?, Arc::new(tls::Terms::new(terms))))
+        }
+        (None, _) => None,
+        (Some(_), None) => bail!("there is no certificate for {listeners:?}"),
+    };
+    let mut line = format!("ready mqtt={} admin={}", mqtt.local_addr()?, server.admin);
+    if let Some((mqtts, _)) = &mqtts {
+        line.push_str(&format!(" mqtts={}", mqtts.local_addr()?));
+    }
+    let terms = mqtts.as_ref().map(|(_, terms)| terms.clone());
+    server.serve(node.clone(), mqtt, mqtts);
+    println!("{line}");
+
+    let watching = tokio::spawn(watch::run(watcher, watch::Steered { node, store, terms, listeners }));
+    stop_signal().await?;
+    tracing::info!("stopping");
+    watching.abort();
+    server.stop().await;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A node that devices may be let in to.
+struct Prepared {
+    store: Store,
+    node: Arc<Node>,
+    listeners: Listeners,
+    tls: Option<Arc<ServerConfig>>,
+}
+
+/// Everything that is needed before devices are let in. Waits for a log that can't be asked, and for the first ACL.
+async fn prepare<S: Source>(
+    server: &Server,
+    watcher: &mut Watcher<S>,
+    mut documents: Documents,
+) -> anyhow::Result<Result<Prepared, Problems>> {
+    let warn = |documents: &Documents| documents.warnings.iter().for_each(|line| tracing::warn!("{line}"));
+    warn(&documents);
+    let acl = loop {
+        if let Some(acl) = documents.acl.take() {
+            break acl;
+        }
+        let why = documents.warnings.join("; ");
+        tracing::info!("not ready, http://{}/readyz says when: {why}", server.admin);
+        server.awaits(&why);
+        match watcher.change().await {
+            Ok(changed) => {
+                documents = changed;
+                warn(&documents);
+            }
+            Err(problems) => watch::report::<S>(problems),
+        }
+    };
+    server.awaits("the store does not answer yet");
+    let store = Store::open(&documents).await?;
+    let mut said: Option<(Vec<String>, Instant)> = None;
+    loop {
+        let lines = match make_node(store.log(), &documents.config, &acl).await {
+            Ok(Ok(node)) => {
+                let Documents { config: InstanceConfig { listeners, .. }, tls, .. } = documents;
+                return Ok(Ok(Prepared { store, node, listeners, tls }));
+            }
+            Ok(Err(problems)) if !problems.may_pass => return Ok(Err(problems)),
+            Ok(Err(problems)) => problems.lines,
+            Err(error @ LogError::Store(_)) => vec![error.to_string()],
+            Err(error) => return Err(error.into()),
+        };
+        server.awaits(&lines.join("; "));
+        if said.as_ref().is_none_or(|(last, at)| *last != lines || at.elapsed() >= SAY_EVERY) {
+            lines.iter().for_each(|line| tracing::error!("{line}; trying again"));
+            said = Some((lines, Instant::now()));
+        }
+        tokio::time::sleep(TRY_AGAIN).await;
+    }
+}
+
+async fn make_node(
+    log: Arc<dyn Log>,
+    config: &InstanceConfig,
+    acl: &AclDocument,
+) -> Result<Result<Arc<Node>, Problems>, LogError> {
+    let keep = Duration::from_secs(u64::from(config.session.expiry_seconds));
+    let unreleased = Unreleased::recover(log.clone(), node::wall(), keep).await?;
+    let topics = SystemTopics::ensure(&*log, config.limits.packet_size).await?;
+    let bridge = Bridge::new(log.clone(), topics);
+    let settings = match Settings::compile(config.clone(), acl, &*log).await {
+        Ok(settings) => settings,
+        Err(problems) => return Ok(Err(problems)),
+    };
+    Ok(Ok(Arc::new(Node::new(node::random_u64(), log, bridge, unreleased, settings))))
+}
+
+async fn bind<S: Source>(address: &str, listener: &str) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address).await.with_context(|| {
+        format!("can't listen on {address}: choose another address {}", S::address_is_set(listener))
+    })
+}
+
+async fn stop_signal() -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    Ok(())
+}

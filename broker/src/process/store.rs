@@ -1,0 +1,58 @@
+//! Which store the records go to: opened once, and told what changes in the documents.
+
+use std::sync::Arc;
+
+use anyhow::bail;
+
+use super::Documents;
+use crate::log::{
+    Log,
+    embedded::{EmbeddedLog, EmbeddedOptions},
+    kafka::{Access, KafkaLog},
+};
+
+#[derive(Clone)]
+pub(super) enum Store {
+    Embedded(Arc<EmbeddedLog>),
+    Kafka(Arc<KafkaLog>),
+}
+
+impl Store {
+    /// Kafka where the config names one, and returns once it answers; else the embedded store in its folder.
+    pub(super) async fn open(documents: &Documents) -> anyhow::Result<Store> {
+        match (access(documents), &documents.data) {
+            (Some(access), _) => {
+                let log = KafkaLog::open(access)?;
+                log.reach().await;
+                Ok(Store::Kafka(log))
+            }
+            (None, Some(data)) => Ok(Store::Embedded(EmbeddedLog::open(data, EmbeddedOptions::default())?)),
+            (None, None) => bail!("there is no store; name a folder, or Kafka"),
+        }
+    }
+
+    pub(super) fn log(&self) -> Arc<dyn Log> {
+        match self {
+            Store::Embedded(log) => log.clone(),
+            Store::Kafka(log) => log.clone(),
+        }
+    }
+
+    /// Addresses and credentials follow the documents without a restart.
+    pub(super) fn follow(&self, documents: &Documents) {
+        match (self, access(documents)) {
+            (Store::Kafka(log), Some(access)) => log.use_access(access),
+            (Store::Embedded(_), None) => {}
+            (Store::Kafka(_), None) | (Store::Embedded(_), Some(_)) => {
+                tracing::warn!("records stay in the store they are in until the broker is started again");
+            }
+        }
+    }
+}
+
+/// Kafka's own logs and metrics name a broker by its instance.
+fn access(documents: &Documents) -> Option<Access> {
+    let client_id = format!("mqtt-{}", documents.config.instance.replace('/', "-"));
+    let kafka = documents.config.kafka.clone()?;
+    Some(Access::new(kafka, documents.kafka_secrets.clone(), &client_id))
+}

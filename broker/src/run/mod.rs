@@ -1,0 +1,163 @@
+//! `mqtt-broker run`: one node of an instance, steered by mounted ConfigMaps and Secrets. It is what pods run.
+//!
+//! Promises: each file may change at any time. A config that can't be used is told with its file, line and field, and
+//! changes nothing; an ACL document is put in force when all its shards are there; a certificate that can't be used
+//! leaves the last good one. No secret is in what is told.
+
+mod files;
+#[cfg(test)]
+mod tests;
+
+use std::{path::PathBuf, process::ExitCode, sync::Arc};
+
+use mqtt_broker_api::{
+    acl::AclDocument,
+    config::{InstanceConfig, KafkaSecrets, TlsSecrets},
+    node::{KAFKA_CA, KAFKA_CERTIFICATE, KAFKA_KEY, KAFKA_PASSWORD, NodeConfig, TlsFiles},
+};
+use tokio_rustls::rustls::ServerConfig;
+
+use self::files::{File, read_acl, read_text};
+use crate::{
+    listener::tls::{self, Part},
+    process::{self, Documents, Source},
+};
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// The node's config, YAML or JSON. It and all that it names is watched for changes.
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+}
+
+pub(crate) fn run(args: Args) -> ExitCode {
+    process::run(Run::new(args.config))
+}
+
+/// The config file, and what was good of the files that it names.
+struct Run {
+    file: PathBuf,
+    /// All that is to be watched.
+    watched: Vec<PathBuf>,
+    acl: Option<AclDocument>,
+    compiler: tls::Compiler,
+    terms: Option<Arc<ServerConfig>>,
+}
+
+impl Run {
+    fn new(file: PathBuf) -> Run {
+        let mut run =
+            Run { watched: Vec::new(), file, acl: None, compiler: tls::Compiler::default(), terms: None };
+        run.watch(File::read(&run.file).and_then(|file| file.node_config()).ok().as_ref());
+        run
+    }
+
+    fn watch(&mut self, config: Option<&NodeConfig>) {
+        self.watched = vec![self.file.clone()];
+        let Some(NodeConfig { acl, kafka_secrets, tls, .. }) = config else { return };
+        self.watched.extend(acl.iter().chain(kafka_secrets).cloned());
+        if let Some(TlsFiles { certificate_file, key_file, client_ca_file }) = tls {
+            self.watched.extend([certificate_file, key_file].into_iter().chain(client_ca_file).cloned());
+        }
+    }
+
+    /// What the TLS listener shows; a problem is a warning if an older certificate can go on.
+    fn terms(
+        &mut self,
+        files: &TlsFiles,
+        warnings: &mut Vec<String>,
+    ) -> Result<Arc<ServerConfig>, Vec<String>> {
+        match (read_terms(&mut self.compiler, files), &self.terms) {
+            (Ok(terms), _) => {
+                self.terms = Some(terms.clone());
+                Ok(terms)
+            }
+            (Err(problem), Some(last)) => {
+                warnings.push(format!("{problem}; the last good one stays in use"));
+                Ok(last.clone())
+            }
+            (Err(problem), None) => Err(vec![problem]),
+        }
+    }
+}
+
+impl Source for Run {
+    const NAME: &'static str = "config";
+
+    fn watched(&self) -> Vec<PathBuf> {
+        self.watched.clone()
+    }
+
+    fn load(&mut self) -> Result<Documents, Vec<String>> {
+        let file = File::read(&self.file).map_err(|problem| vec![problem])?;
+        let config = file.node_config().map_err(|problem| vec![problem])?;
+        self.watch(Some(&config));
+        let mut problems = file.contradictions(&config);
+        let NodeConfig { instance, acl, kafka_secrets, tls, data } = config;
+        let kafka_secrets = kafka_secrets_of(&file, &instance, kafka_secrets.as_ref(), &mut problems);
+        if !problems.is_empty() {
+            return Err(problems);
+        }
+        let mut warnings = Vec::new();
+        let tls = tls.map(|files| self.terms(&files, &mut warnings)).transpose()?;
+        match (read_acl(&acl), &self.acl) {
+            (Ok(acl), _) => self.acl = Some(acl),
+            (Err(why), Some(last)) => {
+                let generation = last.generation;
+                warnings.push(format!("acl: {why}; generation {generation} stays in force"));
+            }
+            (Err(why), None) => warnings.push(format!("acl: {why}; nobody is let in before it is complete")),
+        }
+        Ok(Documents { config: instance, kafka_secrets, tls, acl: self.acl.clone(), data, warnings })
+    }
+
+    fn address_is_set(listener: &str) -> String {
+        format!("in instance.listeners.{listener}")
+    }
+}
+
+fn read_terms(compiler: &mut tls::Compiler, files: &TlsFiles) -> Result<Arc<ServerConfig>, String> {
+    let TlsFiles { certificate_file, key_file, client_ca_file } = files;
+    let secrets = TlsSecrets {
+        certificate: read_text(certificate_file)?,
+        key: read_text(key_file)?,
+        client_ca: client_ca_file.as_ref().map(|file| read_text(file)).transpose()?,
+    };
+    compiler.compile(secrets).map_err(|error| {
+        let file = match error.part {
+            Part::Certificate => Some(certificate_file),
+            Part::Key => Some(key_file),
+            Part::ClientCa => client_ca_file.as_ref(),
+        };
+        format!("{}: {error}", file.unwrap_or(certificate_file).display())
+    })
+}
+
+/// What the config asks for of the mounted folder.
+fn kafka_secrets_of(
+    file: &File,
+    instance: &InstanceConfig,
+    folder: Option<&PathBuf>,
+    problems: &mut Vec<String>,
+) -> KafkaSecrets {
+    let Some(kafka) = &instance.kafka else { return KafkaSecrets::default() };
+    let mut get = |wanted: bool, name: &str, field: &str| {
+        if !wanted {
+            return None;
+        }
+        let Some(folder) = folder else {
+            problems.push(
+                file.problem("kafkaSecrets", &format!("is missing; name the folder of {name} for {field}")),
+            );
+            return None;
+        };
+        read_text(&folder.join(name)).map_err(|problem| problems.push(problem)).ok()
+    };
+    let (ca, pair) = kafka.tls.map_or((false, false), |tls| (tls.ca, tls.certificate));
+    KafkaSecrets {
+        ca: get(ca, KAFKA_CA, "instance.kafka.tls.ca"),
+        certificate: get(pair, KAFKA_CERTIFICATE, "instance.kafka.tls.certificate"),
+        key: get(pair, KAFKA_KEY, "instance.kafka.tls.certificate"),
+        password: get(kafka.sasl.is_some(), KAFKA_PASSWORD, "instance.kafka.sasl"),
+    }
+}
