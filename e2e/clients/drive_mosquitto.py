@@ -23,6 +23,10 @@ def login(command):
         arguments += ["-u", command["username"]]
     if command.get("password") is not None:
         arguments += ["-P", command["password"]]
+    if tls := command.get("tls"):
+        arguments += ["--cafile", tls["ca"], "--tls-version", "tlsv" + tls["version"], "--tls-alpn", "mqtt"]
+        if tls["certificate"]:
+            arguments += ["--cert", tls["certificate"], "--key", tls["key"]]
     return arguments
 
 

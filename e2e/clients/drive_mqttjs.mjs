@@ -1,5 +1,6 @@
 // Drives MQTT.js by JSON lines; `clients.rs` describes them.
 
+import fs from "node:fs";
 import readline from "node:readline";
 import mqtt from "mqtt";
 
@@ -11,8 +12,17 @@ const say = (event, fields) => process.stdout.write(JSON.stringify({ event, ...f
 function connect(command) {
   const v5 = command.version === 5;
   const will = command.will && { ...command.will, payload: Buffer.from(command.will.payload, "base64") };
+  const tls = command.tls;
+  const file = (path) => (path ? fs.readFileSync(path) : undefined);
   const client = mqtt.connect({
-    protocol: "mqtt",
+    protocol: tls ? "mqtts" : "mqtt",
+    ...(tls && {
+      ca: file(tls.ca),
+      cert: file(tls.certificate),
+      key: file(tls.key),
+      minVersion: `TLSv${tls.version}`,
+      maxVersion: `TLSv${tls.version}`,
+    }),
     host: command.host,
     port: command.port,
     protocolVersion: command.version,

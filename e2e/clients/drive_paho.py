@@ -2,6 +2,7 @@
 
 import base64
 import json
+import ssl
 import sys
 import threading
 
@@ -56,6 +57,13 @@ def connect(command):
     client.max_inflight_messages_set(100)
     if command.get("username") is not None:
         client.username_pw_set(command["username"], command.get("password"))
+    if tls := command.get("tls"):
+        context = ssl.create_default_context(cafile=tls["ca"])
+        versions = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
+        context.minimum_version = context.maximum_version = versions[tls["version"]]
+        if tls["certificate"]:
+            context.load_cert_chain(tls["certificate"], tls["key"])
+        client.tls_set_context(context)
     if command.get("will"):
         will = command["will"]
         client.will_set(will["topic"], base64.b64decode(will["payload"]), will["qos"], will["retain"])

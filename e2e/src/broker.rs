@@ -1,4 +1,4 @@
-//! One `mqtt-broker standalone` process: started, asked, killed and restarted as a user would.
+//! One `mqtt-broker standalone` (or `run`) process: started, asked, killed and restarted as a user would.
 //!
 //! Everything it says is kept in files, so nothing is lost when it dies; whatever way a story ends, the
 //! process ends with it. A failing story prints the end of the broker's log.
@@ -38,8 +38,19 @@ pub struct Broker {
     data: Data,
     process: Child,
     pub mqtt: SocketAddr,
+    /// Its TLS listener, if it has one.
+    pub mqtts: Option<SocketAddr>,
     pub admin: SocketAddr,
     starts: u32,
+    /// Flags of its own.
+    flags: Vec<String>,
+}
+
+/// Where a broker says it serves.
+struct Ready {
+    mqtt: SocketAddr,
+    admin: SocketAddr,
+    mqtts: Option<SocketAddr>,
 }
 
 /// Where its data is.
@@ -70,12 +81,35 @@ impl Broker {
                 Data::Kafka(Arc::clone(kafka), *listener)
             }
         };
-        Self::start_in(home, data, manifests)
+        Self::start_in(home, data, manifests, &[])
+    }
+
+    /// The same for manifests with `spec.listeners.mqtts`, that on a free port, too.
+    pub fn start_with_tls(manifests: &Manifests) -> Result<Self> {
+        let home = tempfile::tempdir()?;
+        let data = Data::Folder(home.path().join("data"));
+        Self::start_in(home, data, manifests, &["--mqtts", "127.0.0.1:0"])
+    }
+
+    /// Starts `run --config CONFIG`, and does not wait for the ready line: [`Self::ready`] does.
+    pub fn run(home: TempDir, config: &Path) -> Result<Self> {
+        let process = spawn(home.path(), Command::new(binary()?).arg("run").arg("--config").arg(config))?;
+        let nowhere = SocketAddr::from(([0, 0, 0, 0], 0));
+        let data = Data::Folder(home.path().join("data"));
+        let (mqtt, mqtts, admin) = (nowhere, None, nowhere);
+        Ok(Self { home, data, process, mqtt, mqtts, admin, starts: 1, flags: Vec::new() })
+    }
+
+    /// Waits for the ready line, and knows the addresses then.
+    pub fn ready(&mut self) -> Result<()> {
+        let ready = wait_for_ready(self.home.path(), &mut self.process, self.starts)?;
+        (self.mqtt, self.mqtts, self.admin) = (ready.mqtt, ready.mqtts, ready.admin);
+        Ok(())
     }
 
     /// The same with the data in a folder of the caller's.
     pub fn start_with_data(manifests: &Manifests, data: &Path) -> Result<Self> {
-        Self::start_in(tempfile::tempdir()?, Data::Folder(data.to_owned()), manifests)
+        Self::start_in(tempfile::tempdir()?, Data::Folder(data.to_owned()), manifests, &[])
     }
 
     /// Starts a broker that ought to refuse, and returns what it said.
@@ -83,7 +117,18 @@ impl Broker {
         let home = tempfile::tempdir()?;
         manifests.write_to(&home.path().join("manifests"))?;
         let data = Data::Folder(home.path().join("data"));
-        let mut process = serve(home.path(), &data, "127.0.0.1:0", "127.0.0.1:0")?;
+        let process = serve(home.path(), &data, "127.0.0.1:0", "127.0.0.1:0", &[])?;
+        Self::refused(&home, process)
+    }
+
+    /// The same for `run --config CONFIG`.
+    pub fn refusal_to_run(config: &Path) -> Result<Refusal> {
+        let home = tempfile::tempdir()?;
+        let process = spawn(home.path(), Command::new(binary()?).arg("run").arg("--config").arg(config))?;
+        Self::refused(&home, process)
+    }
+
+    fn refused(home: &TempDir, mut process: Child) -> Result<Refusal> {
         let status = wait_for_exit(&mut process, START_LIMIT);
         if status.is_err() {
             process.kill()?;
@@ -97,11 +142,12 @@ impl Broker {
         Ok(Refusal { code: status.code(), stderr })
     }
 
-    fn start_in(home: TempDir, data: Data, manifests: &Manifests) -> Result<Self> {
+    fn start_in(home: TempDir, data: Data, manifests: &Manifests, flags: &[&str]) -> Result<Self> {
         data.fit(manifests)?.write_to(&home.path().join("manifests"))?;
-        let mut process = serve(home.path(), &data, "127.0.0.1:0", "127.0.0.1:0")?;
-        let (mqtt, admin) = wait_for_ready(home.path(), &mut process, 1)?;
-        Ok(Self { home, data, process, mqtt, admin, starts: 1 })
+        let flags: Vec<String> = flags.iter().map(|&flag| flag.to_owned()).collect();
+        let mut process = serve(home.path(), &data, "127.0.0.1:0", "127.0.0.1:0", &flags)?;
+        let Ready { mqtt, admin, mqtts } = wait_for_ready(home.path(), &mut process, 1)?;
+        Ok(Self { home, data, process, mqtt, mqtts, admin, starts: 1, flags })
     }
 
     /// Writes the manifests live, as the only ones.
@@ -119,11 +165,14 @@ impl Broker {
     /// Starts again after an end, on the same data and the same ports.
     pub fn restart(&mut self) -> Result<()> {
         ensure!(self.process.try_wait()?.is_some(), "it still runs");
-        self.process = serve(self.home.path(), &self.data, &self.mqtt.to_string(), &self.admin.to_string())?;
-        let (mqtt, admin) = wait_for_ready(self.home.path(), &mut self.process, self.starts + 1)?;
+        let (mqtt, admin) = (self.mqtt.to_string(), self.admin.to_string());
+        self.process = serve(self.home.path(), &self.data, &mqtt, &admin, &self.flags)?;
+        let Ready { mqtt, admin, mqtts } =
+            wait_for_ready(self.home.path(), &mut self.process, self.starts + 1)?;
         // One that refused to start has not said that it is ready.
         self.starts += 1;
         ensure!((mqtt, admin) == (self.mqtt, self.admin), "it serves elsewhere than it was told");
+        self.mqtts = mqtts;
         Ok(())
     }
 
@@ -337,25 +386,24 @@ pub fn binary() -> Result<PathBuf> {
         .with_context(|| format!("no mqtt-broker near {}: run `cargo build -p mqtt-broker`", this.display()))
 }
 
-fn serve(home: &Path, data: &Data, mqtt: &str, admin: &str) -> Result<Child> {
-    let append = |name| File::options().create(true).append(true).open(home.join(name));
+fn serve(home: &Path, data: &Data, mqtt: &str, admin: &str, flags: &[String]) -> Result<Child> {
     let mut command = Command::new(binary()?);
     command.arg("standalone").arg("--manifests").arg(home.join("manifests"));
     match data {
         Data::Folder(folder) => command.arg("--data").arg(folder),
         Data::Kafka(kafka, listener) => command.arg("--kafka").arg(kafka.bootstrap_of(*listener)),
     };
-    let child = command
-        .args(["--mqtt", mqtt, "--admin", admin])
-        .stdin(Stdio::null())
-        .stdout(append("stdout")?)
-        .stderr(append("log")?)
-        .spawn()?;
+    spawn(home, command.args(["--mqtt", mqtt, "--admin", admin]).args(flags))
+}
+
+fn spawn(home: &Path, command: &mut Command) -> Result<Child> {
+    let append = |name| File::options().create(true).append(true).open(home.join(name));
+    let child = command.stdin(Stdio::null()).stdout(append("stdout")?).stderr(append("log")?).spawn()?;
     Ok(child)
 }
 
 /// Waits for the ready line of the `starts`th start, the only line each start prints.
-fn wait_for_ready(home: &Path, process: &mut Child, starts: u32) -> Result<(SocketAddr, SocketAddr)> {
+fn wait_for_ready(home: &Path, process: &mut Child, starts: u32) -> Result<Ready> {
     let starts = usize::try_from(starts)?;
     let line = wait_until("the ready line", START_LIMIT, || {
         let text = fs::read_to_string(home.join("stdout"))?;
@@ -379,13 +427,17 @@ fn wait_for_ready(home: &Path, process: &mut Child, starts: u32) -> Result<(Sock
     }
 }
 
-/// `ready mqtt=ADDR admin=ADDR`
-fn parse_ready(line: &str) -> Result<(SocketAddr, SocketAddr)> {
-    let (mqtt, admin) = line
+/// `ready mqtt=ADDR admin=ADDR`, and perhaps ` mqtts=ADDR`.
+fn parse_ready(line: &str) -> Result<Ready> {
+    let (mqtt, rest) = line
         .strip_prefix("ready mqtt=")
         .and_then(|rest| rest.split_once(" admin="))
-        .context("not of the form `ready mqtt=ADDR admin=ADDR`")?;
-    Ok((mqtt.parse()?, admin.parse()?))
+        .context("not of the form `ready mqtt=ADDR admin=ADDR[ mqtts=ADDR]`")?;
+    let (admin, mqtts) = match rest.split_once(" mqtts=") {
+        Some((admin, mqtts)) => (admin, Some(mqtts.parse()?)),
+        None => (rest, None),
+    };
+    Ok(Ready { mqtt: mqtt.parse()?, admin: admin.parse()?, mqtts })
 }
 
 fn wait_for_exit(process: &mut Child, limit: Duration) -> Result<ExitStatus> {

@@ -91,8 +91,13 @@ impl Client {
     /// Starts the driver and returns it with [`Event::Connected`] or [`Event::Refused`].
     pub fn try_connect(driver: Driver, broker: &Broker, login: &Login) -> Result<(Self, Event)> {
         let mut client = Self::start(driver, &login.client_id)?;
+        let address = match login.tls {
+            None => broker.mqtt,
+            Some(_) => broker.mqtts.context("the broker has no TLS listener")?,
+        };
         client.command(json!({
-            "do": "connect", "host": broker.mqtt.ip().to_string(), "port": broker.mqtt.port(),
+            "do": "connect", "host": address.ip().to_string(), "port": address.port(),
+            "tls": login.tls.as_ref().map(crate::ClientTls::to_json),
             "version": login.version.level(), "clientId": login.client_id,
             "username": login.username, "password": login.password,
             "clean": login.clean, "expiry": login.expiry, "keepAlive": login.keep_alive,

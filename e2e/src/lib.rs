@@ -11,6 +11,8 @@ pub mod kafka;
 pub mod load;
 pub mod manifests;
 pub mod store;
+pub mod tls;
+pub mod volume;
 pub mod wait;
 pub mod wire;
 
@@ -19,5 +21,7 @@ pub use clients::{Client, Driver};
 pub use fleet::{Fleet, FleetOptions};
 pub use manifests::Manifests;
 pub use store::{Store, on_kafka};
+pub use tls::{Authority, ClientTls, Tls, TlsVersion};
+pub use volume::Volume;
 pub use wait::{PATIENCE, wait_until};
 pub use wire::{Dialogue, Login, Packet, Version};

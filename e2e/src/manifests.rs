@@ -61,9 +61,13 @@ impl Manifests {
     }
 
     pub fn secret(self, name: &str, password: &str) -> Self {
+        self.secret_of(name, json!({"password": password}))
+    }
+
+    /// A Secret of any keys and texts.
+    pub fn secret_of(self, name: &str, data: Value) -> Self {
         let document = json!({
-            "apiVersion": "v1", "kind": "Secret", "metadata": {"name": name},
-            "stringData": {"password": password},
+            "apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}, "stringData": data,
         });
         self.file(&file_name("Secret", name), &document.to_string())
     }

@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::PATIENCE;
+use crate::{PATIENCE, tls::ClientTls};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Version {
@@ -36,6 +36,8 @@ pub struct Login {
     pub will: Option<Will>,
     /// Real clients connect again by themselves.
     pub reconnect: bool,
+    /// Real clients use TLS so; absent: they don't.
+    pub tls: Option<ClientTls>,
 }
 
 #[derive(Clone, Debug)]
@@ -96,9 +98,21 @@ pub enum Packet {
     Closed,
 }
 
+/// What a dialogue goes over.
+pub trait Transport: Read + Write + Send {
+    /// Reads fail after this time.
+    fn wait_at_most(&self, limit: Duration) -> std::io::Result<()>;
+}
+
+impl Transport for TcpStream {
+    fn wait_at_most(&self, limit: Duration) -> std::io::Result<()> {
+        self.set_read_timeout(Some(limit))
+    }
+}
+
 /// One connection to a broker.
 pub struct Dialogue {
-    stream: TcpStream,
+    stream: Box<dyn Transport>,
     version: Version,
     unread: Vec<u8>,
 }
@@ -126,6 +140,7 @@ impl Login {
             keep_alive: 60,
             will: None,
             reconnect: false,
+            tls: None,
         }
     }
 
@@ -141,6 +156,10 @@ impl Login {
     pub fn will(self, topic: &str, payload: &[u8], qos: u8) -> Self {
         let will = Will { topic: topic.to_owned(), payload: payload.to_owned(), qos, retain: false };
         Self { will: Some(will), ..self }
+    }
+
+    pub fn over_tls(self, tls: &ClientTls) -> Self {
+        Self { tls: Some(tls.clone()), ..self }
     }
 
     pub fn reconnecting(self) -> Self {
@@ -186,7 +205,12 @@ impl Dialogue {
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(PATIENCE))?;
         stream.set_write_timeout(Some(PATIENCE))?;
-        Ok(Self { stream, version, unread: Vec::new() })
+        Ok(Self::over(Box::new(stream), version))
+    }
+
+    /// A connection over something else, without a CONNECT.
+    pub fn over(stream: Box<dyn Transport>, version: Version) -> Self {
+        Self { stream, version, unread: Vec::new() }
     }
 
     /// A connection with a CONNECT sent; the answer is the caller's.
@@ -250,9 +274,9 @@ impl Dialogue {
 
     /// The next packet, or nothing if none comes in time.
     pub fn read_within(&mut self, time: Duration) -> Result<Option<Packet>> {
-        self.stream.set_read_timeout(Some(time))?;
+        self.stream.wait_at_most(time)?;
         let next = self.read();
-        self.stream.set_read_timeout(Some(PATIENCE))?;
+        self.stream.wait_at_most(PATIENCE)?;
         match next {
             Ok(packet) => Ok(Some(packet)),
             Err(error) => match error.downcast_ref::<std::io::Error>().map(std::io::Error::kind) {
@@ -466,5 +490,6 @@ impl<'a> Fields<'a> {
 }
 
 fn is_closed(kind: ErrorKind) -> bool {
-    matches!(kind, ErrorKind::ConnectionReset | ErrorKind::BrokenPipe | ErrorKind::ConnectionAborted)
+    use ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
+    matches!(kind, ConnectionReset | BrokenPipe | ConnectionAborted | UnexpectedEof)
 }

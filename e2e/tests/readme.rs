@@ -7,7 +7,12 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use mqtt_e2e::{Broker, Dialogue, Login, Manifests, Version, broker::binary, clients::root};
+use mqtt_broker_api::{acl::AclDocument, shards};
+use mqtt_e2e::{
+    Authority, Broker, Dialogue, Login, Manifests, Tls, TlsVersion, Version, broker::binary, clients::root,
+    tls::Pair,
+};
+use serde_json::json;
 
 /// The README's fenced blocks of one language.
 fn blocks(language: &str) -> Result<Vec<String>> {
@@ -30,23 +35,67 @@ fn blocks(language: &str) -> Result<Vec<String>> {
     Ok(found)
 }
 
-fn manifests_of_the_readme() -> Result<Manifests> {
-    let mut manifests = Manifests::new().without("MqttInstance", "meters");
-    for (number, block) in blocks("yaml")?.iter().enumerate() {
+/// Whether a YAML block holds manifests; else it is a config.
+fn is_manifest(block: &str) -> bool {
+    block.starts_with("apiVersion:")
+}
+
+/// With the certificate that they name.
+fn manifests_of_the_readme(pair: &Pair) -> Result<Manifests> {
+    let mut manifests = Manifests::new()
+        .without("MqttInstance", "meters")
+        .secret_of("meters-tls", json!({"tls.crt": pair.certificate, "tls.key": pair.key}));
+    for (number, block) in blocks("yaml")?.iter().filter(|block| is_manifest(block)).enumerate() {
         manifests = manifests.file(&format!("block-{number}.yaml"), block);
     }
     Ok(manifests)
 }
 
+/// A broker on the README's manifests.
+fn start() -> Result<Broker> {
+    Broker::start_with_tls(&manifests_of_the_readme(&Authority::new("site")?.issue("meters")?)?)
+}
+
 #[test]
 fn the_manifests_in_the_readme_make_a_service_together() -> Result<()> {
-    let broker = Broker::start(&manifests_of_the_readme()?)?;
+    let broker = start()?;
+    ensure!(broker.mqtts.is_some(), "there is no TLS listener");
     let meter = Login::new(Version::V5, "meter-1").user("fleet", "change-me");
     let (mut meter, _) = Dialogue::connect(broker.mqtt, &meter)?;
     ensure!(meter.subscribe("commands/meter-1", 1)? == 1);
     ensure!(meter.subscribe("commands/meter-2", 1)? == 0x87);
     let (mut guest, _) = Dialogue::connect(broker.mqtt, &Login::new(Version::V3, "visitor"))?;
     ensure!(guest.subscribe("notices/today", 0)? == 0);
+    Ok(())
+}
+
+#[test]
+fn the_config_in_the_readme_is_what_a_pod_can_run() -> Result<()> {
+    let all = blocks("yaml")?;
+    let configs: Vec<&String> = all.iter().filter(|block| !is_manifest(block)).collect();
+    let [config] = configs.as_slice() else { bail!("{} configs", configs.len()) };
+    let mounts = tempfile::tempdir()?;
+    let path = |name: &str| mounts.path().join(name).display().to_string();
+    for folder in ["acl", "tls"] {
+        fs::create_dir(path(folder))?;
+    }
+    let authority = Authority::new("site")?;
+    let Pair { certificate, key } = authority.issue("meters")?;
+    fs::write(path("tls/tls.crt"), certificate)?;
+    fs::write(path("tls/tls.key"), key)?;
+    for shard in shards::split(&AclDocument::default(), shards::SHARD_BYTES)? {
+        fs::write(path("acl/0.json"), serde_json::to_string(&shard)?)?;
+    }
+    // On this machine's own folders and free ports.
+    let mut text = config.replace("/etc/mqtt", &path("")).replace("/var/lib/mqtt", &path("data"));
+    for port in ["1883", "8085", "9090"] {
+        ensure!(text.contains(&format!("\"[::]:{port}\"")), "no listener on {port}");
+        text = text.replace(&format!("[::]:{port}"), "127.0.0.1:0");
+    }
+    fs::write(path("node.yaml"), text)?;
+    let mut broker = Broker::run(tempfile::tempdir()?, &mounts.path().join("node.yaml"))?;
+    broker.ready()?;
+    Tls::connect(broker.mqtts.context("no TLS listener")?, &authority.client(TlsVersion::V13))?;
     Ok(())
 }
 
@@ -63,7 +112,7 @@ fn the_examples_start_a_broker() -> Result<()> {
 
 #[test]
 fn the_commands_in_the_readme_run() -> Result<()> {
-    let broker = Broker::start(&manifests_of_the_readme()?)?;
+    let broker = start()?;
     let mut ran = 0;
     for line in blocks("sh")?.iter().flat_map(|block| block.lines()) {
         run(&broker, line).with_context(|| format!("`{line}`"))?;
@@ -87,12 +136,10 @@ fn run(broker: &Broker, line: &str) -> Result<()> {
             return Ok(());
         }
         ["target/release/mqtt-broker", "standalone", flags @ ..] => {
-            let help = Command::new(binary()?).args(["standalone", "--help"]).output()?;
-            let help = String::from_utf8(help.stdout)?;
-            for flag in flags.iter().filter(|word| word.starts_with("--")) {
-                ensure!(help.contains(flag), "no flag {flag} in:\n{help}");
-            }
-            return Ok(());
+            return knows("standalone", flags);
+        }
+        ["mqtt-broker", "run", flags @ ..] => {
+            return knows("run", flags);
         }
         ["mqtt-broker", ..] => {
             let folder: PathBuf = binary()?.parent().context("no folder")?.to_owned();
@@ -103,5 +150,15 @@ fn run(broker: &Broker, line: &str) -> Result<()> {
         _ => bail!("no way to run it is known here"),
     };
     ensure!(status.success(), "ended with {status}");
+    Ok(())
+}
+
+/// Whether a command that serves for ever takes these flags.
+fn knows(command: &str, words: &[&str]) -> Result<()> {
+    let help = Command::new(binary()?).args([command, "--help"]).output()?;
+    let help = String::from_utf8(help.stdout)?;
+    for flag in words.iter().filter(|word| word.starts_with("--")) {
+        ensure!(help.contains(flag), "no flag {flag} in:\n{help}");
+    }
     Ok(())
 }
