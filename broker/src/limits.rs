@@ -2,13 +2,16 @@
 
 use std::{
     sync::atomic::{AtomicU64, Ordering},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use mqtt_proto::message::Millis;
 
 /// A rate may run ahead by what it allows in this time, in nanoseconds, so that batches pass undivided.
 const BURST_NANOS: u64 = 100_000_000;
+
+/// How often a trouble that goes on is said.
+const EVERY: Duration = Duration::from_secs(60);
 
 /// Slows publishers down to a rate, all together. Nothing is ever refused.
 #[derive(Debug, Default)]
@@ -112,6 +115,21 @@ impl<const BURST: u64> Notice<BURST> {
         }
         self.unsaid.fetch_add(1, Ordering::AcqRel);
         None
+    }
+}
+
+/// A trouble that goes on is said when it begins, when it changes, and every minute.
+#[derive(Debug, Default)]
+pub(crate) struct Trouble(Option<(String, Instant)>);
+
+impl Trouble {
+    /// Whether to say this line now.
+    pub(crate) fn is_due(&mut self, line: &str) -> bool {
+        let due = self.0.as_ref().is_none_or(|(last, at)| last != line || at.elapsed() >= EVERY);
+        if due {
+            self.0 = Some((line.to_owned(), Instant::now()));
+        }
+        due
     }
 }
 

@@ -14,7 +14,7 @@ use mqtt_proto::{codec::QoS, message::Message, topic::check_topic};
 
 use super::stored::timestamp;
 use crate::{
-    limits::notice,
+    limits::{Trouble, notice},
     log::{LogError, Offset, Outcome, ReadLimit, Record, StoredRecord, append_and_wait},
     node::Node,
     session::mailbox::{Mailbox, PATIENCE},
@@ -23,8 +23,6 @@ use crate::{
 const REJECT_REASON: Bytes = Bytes::from_static(b"reason");
 const POSITION_EVERY: Duration = Duration::from_millis(500);
 const RETRY: Duration = Duration::from_secs(1);
-/// The same error is said again.
-const SAY_EVERY: Duration = Duration::from_secs(60);
 const READ: ReadLimit = ReadLimit { records: 500, bytes: 1 << 20, wait: Duration::from_secs(5) };
 
 /// What a record asks for.
@@ -60,13 +58,12 @@ enum Reject {
 
 /// Reads one partition until the task is aborted.
 pub(crate) async fn run(node: Arc<Node>, partition: u32) {
-    let mut said: Option<(String, Instant)> = None;
+    let mut trouble = Trouble::default();
     loop {
         if let Err(error) = read_on(&node, partition).await {
             let line = error.to_string();
-            if said.as_ref().is_none_or(|(last, at)| *last != line || at.elapsed() >= SAY_EVERY) {
+            if trouble.is_due(&line) {
                 tracing::warn!(partition, "mq2mqtt: {line}; trying again every {} s", RETRY.as_secs());
-                said = Some((line, Instant::now()));
             }
         }
         tokio::time::sleep(RETRY).await;

@@ -6,12 +6,7 @@
 mod store;
 pub(crate) mod watch;
 
-use std::{
-    path::PathBuf,
-    process::ExitCode,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
 
 use anyhow::{Context, bail};
 use mqtt_broker_api::{
@@ -27,6 +22,7 @@ use tokio_rustls::rustls::ServerConfig;
 use self::{store::Store, watch::Watcher};
 use crate::{
     bridge::{Bridge, SystemTopics},
+    limits::Trouble,
     listener::tls,
     log::{Log, LogError},
     node::{self, Node},
@@ -39,8 +35,6 @@ use crate::{
 const BAD_DOCUMENTS: u8 = 2;
 /// Until a store that could not be asked is asked again.
 const TRY_AGAIN: Duration = Duration::from_secs(1);
-/// The same is said again.
-const SAY_EVERY: Duration = Duration::from_secs(60);
 
 /// What steers a node.
 pub(crate) struct Documents {
@@ -175,7 +169,7 @@ async fn prepare<S: Source>(
     };
     server.awaits("the store does not answer yet");
     let store = Store::open(&documents).await?;
-    let mut said: Option<(Vec<String>, Instant)> = None;
+    let mut trouble = Trouble::default();
     loop {
         let lines = match make_node(store.log(), &documents.config, &acl).await {
             Ok(Ok(node)) => {
@@ -187,10 +181,10 @@ async fn prepare<S: Source>(
             Err(error @ LogError::Store(_)) => vec![error.to_string()],
             Err(error) => return Err(error.into()),
         };
-        server.awaits(&lines.join("; "));
-        if said.as_ref().is_none_or(|(last, at)| *last != lines || at.elapsed() >= SAY_EVERY) {
+        let line = lines.join("; ");
+        server.awaits(&line);
+        if trouble.is_due(&line) {
             lines.iter().for_each(|line| tracing::error!("{line}; trying again"));
-            said = Some((lines, Instant::now()));
         }
         tokio::time::sleep(TRY_AGAIN).await;
     }

@@ -22,7 +22,7 @@ use super::{
     lane::Lane,
     producer::{Failure, Producer},
 };
-use crate::log::room::Room;
+use crate::{limits::Trouble, log::room::Room};
 
 /// How long a producer works before its writer looks up.
 const TURN: Duration = Duration::from_millis(50);
@@ -77,13 +77,7 @@ enum Verdict {
 
 impl Writer {
     pub(super) fn start(shared: Arc<Shared>) -> std::io::Result<Arc<Writer>> {
-        let inner = Arc::new(Inner {
-            shared,
-            arrivals: Mutex::default(),
-            stop: AtomicBool::new(false),
-            wake: Condvar::new(),
-            sleeping: Mutex::default(),
-        });
+        let inner = Arc::new(Inner::new(shared));
         let worker = inner.clone();
         let thread = std::thread::Builder::new()
             .name("kafka-writer".to_owned())
@@ -109,6 +103,16 @@ impl Writer {
 }
 
 impl Inner {
+    fn new(shared: Arc<Shared>) -> Inner {
+        Inner {
+            shared,
+            arrivals: Mutex::default(),
+            stop: AtomicBool::new(false),
+            wake: Condvar::new(),
+            sleeping: Mutex::default(),
+        }
+    }
+
     /// `aside`: the topic that this writer has alone.
     fn run(self: &Arc<Self>, mut lanes: Vec<Arc<Lane>>, aside: Option<&str>) {
         let mut pause = Pause::default();
@@ -256,13 +260,7 @@ impl Inner {
         );
         let room = Arc::new(Room::new(ASIDE_BYTES, ASIDE_RECORDS));
         lanes.iter().for_each(|lane| lane.move_to(&room, true));
-        let inner = Arc::new(Inner {
-            shared: self.shared.clone(),
-            arrivals: Mutex::default(),
-            stop: AtomicBool::new(false),
-            wake: Condvar::new(),
-            sleeping: Mutex::default(),
-        });
+        let inner = Arc::new(Inner::new(self.shared.clone()));
         let name = topic.to_owned();
         let started = std::thread::Builder::new()
             .name("kafka-aside".to_owned())
@@ -294,7 +292,7 @@ impl Inner {
 #[derive(Default)]
 struct Pause {
     next: Duration,
-    said: Option<(String, Instant)>,
+    trouble: Trouble,
 }
 
 impl Pause {
@@ -316,12 +314,9 @@ impl Pause {
         self.next = Duration::ZERO;
     }
 
-    /// The same line once a minute.
     fn say(&mut self, line: &str) {
-        let again = self.said.as_ref().is_some_and(|(last, at)| last == line && at.elapsed().as_secs() < 60);
-        if !again {
+        if self.trouble.is_due(line) {
             tracing::error!("{line}");
-            self.said = Some((line.to_owned(), Instant::now()));
         }
     }
 }
