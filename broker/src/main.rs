@@ -17,7 +17,6 @@ mod server;
 mod session;
 mod settings;
 mod standalone;
-mod yaml;
 
 use std::process::ExitCode;
 

@@ -1,5 +1,5 @@
-//! The documents that a broker is steered by, and nothing else: plain serde types, and how a large document comes in
-//! parts.
+//! The documents that a broker is steered by, and nothing else: plain serde types, how a large document comes in
+//! parts, and how YAML files are read so that a mistake can be told with its line.
 //!
 //! The operator (or, on one machine, the `standalone` command) renders them; the broker parses them. Both
 //! sides use these very types, so a drift between them does not compile.
@@ -9,3 +9,4 @@ pub mod admin;
 pub mod config;
 pub mod node;
 pub mod shards;
+pub mod yaml;

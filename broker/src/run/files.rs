@@ -9,9 +9,8 @@ use mqtt_broker_api::{
     acl::AclDocument,
     node::NodeConfig,
     shards::{self, AclShard},
+    yaml::{self, Document},
 };
-
-use crate::yaml::{self, Document};
 
 /// The config file, with the lines that its fields stand in.
 pub(super) struct File {

@@ -3,6 +3,7 @@
 //! - [`instance`], [`parent_topic`], [`user`], [`grant`]: one kind each, with the rules that one object can break;
 //! - [`validate`]: those rules applied to a plain JSON object, as the API server would;
 //! - [`render`]: from a full set of objects to the documents a broker is steered by;
+//! - [`manifests`]: a folder of them, and what is wrong in it, with lines;
 //! - [`crds`]: the CustomResourceDefinitions.
 //!
 //! There is no Kubernetes client here. The operator, the standalone broker and the command line share this crate.
@@ -16,6 +17,7 @@ pub mod crds;
 pub mod duration;
 pub mod grant;
 pub mod instance;
+pub mod manifests;
 pub mod parent_topic;
 pub mod quantity;
 pub mod refs;

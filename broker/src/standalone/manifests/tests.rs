@@ -6,6 +6,7 @@ use mqtt_broker_api::{
     acl::Action,
     config::{self, Ordering},
 };
+use mqtt_operator_api::refs::SecretKeyRef;
 use serde_json::json;
 use tempfile::TempDir;
 
@@ -250,11 +251,8 @@ fn a_secret_s_data_and_text_give_the_same_password() {
         let dir = folder(&[("a.yaml", INSTANCE), ("b.yaml", &secret)]);
         let mut manifests = Manifests::new(dir.path(), Store::Embedded).unwrap();
         let acl = manifests.load().unwrap().acl;
-        let salt = salt(
-            &manifests.salts,
-            "default",
-            &SecretKeyRef { name: "fleet-password".into(), key: "password".into() },
-        );
+        let secret_ref = SecretKeyRef { name: "fleet-password".into(), key: "password".into() };
+        let salt = manifests.salts.salt("default", &secret_ref);
         (acl.users.into_iter().flat_map(|user| user.passwords).collect::<Vec<_>>(), salt)
     };
     for (secret, password) in [

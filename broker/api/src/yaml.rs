@@ -11,22 +11,22 @@ use serde_saphyr::Spanned;
 
 /// One document of a file.
 #[derive(Debug)]
-pub(crate) struct Document {
-    pub(crate) value: Value,
+pub struct Document {
+    pub value: Value,
     /// Lines (from 1) by field path, such as `spec.rules[1].filter`; the document's own stands under the empty path.
     lines: BTreeMap<String, u64>,
 }
 
 /// Why a file is no YAML; the line counts from 1.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct NotYaml {
-    pub(crate) line: Option<u64>,
-    pub(crate) message: String,
+pub struct NotYaml {
+    pub line: Option<u64>,
+    pub message: String,
 }
 
 impl Document {
     /// The line of a field, or of what lies nearest around it.
-    pub(crate) fn line(&self, field: &str) -> Option<u64> {
+    pub fn line(&self, field: &str) -> Option<u64> {
         let mut path = field;
         loop {
             if let Some(line) = self.lines.get(path) {
@@ -42,7 +42,7 @@ impl Document {
 }
 
 /// All documents of a file that hold something.
-pub(crate) fn documents(text: &str) -> Result<Vec<Document>, NotYaml> {
+pub fn documents(text: &str) -> Result<Vec<Document>, NotYaml> {
     let options = serde_saphyr::options! {
         // One file may hold the objects of a large site: thousands of documents.
         budget: serde_saphyr::budget! {
