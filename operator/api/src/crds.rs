@@ -54,6 +54,9 @@ fn tidy(value: Value) -> Value {
         Value::Object(map) => {
             let mut entries: Vec<_> = map.into_iter().filter(|(key, value)| !dropped(key, value)).collect();
             entries.sort_by(|(a, _), (b, _)| a.cmp(b));
+            for (_, value) in entries.iter_mut().filter(|(key, _)| key == "enum") {
+                value.as_array_mut().into_iter().for_each(|values| values.retain(|value| !value.is_null()));
+            }
             Value::Object(entries.into_iter().map(|(k, v)| (k, tidy(v))).collect::<Map<_, _>>())
         }
         Value::Array(items) => Value::Array(items.into_iter().map(tidy).collect()),

@@ -10,6 +10,7 @@ use crate::{
     refs::{SecretKeyRef, SecretRef},
     rules,
     status::Status,
+    workload::{Monitoring, Pod, Service},
 };
 
 /// What an instance shall be.
@@ -35,7 +36,9 @@ use crate::{
         type_ = "string",
         json_path = ".status.conditions[?(@.type==\"Ready\")].reason"
     ),
-    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    validation = Rule::new(format!("self.metadata.name.size() <= {NAME_LENGTH} && self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')"))
+        .message(format!("the name of an MqttInstance is part of host names: use up to {NAME_LENGTH} lower-case letters, digits and '-', a letter first").as_str())
 )]
 #[serde(rename_all = "camelCase")]
 pub struct MqttInstanceSpec {
@@ -68,7 +71,19 @@ pub struct MqttInstanceSpec {
     #[x_kube(validation = Rule::new("!has(self.mqtts) || !(self.mqtts.port in [self.mqtt.port, self.admin.port])")
         .message("mqtts needs a port of its own; change it"))]
     pub listeners: Listeners,
+    /// The Service through which devices reach the brokers on a cluster.
+    #[serde(default)]
+    pub service: Service,
+    /// What the pods on a cluster may be told besides.
+    #[serde(default)]
+    pub pod: Pod,
+    /// Who watches the brokers on a cluster.
+    #[serde(default)]
+    pub monitoring: Monitoring,
 }
+
+/// The longest name of an instance: a StatefulSet's may have 52 characters, and the operator's ends with 7 of its own.
+pub const NAME_LENGTH: usize = 45;
 
 /// Limits of the whole instance.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -143,7 +158,8 @@ impl Default for Session {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Kafka {
-    /// HOST:PORT of some of its brokers.
+    /// HOST:PORT of some of its brokers. On a cluster brokers may connect to these ports alone: name one server at
+    /// least for each port that Kafka's listeners advertise.
     #[schemars(length(min = 1, max = 32), inner(length(min = 1, max = 300)))]
     #[x_kube(validation = Rule::new(r"self.all(s, s.matches('^(\\[[0-9a-fA-F:.]+\\]|[A-Za-z0-9._-]+):[0-9]{1,5}$'))")
         .message("each server is HOST:PORT, such as kafka-0.kafka:9092"))]

@@ -1,6 +1,7 @@
 //! The four resource kinds of `mqtt.dms.dev/v1alpha1`: what people write in manifests, and what follows from it.
 //!
-//! - [`instance`], [`parent_topic`], [`user`], [`grant`]: one kind each, with the rules that one object can break;
+//! - [`instance`], [`parent_topic`], [`user`], [`grant`]: one kind each, with the rules that one object can break
+//!   ([`workload`]: what an instance says of its pods and Services);
 //! - [`validate`]: those rules applied to a plain JSON object, as the API server would;
 //! - [`render`]: from a full set of objects to the documents a broker is steered by;
 //! - [`manifests`]: a folder of them, and what is wrong in it, with lines;
@@ -26,6 +27,7 @@ mod rules;
 pub mod status;
 pub mod user;
 pub mod validate;
+pub mod workload;
 
 use std::fmt;
 

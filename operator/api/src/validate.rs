@@ -9,7 +9,7 @@ use kube::core::cel;
 use regex::Regex;
 use serde_json::{Map, Value, json};
 
-use crate::{Kind, crds, duration, quantity, refs};
+use crate::{Kind, crds, duration, quantity, refs, workload};
 
 /// One thing that is wrong: where, and what to do about it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -83,7 +83,8 @@ impl Validator {
 
     fn walk(&self, schema: &Value, value: &Value, path: &str, found: &mut Vec<Invalid>) {
         let mut report = |message: String| found.push(Invalid { field: path.to_owned(), message });
-        if flag(schema, "x-kubernetes-preserve-unknown-fields") {
+        let anything = schema.get("type").is_none() || value.is_object();
+        if flag(schema, "x-kubernetes-preserve-unknown-fields") && anything {
             return;
         }
         if value.is_null() {
@@ -133,6 +134,10 @@ impl Validator {
             {
                 found.push(Invalid { field: join(path, name), message: "is missing; add it".into() });
             }
+        }
+        if let Some(most) = bound(schema, "maxProperties").filter(|most| map.len() as u64 > *most) {
+            let message = format!("has {} entries, and may have {most}; remove some", map.len());
+            found.push(Invalid { field: path.to_owned(), message });
         }
         for (name, value) in map {
             let field = join(path, name);
@@ -209,6 +214,9 @@ fn in_words(pattern: &str, text: &str) -> String {
             "{text:?} is not a namespace; use lower-case letters, digits and '-', beginning and ending with a letter or digit"
         ),
         duration::PATTERN => duration::NotADuration(text.into()).to_string(),
+        workload::AMOUNT => format!(
+            "{text:?} is not an amount; write a number, alone or with one of m Ki Mi Gi Ti k M G T, such as 250m or 1.5Gi"
+        ),
         quantity::PATTERN => quantity::NotAQuantity(text.into()).to_string(),
         _ => format!("{text:?} has characters it may not have; write it so that it matches {pattern}"),
     }

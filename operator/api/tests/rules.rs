@@ -565,7 +565,7 @@ fn every_rule_compiles_says_what_to_do_and_is_cheap() {
             + items.map(|items| check(items, &format!("{path}[]"))).sum::<usize>()
     }
     for (kind, rules) in
-        [(Kind::MqttInstance, 5), (Kind::ParentTopic, 11), (Kind::MqttUser, 3), (Kind::TopicGrant, 7)]
+        [(Kind::MqttInstance, 16), (Kind::ParentTopic, 11), (Kind::MqttUser, 3), (Kind::TopicGrant, 7)]
     {
         assert_eq!(check(&crds::schema(kind).unwrap(), kind.name()), rules, "rules of {kind}");
     }
