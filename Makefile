@@ -48,8 +48,8 @@ e2e: tools build
 	@cargo test --quiet --no-fail-fast -p mqtt-e2e
 
 build:
-	$(call say,the broker)
-	@cargo build --quiet -p mqtt-broker
+	$(call say,the broker and the operator)
+	@cargo build --quiet -p mqtt-broker -p mqtt-operator
 
 demo: mosquitto build
 	@MQTT_BROKER_BIN=$(DEV)/mqtt-broker e2e/demo.sh

@@ -374,16 +374,18 @@ pub fn value<T: DeserializeOwned>(record: &RecordView) -> Result<T> {
 
 /// The broker under test: `MQTT_BROKER_BIN`, or what cargo built beside this test.
 pub fn binary() -> Result<PathBuf> {
-    if let Some(path) = std::env::var_os("MQTT_BROKER_BIN") {
-        return Ok(path.into());
-    }
+    std::env::var_os("MQTT_BROKER_BIN").map_or_else(|| built("mqtt-broker"), |path| Ok(path.into()))
+}
+
+/// A binary of this workspace that cargo built beside this test.
+pub fn built(name: &str) -> Result<PathBuf> {
     let this = std::env::current_exe()?;
     this.ancestors()
         .skip(1)
         .take(2)
-        .map(|folder| folder.join("mqtt-broker"))
+        .map(|folder| folder.join(name))
         .find(|path| path.is_file())
-        .with_context(|| format!("no mqtt-broker near {}: run `cargo build -p mqtt-broker`", this.display()))
+        .with_context(|| format!("no {name} near {}: run `cargo build -p {name}`", this.display()))
 }
 
 fn serve(home: &Path, data: &Data, mqtt: &str, admin: &str, flags: &[String]) -> Result<Child> {

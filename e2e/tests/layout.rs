@@ -29,6 +29,11 @@ const CRATES: &[Edges] = &[
         never: &["kube-client", "kube-runtime", "tokio", "hyper"],
     },
     Edges {
+        name: "mqtt-operator",
+        may_import: &["mqtt-proto", "mqtt-broker-api", "mqtt-operator-api"],
+        never: &["mqtt-broker", "openssl"],
+    },
+    Edges {
         name: "mqtt-broker",
         may_import: &["mqtt-proto", "mqtt-broker-api", "mqtt-operator-api"],
         never: &["kube-client", "kube-runtime", "openssl"],

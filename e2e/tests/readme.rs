@@ -9,7 +9,9 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use mqtt_broker_api::{acl::AclDocument, shards};
 use mqtt_e2e::{
-    Authority, Broker, Dialogue, Login, Manifests, Tls, TlsVersion, Version, broker::binary, clients::root,
+    Authority, Broker, Dialogue, Login, Manifests, Tls, TlsVersion, Version,
+    broker::{binary, built},
+    clients::root,
     tls::Pair,
 };
 use serde_json::json;
@@ -131,8 +133,9 @@ fn run(broker: &Broker, line: &str) -> Result<()> {
             Command::new("make").args(["-n", target]).current_dir(root()).stdout(Stdio::null()).status()?
         }
         ["cargo", "build", "--release", "-p", name] => {
-            let manifest = root().join("broker/Cargo.toml");
-            ensure!(fs::read_to_string(manifest)?.contains(&format!("name = \"{name}\"")), "no crate {name}");
+            let folder = name.strip_prefix("mqtt-").context("another's crate")?;
+            let manifest = fs::read_to_string(root().join(folder).join("Cargo.toml"))?;
+            ensure!(manifest.contains(&format!("name = \"{name}\"")), "no crate {name}");
             return Ok(());
         }
         ["target/release/mqtt-broker", "standalone", flags @ ..] => {
@@ -140,6 +143,10 @@ fn run(broker: &Broker, line: &str) -> Result<()> {
         }
         ["mqtt-broker", "run", flags @ ..] => {
             return knows("run", flags);
+        }
+        ["mqtt-operator", "render", arguments @ ..] => {
+            let mut command = Command::new(built("mqtt-operator")?);
+            command.arg("render").args(arguments).current_dir(root()).stdout(Stdio::null()).status()?
         }
         ["mqtt-broker", ..] => {
             let folder: PathBuf = binary()?.parent().context("no folder")?.to_owned();

@@ -1,0 +1,107 @@
+//! The command line: parses it, and turns errors into lines and an exit status.
+
+use std::{
+    io::{self, Write as _},
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use clap::{Parser, Subcommand};
+use mqtt_operator_api::{
+    Kind,
+    manifests::{self, Salts},
+    render::{name_of, render},
+    validate::Validator,
+};
+use serde_json::Value;
+
+use crate::instance::build::{Built, Options, build};
+
+/// Exit status for manifests that can't be used.
+const BAD_MANIFESTS: u8 = 2;
+
+#[derive(Parser)]
+#[command(name = "mqtt-operator", version, about = "Runs MqttInstances on Kubernetes")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Print what the operator would apply for the MqttInstance in a folder of manifests, as YAML.
+    Render(RenderArgs),
+}
+
+#[derive(clap::Args)]
+struct RenderArgs {
+    /// The folder; its *.yaml files are read.
+    #[arg(long, value_name = "DIR")]
+    manifests: PathBuf,
+    /// The broker's image, unless the instance names its own.
+    #[arg(long, default_value_t = Options::default().image)]
+    image: String,
+    /// The namespace of the operator, which may ask the brokers for their state.
+    #[arg(long, value_name = "NAMESPACE", default_value_t = Options::default().operator_namespace)]
+    operator_namespace: String,
+    /// Leave Secrets out: those for the ACL (with password hashes), for Kafka and for TLS.
+    #[arg(long)]
+    without_secrets: bool,
+}
+
+pub fn run() -> ExitCode {
+    match Cli::parse().command {
+        Command::Render(args) => print_rendered(args),
+    }
+}
+
+fn print_rendered(args: RenderArgs) -> ExitCode {
+    let RenderArgs { manifests, image, operator_namespace, without_secrets } = args;
+    let options = Options { image, operator_namespace, ..Options::default() };
+    let documents = match rendered(&manifests, &options) {
+        Ok(documents) => documents,
+        Err(lines) => {
+            lines.iter().for_each(|line| eprintln!("{line}"));
+            return ExitCode::from(BAD_MANIFESTS);
+        }
+    };
+    let shown =
+        documents.iter().filter(|object| !without_secrets || object.get("kind") != Some(&"Secret".into()));
+    let written = shown.map(yaml).collect::<Result<String, _>>();
+    let printed = written
+        .map_err(|error| error.to_string())
+        .and_then(|text| io::stdout().write_all(text.as_bytes()).map_err(|error| error.to_string()));
+    match printed {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("mqtt-operator: the objects can't be written: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The objects; or a line for each thing that is wrong. Notes go to standard error.
+fn rendered(folder: &Path, options: &Options) -> Result<Vec<Value>, Vec<String>> {
+    let validator = Validator::new().map_err(|error| vec![format!("mqtt-operator: {error}")])?;
+    let lines = |problems: Vec<manifests::ManifestProblem>| {
+        problems.iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    let mut manifests = manifests::read(folder, &validator).map_err(lines)?;
+    let salts = Salts::default();
+    let rendered = render(&manifests.objects, 1, |namespace, secret| salts.salt(namespace, secret));
+    let built = build(&manifests.objects.instance, &rendered, options);
+    let found = built.as_ref().err().into_iter().flatten().chain(&rendered.problems);
+    found.cloned().for_each(|problem| manifests.report(problem));
+    let name = name_of(Kind::MqttInstance, &manifests.objects.instance);
+    manifests.good().map_err(lines)?;
+    // Where nothing is wrong, all was built.
+    let Ok(built) = built else { return Err(vec![format!("mqtt-operator: {name} can't be built")]) };
+    let Built { notes, .. } = &built;
+    notes.iter().for_each(|note| eprintln!("{name}: {}: {}", note.field, note.message));
+    built.objects().map_err(|error| vec![format!("mqtt-operator: {name} can't be written: {error}")])
+}
+
+/// One document of a stream.
+pub fn yaml(object: &Value) -> Result<String, serde_saphyr::ser::Error> {
+    serde_saphyr::to_string(object).map(|text| format!("---\n{text}"))
+}

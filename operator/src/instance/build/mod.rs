@@ -1,0 +1,151 @@
+//! From an instance and its documents to the objects that run it. Pure: no clock, no randomness, no I/O.
+//!
+//! Promises: the pod template depends on the instance and the options alone, so that users, grants and parent topics
+//! come and go without a restart; what must stay secret is in Secrets alone; what can't be built is a problem with its
+//! field, and then nothing is built.
+
+mod config;
+mod monitoring;
+mod names;
+mod policy;
+mod secrets;
+mod services;
+mod stateful_set;
+
+use k8s_openapi::api::{
+    apps::v1::StatefulSet,
+    core::v1::{ConfigMap, Secret, Service},
+    networking::v1::NetworkPolicy,
+    policy::v1::PodDisruptionBudget,
+};
+use kube::core::DynamicObject;
+use mqtt_broker_api::shards::SHARD_BYTES;
+use mqtt_operator_api::{
+    instance::MqttInstance,
+    render::{Problem, Rendered},
+};
+use serde::Serialize;
+use serde_json::Value;
+
+use self::names::Frame;
+
+/// How many shards of the ACL document a pod can take. All are in the pod template from the beginning.
+pub const ACL_SHARDS: usize = 32;
+
+/// What is the same for all instances of one operator.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The broker's image, unless an instance names its own.
+    pub image: String,
+    /// The namespace that the operator runs in: from there it asks brokers what they have loaded.
+    pub operator_namespace: String,
+    /// Bytes of a shard of the ACL document, at most.
+    pub shard_bytes: usize,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            image: concat!("mqtt-broker:", env!("CARGO_PKG_VERSION")).into(),
+            operator_namespace: "mqtt-operator".into(),
+            shard_bytes: SHARD_BYTES,
+        }
+    }
+}
+
+/// The objects of one instance.
+#[derive(Clone, Debug)]
+pub struct Built {
+    pub config: ConfigMap,
+    /// At least one.
+    pub acl: Vec<Secret>,
+    /// What connections to Kafka need in secret; absent if they need nothing, or see [`Built::kept`].
+    pub kafka: Option<Secret>,
+    /// What the TLS listener shows; absent if there is none, or see [`Built::kept`].
+    pub tls: Option<Secret>,
+    /// Names of Secrets that belong to the instance, but miss something now: what was applied before stays.
+    pub kept: Vec<String>,
+    /// The one that devices meet, and the headless one that gives pods their names.
+    pub services: [Service; 2],
+    pub network_policy: NetworkPolicy,
+    pub disruption_budget: PodDisruptionBudget,
+    pub stateful_set: StatefulSet,
+    pub service_monitor: Option<DynamicObject>,
+    /// What the instance asks for and doesn't get yet.
+    pub notes: Vec<Note>,
+}
+
+/// What a person should know of a field that is in order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Note {
+    /// Such as `spec.replicas`.
+    pub field: String,
+    pub message: String,
+}
+
+/// Builds the objects. `rendered` comes from the instance and all that belongs to it.
+pub fn build(instance: &MqttInstance, rendered: &Rendered, options: &Options) -> Result<Built, Vec<Problem>> {
+    let frame = Frame::new(instance, options);
+    let mut problems = Vec::new();
+    if rendered.config.kafka.is_none() {
+        let message = "is missing; on a cluster all that is stored is kept in Kafka: say where it is";
+        problems.push(frame.problem("spec.kafka", message.into()));
+    }
+    let config = or_report(config::config_map(&frame, &rendered.config), &mut problems);
+    let acl = or_report(secrets::acl(&frame, &rendered.acl), &mut problems);
+    let stateful_set = stateful_set::stateful_set(&frame, &rendered.config, &mut problems);
+    let (Some(config), Some(acl), []) = (config, acl, problems.as_slice()) else { return Err(problems) };
+
+    let mut kept = Vec::new();
+    Ok(Built {
+        config,
+        acl,
+        kafka: secrets::kafka(&frame, &rendered.config, &rendered.kafka_secrets, &mut kept),
+        tls: secrets::tls(&frame, &rendered.config, rendered.tls_secrets.as_ref(), &mut kept),
+        kept,
+        services: [services::client(&frame), services::headless(&frame)],
+        network_policy: policy::network_policy(&frame),
+        disruption_budget: policy::disruption_budget(&frame),
+        stateful_set,
+        service_monitor: monitoring::service_monitor(&frame),
+        notes: notes(instance),
+    })
+}
+
+impl Built {
+    /// All objects as JSON, in the order in which they are best applied: pods come last, and find what they mount.
+    pub fn objects(&self) -> Result<Vec<Value>, serde_json::Error> {
+        let mut objects = vec![json(&self.config)?];
+        for secret in self.acl.iter().chain(&self.kafka).chain(&self.tls) {
+            objects.push(json(secret)?);
+        }
+        for service in &self.services {
+            objects.push(json(service)?);
+        }
+        objects.push(json(&self.network_policy)?);
+        objects.push(json(&self.disruption_budget)?);
+        objects.push(json(&self.stateful_set)?);
+        objects.extend(self.service_monitor.iter().map(json).collect::<Result<Vec<_>, _>>()?);
+        Ok(objects)
+    }
+}
+
+fn json(object: &impl Serialize) -> Result<Value, serde_json::Error> {
+    serde_json::to_value(object)
+}
+
+/// Nodes of one instance do not know each other yet; two would be two services under one name.
+const REPLICAS: i32 = 1;
+
+fn notes(instance: &MqttInstance) -> Vec<Note> {
+    let asked = instance.spec.replicas;
+    let note = |message| Note { field: "spec.replicas".into(), message };
+    (asked > 1)
+        .then(|| note(format!("is {asked}, but {REPLICAS} broker runs: brokers can't form a cluster yet")))
+        .into_iter()
+        .collect()
+}
+
+fn or_report<T>(outcome: Result<T, Problem>, problems: &mut Vec<Problem>) -> Option<T> {
+    outcome.map_err(|problem| problems.push(problem)).ok()
+}

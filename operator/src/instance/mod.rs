@@ -1,0 +1,3 @@
+//! One MqttInstance: [`build`] makes the objects that run it.
+
+pub mod build;

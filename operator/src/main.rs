@@ -1,0 +1,7 @@
+//! The `mqtt-operator` binary.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    mqtt_operator::cli::run()
+}

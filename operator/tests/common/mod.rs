@@ -1,0 +1,145 @@
+//! Manifests to build from, and the way from them to objects.
+
+// Each test takes what it needs of it.
+#![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
+
+use std::fs;
+
+use mqtt_operator::instance::build::{Built, Options, build};
+use mqtt_operator_api::{
+    manifests,
+    render::{Problem, Rendered, render},
+    validate::Validator,
+};
+
+pub const MINIMAL: &str = "apiVersion: mqtt.dms.dev/v1alpha1
+kind: MqttInstance
+metadata: {name: meters, namespace: plant, uid: 6d1c0f0e-0000-4000-8000-000000000001}
+spec:
+  replicas: 1
+  kafka: {bootstrapServers: [\"kafka-0.kafka:9092\"], replicationFactor: 1}
+";
+
+pub const FULL: &str = "apiVersion: mqtt.dms.dev/v1alpha1
+kind: MqttInstance
+metadata: {name: meters, namespace: plant, uid: 6d1c0f0e-0000-4000-8000-000000000001}
+spec:
+  replicas: 3
+  limits: {connections: 5000, publishRate: 700, deliveryRate: 800, subscriptions: 900, packetSize: 1Mi,
+           clientIdLength: 64, characters: Strict}
+  session: {expiry: 30m, offlineMessages: 7, onlineMessages: 70}
+  kafka:
+    bootstrapServers: [\"kafka-0.kafka:9093\", \"[2001:db8::1]:9094\", \"kafka-1.kafka:9093\"]
+    replicationFactor: 3
+    rack: zone-a
+    tls:
+      caSecretRef: {name: kafka, key: ca.pem}
+      certificateSecretRef: {name: kafka}
+    sasl: {mechanism: SCRAM-SHA-512, username: mqtt, passwordSecretRef: {name: kafka, key: password}}
+  auth: {anonymousUser: guest}
+  groups: [GID-home, GID-plant]
+  listeners:
+    mqtt: {port: 2883}
+    mqtts:
+      port: 443
+      secretRef: {name: meters-tls}
+      clientCaSecretRef: {name: devices, key: ca.crt}
+    admin: {port: 9091}
+  service: {type: NodePort, annotations: {example.com/team: \"plant: A\"}}
+  pod:
+    image: registry.example:5000/mqtt-broker@sha256:0123
+    imagePullSecrets: [{name: registry}]
+    resources: {requests: {cpu: 2, memory: 1.5Gi}, limits: {memory: 2Gi}}
+    affinity:
+      nodeAffinity:
+        requiredDuringSchedulingIgnoredDuringExecution:
+          nodeSelectorTerms: [{matchExpressions: [{key: pool, operator: In, values: [mqtt]}]}]
+    tolerations: [{key: dedicated, operator: Equal, value: mqtt, effect: NoSchedule}]
+    priorityClassName: high
+    labels: {team: plant}
+    annotations: {example.com/note: \"true\"}
+    logLevel: debug
+  monitoring: {serviceMonitor: true, labels: {release: prometheus}, namespace: monitoring}
+---
+apiVersion: v1
+kind: Secret
+metadata: {name: kafka, namespace: plant}
+stringData:
+  ca.pem: \"-----BEGIN CERTIFICATE-----\\ns3cret-kafka-ca\\n\"
+  tls.crt: \"-----BEGIN CERTIFICATE-----\\ns3cret-kafka-certificate\\n\"
+  tls.key: \"-----BEGIN PRIVATE KEY-----\\ns3cret-kafka-key\\n\"
+  password: s3cret-kafka-password
+---
+apiVersion: v1
+kind: Secret
+metadata: {name: meters-tls, namespace: plant}
+stringData:
+  tls.crt: \"-----BEGIN CERTIFICATE-----\\ns3cret-certificate\\n\"
+  tls.key: \"-----BEGIN PRIVATE KEY-----\\ns3cret-key\\n\"
+---
+apiVersion: v1
+kind: Secret
+metadata: {name: devices, namespace: plant}
+stringData: {ca.crt: \"-----BEGIN CERTIFICATE-----\\ns3cret-devices\\n\"}
+---
+apiVersion: mqtt.dms.dev/v1alpha1
+kind: MqttUser
+metadata: {name: guest, namespace: plant}
+spec: {instanceRef: {name: meters}}
+";
+
+/// A user with a password and one right.
+pub fn user(name: &str) -> String {
+    format!(
+        "---
+apiVersion: mqtt.dms.dev/v1alpha1
+kind: MqttUser
+metadata: {{name: {name}, namespace: plant}}
+spec: {{instanceRef: {{name: meters}}, passwordSecretRef: {{name: {name}, key: password}}}}
+---
+apiVersion: v1
+kind: Secret
+metadata: {{name: {name}, namespace: plant}}
+stringData: {{password: s3cret-of-{name}}}
+---
+apiVersion: mqtt.dms.dev/v1alpha1
+kind: TopicGrant
+metadata: {{name: {name}, namespace: plant}}
+spec: {{instanceRef: {{name: meters}}, userRef: {{name: {name}}}, rules: [{{action: pub, filter: readings/{name}}}]}}
+"
+    )
+}
+
+/// A parent topic.
+pub fn parent(name: &str) -> String {
+    format!(
+        "---
+apiVersion: mqtt.dms.dev/v1alpha1
+kind: ParentTopic
+metadata: {{name: {name}, namespace: plant}}
+spec: {{instanceRef: {{name: meters}}}}
+"
+    )
+}
+
+pub fn options() -> Options {
+    Options { image: "mqtt-broker:1".into(), ..Options::default() }
+}
+
+/// Builds from the documents of one file. Salts are all the same, so that the outcome is.
+pub fn built(manifests: &str, options: &Options) -> (Rendered, Result<Built, Vec<Problem>>) {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("all.yaml"), manifests).unwrap();
+    let read = manifests::read(folder.path(), &Validator::new().unwrap()).unwrap();
+    let objects = read.good().unwrap();
+    let rendered = render(&objects, 1, |_, _| *b"salt-of-16-bytes");
+    let built = build(&objects.instance, &rendered, options);
+    (rendered, built)
+}
+
+/// Builds from what must be in order.
+pub fn good(manifests: &str, options: &Options) -> (Rendered, Built) {
+    let (rendered, built) = built(manifests, options);
+    assert_eq!(rendered.problems, []);
+    (rendered, built.unwrap())
+}
