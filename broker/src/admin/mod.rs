@@ -88,6 +88,8 @@ async fn counters(Serving(node): Serving) -> Json<Value> {
     let mut all: Map<String, Value> =
         node.counters.all().map(|(name, value)| (name.to_owned(), Value::from(value))).collect();
     all.extend(node.log.figures().into_iter().map(|(name, value)| (name.to_owned(), Value::from(value))));
+    let away = *node.log.health().borrow() != Health::Working;
+    all.insert("log_away".to_owned(), Value::from(u64::from(away)));
     all.insert("presence_drops".to_owned(), Value::from(node.bridge.presence_drops.get()));
     all.insert("connections".to_owned(), Value::from(node.connections.count()));
     all.insert("subscriptions".to_owned(), Value::from(node.router.subscriptions()));

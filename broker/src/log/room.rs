@@ -69,10 +69,13 @@ impl Room {
         }
     }
 
-    pub(super) fn bytes(&self) -> usize {
-        self.bytes.load(Ordering::Relaxed)
+    /// See [`super::Log::figures`].
+    pub(super) fn figures(&self) -> [(&'static str, u64); 2] {
+        let figure = |of: &AtomicUsize| of.load(Ordering::Relaxed) as u64;
+        [("log_waiting_bytes", figure(&self.bytes)), ("log_waiting_records", figure(&self.records))]
     }
 
+    #[cfg(test)]
     pub(super) fn records(&self) -> usize {
         self.records.load(Ordering::Relaxed)
     }

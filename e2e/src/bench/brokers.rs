@@ -9,12 +9,14 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
 use clap::ValueEnum;
 use serde::Serialize;
 use tempfile::TempDir;
+
+use crate::wait_until;
 
 const STARTS_WITHIN: Duration = Duration::from_secs(20);
 /// The registered parent topic of scenes that store.
@@ -143,17 +145,17 @@ impl Broker {
     }
 
     fn takes_connections(&mut self, addr: SocketAddr) -> anyhow::Result<SocketAddr> {
-        let begun = Instant::now();
-        while begun.elapsed() < STARTS_WITHIN {
-            if TcpStream::connect_timeout(&addr, Duration::from_secs(1)).is_ok() {
-                return Ok(addr);
+        let taken = wait_until("a connection", STARTS_WITHIN, || {
+            match TcpStream::connect_timeout(&addr, Duration::from_secs(1)) {
+                Ok(_) => Ok(Some(Ok(addr))),
+                Err(_) => Ok(self.child.try_wait()?.map(Err)),
             }
-            if let Some(status) = self.child.try_wait()? {
-                bail!("ended at its start ({status})");
-            }
-            thread::sleep(Duration::from_millis(20));
+        });
+        match taken {
+            Ok(Ok(addr)) => Ok(addr),
+            Ok(Err(status)) => bail!("ended at its start ({status})"),
+            Err(_) => bail!("took no connection within {} s", STARTS_WITHIN.as_secs()),
         }
-        bail!("took no connection within {} s", STARTS_WITHIN.as_secs());
     }
 
     /// Our broker says where it listens: `ready mqtt=ADDR admin=ADDR`.

@@ -198,12 +198,7 @@ impl Log for EmbeddedLog {
     }
 
     fn figures(&self) -> Vec<(&'static str, u64)> {
-        let room = &self.shared.queue.room;
-        vec![
-            ("log_waiting_bytes", room.bytes() as u64),
-            ("log_waiting_records", room.records() as u64),
-            ("log_away", u64::from(*self.shared.health.borrow() != Health::Working)),
-        ]
+        self.shared.queue.room.figures().to_vec()
     }
 
     fn close(&self) -> BoxFuture<'_, ()> {

@@ -35,7 +35,7 @@ pub(super) struct Lane {
     /// The largest record that the topic takes.
     pub(super) record_bytes: AtomicU32,
     /// Kafka refuses what was created longer ago.
-    pub(super) oldest: Option<Duration>,
+    oldest: Option<Duration>,
     /// See [`crate::log::Log::known_end`].
     end: AtomicU64,
     waiting: Mutex<Waiting>,
@@ -69,7 +69,7 @@ struct Entry {
 }
 
 /// What waits in a lane.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Backlog {
     pub(super) records: usize,
     /// How many of them are with a producer.
@@ -176,7 +176,13 @@ impl Lane {
     }
 
     /// Kafka has the record; `offset` is absent where a repeat was recognised.
-    pub(super) fn delivered(self: &Arc<Self>, generation: u64, number: u64, offset: Option<Offset>) {
+    pub(super) fn delivered(
+        self: &Arc<Self>,
+        generation: u64,
+        number: u64,
+        offset: Option<Offset>,
+        now: Instant,
+    ) {
         let mut waiting = self.waiting.lock();
         // Of a former producer, or behind one that failed: it will be sent again and told then.
         if waiting.generation != generation || waiting.first != number || waiting.submitted == 0 {
@@ -186,7 +192,7 @@ impl Lane {
         waiting.first += 1;
         waiting.submitted -= 1;
         waiting.room.free(entry.size, 1);
-        waiting.confirmed = Some(Instant::now());
+        waiting.confirmed = Some(now);
         waiting.submit(self);
         drop(waiting);
         if let Some(offset) = offset {
@@ -204,10 +210,11 @@ impl Lane {
         let mut waiting = self.waiting.lock();
         for (number, entry) in (waiting.first..).zip(std::mem::take(&mut waiting.entries)) {
             let sink = Arc::as_ptr(&entry.done.sink).cast::<()>();
-            if is_bad(number, &entry.record) && entry.done.sink.is_ordered() {
+            let bad = is_bad(number, &entry.record);
+            if bad && entry.done.sink.is_ordered() {
                 sinks.insert(sink);
             }
-            if is_bad(number, &entry.record) || sinks.contains(&sink) {
+            if bad || sinks.contains(&sink) {
                 refused.push(entry);
             } else {
                 kept.push_back(entry);

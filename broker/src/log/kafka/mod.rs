@@ -46,7 +46,7 @@ use self::{
     lane::Lane,
     reader::Readers,
     topics::{Admin, Found},
-    vitals::{Stalled, Vitals},
+    vitals::{Spell, Stalled, Vitals},
     writer::Writer,
 };
 use super::{
@@ -65,7 +65,6 @@ const OLDEST: Duration = Duration::from_secs(290);
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
 const QUESTION_TIMEOUT: Duration = Duration::from_secs(3);
 const TRY_AGAIN: Duration = Duration::from_secs(1);
-const SAY_EVERY: Duration = Duration::from_secs(60);
 
 /// See the module.
 pub(crate) struct KafkaLog {
@@ -84,6 +83,7 @@ struct Shared {
     topics: RwLock<Topics>,
     room: Arc<Room>,
     main: RwLock<Weak<Writer>>,
+    /// Set by [`Writer::stop`].
     stopped: AtomicBool,
 }
 
@@ -127,8 +127,7 @@ impl KafkaLog {
 
     /// Returns once Kafka answers; says every minute why it does not.
     pub(crate) async fn reach(&self) {
-        let begun = Instant::now();
-        let mut said: Option<Instant> = None;
+        let mut spell = Spell::default();
         loop {
             let readers = &self.shared.readers;
             let answer = match readers.questions() {
@@ -140,12 +139,11 @@ impl KafkaLog {
                 Err(error) => Err(error.to_string()),
             };
             let Err(error) = answer else { return };
-            if said.is_none_or(|at| at.elapsed() >= SAY_EVERY) {
-                said = Some(Instant::now());
+            if spell.is_due() {
                 tracing::error!(
                     "Kafka at {} does not answer since {} s: {}; the broker starts once it does",
                     self.shared.access().servers(),
-                    begun.elapsed().as_secs(),
+                    spell.begun.elapsed().as_secs(),
                     self.shared.vitals.last_error().unwrap_or(error)
                 );
             }
@@ -248,16 +246,9 @@ impl Log for KafkaLog {
     }
 
     fn figures(&self) -> Vec<(&'static str, u64)> {
-        let room = &self.shared.room;
         let waits = self.shared.longest_waiting().map_or(0, |stalled| stalled.since.elapsed().as_millis());
-        let mut figures = vec![
-            ("log_waiting_bytes", room.bytes() as u64),
-            ("log_waiting_records", room.records() as u64),
-            ("log_waits_longest_ms", u64::try_from(waits).unwrap_or(u64::MAX)),
-            ("log_away", u64::from(*self.health.borrow() != Health::Working)),
-        ];
-        figures.extend(self.shared.vitals.figures());
-        figures
+        let waits = ("log_waits_longest_ms", u64::try_from(waits).unwrap_or(u64::MAX));
+        self.shared.room.figures().into_iter().chain([waits]).chain(self.shared.vitals.figures()).collect()
     }
 
     fn close(&self) -> BoxFuture<'_, ()> {
@@ -269,7 +260,6 @@ impl Log for KafkaLog {
             while waits(&lanes) && Instant::now() < until {
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
-            self.shared.stopped.store(true, Ordering::Release);
             let writer = self.writer.clone();
             // An error means that the thread panicked, which it has said.
             let _ = tokio::task::spawn_blocking(move || writer.stop()).await;
@@ -284,7 +274,6 @@ impl Log for KafkaLog {
 
 impl Drop for KafkaLog {
     fn drop(&mut self) {
-        self.shared.stopped.store(true, Ordering::Release);
         self.writer.stop();
     }
 }
@@ -292,10 +281,6 @@ impl Drop for KafkaLog {
 impl Shared {
     fn access(&self) -> Arc<Access> {
         self.access.load_full()
-    }
-
-    fn is_stopped(&self) -> bool {
-        self.stopped.load(Ordering::Acquire)
     }
 
     fn topic(&self, name: &str) -> Option<Arc<TopicState>> {
@@ -375,9 +360,7 @@ impl Shared {
             drop(lanes);
             (state, new)
         };
-        if let Some(main) = self.main.read().upgrade() {
-            main.adopt(new);
-        }
+        self.have_served(new);
         let lanes = state.lanes.read().clone();
         for lane in lanes.iter().filter(|lane| lane.known_end() == 0) {
             lane.learn_end(self.readers.bounds(&state.handle, lane.partition).await?.end);
@@ -400,6 +383,11 @@ impl Shared {
     /// Takes lanes back whose topic works again.
     fn rejoin(&self, lanes: Vec<Arc<Lane>>) {
         lanes.iter().for_each(|lane| lane.move_to(&self.room, false));
+        self.have_served(lanes);
+    }
+
+    /// By the writer of all topics that work.
+    fn have_served(&self, lanes: Vec<Arc<Lane>>) {
         if let Some(main) = self.main.read().upgrade() {
             main.adopt(lanes);
         }

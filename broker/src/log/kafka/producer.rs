@@ -38,7 +38,6 @@ pub(super) struct Handover {
 }
 
 /// A record that this generation could not store.
-#[derive(Clone)]
 pub(super) struct Failure {
     pub(super) lane: Arc<Lane>,
     pub(super) number: u64,
@@ -142,8 +141,9 @@ impl ProducerContext for Events {
         let Handover { lane, number } = *handover;
         match result {
             Ok(message) => {
-                self.vitals.confirmed();
-                lane.delivered(self.number, number, u64::try_from(message.offset()).ok());
+                let now = Instant::now();
+                self.vitals.confirmed(now);
+                lane.delivered(self.number, number, u64::try_from(message.offset()).ok(), now);
             }
             Err((error, _)) => {
                 let code = code_of(error);

@@ -10,10 +10,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -66,11 +63,10 @@ pub(super) struct Readers {
     state: Mutex<State>,
     /// One for each read of history at a time: as many clients there may be.
     histories: Semaphore,
-    /// Rises with each new access: what is older is not used again.
-    version: AtomicU64,
 }
 
 struct State {
+    /// Clients that were started with another are not used again.
     access: Arc<Access>,
     clients: Vec<Arc<Client>>,
     /// Reads nothing.
@@ -83,7 +79,7 @@ struct Client {
     reads: Reads,
     /// Partitions that a cursor reads by this client.
     taken: Mutex<HashSet<Place>>,
-    version: u64,
+    access: Arc<Access>,
 }
 
 struct Cursor {
@@ -130,18 +126,12 @@ impl Reads {
 impl Readers {
     pub(super) fn new(access: Arc<Access>, vitals: Arc<Vitals>) -> Readers {
         let state = State { access, clients: Vec::new(), questions: None, idle: HashMap::new() };
-        Readers {
-            vitals,
-            state: Mutex::new(state),
-            histories: Semaphore::new(HISTORIES),
-            version: AtomicU64::new(0),
-        }
+        Readers { vitals, state: Mutex::new(state), histories: Semaphore::new(HISTORIES) }
     }
 
     /// Reads with these settings from now on.
     pub(super) fn renew(&self, access: Arc<Access>) {
         let mut state = self.state.lock();
-        self.version.fetch_add(1, Ordering::Release);
         state.access = access;
         state.clients.clear();
         state.questions = None;
@@ -316,7 +306,7 @@ impl Readers {
         cursor.used = Instant::now();
         cursor.is_new = false;
         let mut state = self.state.lock();
-        if cursor.seat.client.version == self.version.load(Ordering::Acquire) {
+        if Arc::ptr_eq(&cursor.seat.client.access, &state.access) {
             state.idle.entry(cursor.seat.place.clone()).or_default().push(cursor);
         }
     }
@@ -329,8 +319,7 @@ impl Readers {
             match state.clients.iter().find(free).cloned() {
                 Some(client) => client,
                 None => {
-                    let version = self.version.load(Ordering::Acquire);
-                    let client = Client::start(&state.access, self.vitals.clone(), place.0, version);
+                    let client = Client::start(state.access.clone(), self.vitals.clone(), place.0);
                     let client = client.map_err(|error| no_client(&error))?;
                     client.taken.lock().insert(place.clone());
                     state.clients.push(client.clone());
@@ -372,16 +361,11 @@ impl Readers {
 }
 
 impl Client {
-    fn start(
-        access: &Access,
-        vitals: Arc<Vitals>,
-        reads: Reads,
-        version: u64,
-    ) -> Result<Arc<Client>, KafkaError> {
+    fn start(access: Arc<Access>, vitals: Arc<Vitals>, reads: Reads) -> Result<Arc<Client>, KafkaError> {
         let consumer = access.consumer(reads.patience()).create_with_context(Events { vitals })?;
         let consumer = Arc::new(consumer);
         serve(&consumer, "kafka-reader")?;
-        Ok(Arc::new(Client { consumer, reads, taken: Mutex::default(), version }))
+        Ok(Arc::new(Client { consumer, reads, taken: Mutex::default(), access }))
     }
 }
 

@@ -66,6 +66,12 @@ struct Broker {
     rtt: Window,
 }
 
+impl Broker {
+    fn is_up(&self) -> bool {
+        matches!(self.state.as_str(), "UP" | "UPDATE")
+    }
+}
+
 /// Microseconds.
 #[derive(Clone, Copy, Debug, Default, Deserialize)]
 struct Window {
@@ -89,9 +95,9 @@ struct Said {
     stalled: Option<Spell>,
 }
 
-/// Something that goes on, and is said at its begin and every minute.
-struct Spell {
-    begun: Instant,
+/// Something that goes on, and is said at its begin and every minute, in whatever words.
+pub(super) struct Spell {
+    pub(super) begun: Instant,
     said: Option<Instant>,
 }
 
@@ -102,7 +108,7 @@ impl Default for Spell {
 }
 
 impl Spell {
-    fn is_due(&mut self) -> bool {
+    pub(super) fn is_due(&mut self) -> bool {
         let due = self.said.is_none_or(|at| at.elapsed() >= SAY_EVERY);
         if due {
             self.said = Some(Instant::now());
@@ -131,8 +137,8 @@ impl Vitals {
         }
     }
 
-    pub(super) fn confirmed(&self) {
-        let since = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+    pub(super) fn confirmed(&self, at: Instant) {
+        let since = u64::try_from((at - self.started).as_millis()).unwrap_or(u64::MAX);
         self.confirmed.store(since, Ordering::Relaxed);
     }
 
@@ -167,21 +173,17 @@ impl Vitals {
     /// How many brokers are connected; absent: not known yet.
     fn brokers_up(&self) -> Option<u64> {
         let statistics = self.statistics.lock();
-        let up = |broker: &&Broker| matches!(broker.state.as_str(), "UP" | "UPDATE");
-        // Those of the bootstrap list stand for nodes that have entries of their own.
-        statistics.as_ref().map(|all| all.brokers.values().filter(up).count() as u64)
+        statistics.as_ref().map(|all| all.brokers.values().filter(|broker| broker.is_up()).count() as u64)
     }
 
     pub(super) fn figures(&self) -> Vec<(&'static str, u64)> {
         let statistics = self.statistics.lock().clone().unwrap_or_default();
+        // The entries of the bootstrap list stand for nodes that have entries of their own.
         let nodes = || statistics.brokers.values().filter(|broker| broker.nodeid >= 0);
         let most = |of: fn(&Broker) -> u64| nodes().map(of).max().unwrap_or(0);
         vec![
             ("kafka_brokers_known", nodes().count() as u64),
-            (
-                "kafka_brokers_up",
-                nodes().filter(|broker| matches!(broker.state.as_str(), "UP" | "UPDATE")).count() as u64,
-            ),
+            ("kafka_brokers_up", nodes().filter(|broker| broker.is_up()).count() as u64),
             ("kafka_requests", statistics.tx),
             ("kafka_request_bytes", statistics.tx_bytes),
             ("kafka_request_errors", nodes().map(|broker| broker.txerrs).sum()),

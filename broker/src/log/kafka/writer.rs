@@ -7,13 +7,13 @@ use std::{
     collections::HashSet,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
     thread::JoinHandle,
     time::{Duration, Instant},
 };
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::Mutex;
 use rdkafka::error::RDKafkaErrorCode;
 
 use super::{
@@ -29,6 +29,8 @@ const TURN: Duration = Duration::from_millis(50);
 /// How long what is on its way may take when a generation ends in good order, and when it failed or is the last.
 const GOOD_END: Duration = Duration::from_secs(10);
 const BAD_END: Duration = Duration::from_secs(1);
+/// How often a writer that pauses looks whether it is to stop.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 /// How long a topic must have worked by itself before it joins the others again.
@@ -49,9 +51,6 @@ struct Inner {
     shared: Arc<Shared>,
     /// Lanes that came and have not been opened yet.
     arrivals: Mutex<Vec<Arc<Lane>>>,
-    stop: AtomicBool,
-    wake: Condvar,
-    sleeping: Mutex<()>,
 }
 
 /// Why a generation ended.
@@ -90,10 +89,9 @@ impl Writer {
         self.inner.arrivals.lock().extend(lanes);
     }
 
-    /// Ends the thread; what has no outcome keeps none.
+    /// Ends the thread, and those of topics set aside; what has no outcome keeps none.
     pub(super) fn stop(&self) {
-        self.inner.stop.store(true, Ordering::Release);
-        self.inner.wake.notify_all();
+        self.inner.shared.stopped.store(true, Ordering::Release);
         if let Some(thread) = self.thread.lock().take()
             && thread.join().is_err()
         {
@@ -104,13 +102,7 @@ impl Writer {
 
 impl Inner {
     fn new(shared: Arc<Shared>) -> Inner {
-        Inner {
-            shared,
-            arrivals: Mutex::default(),
-            stop: AtomicBool::new(false),
-            wake: Condvar::new(),
-            sleeping: Mutex::default(),
-        }
+        Inner { shared, arrivals: Mutex::default() }
     }
 
     /// `aside`: the topic that this writer has alone.
@@ -284,7 +276,7 @@ impl Inner {
     }
 
     fn stopped(&self) -> bool {
-        self.stop.load(Ordering::Acquire) || self.shared.is_stopped()
+        self.shared.stopped.load(Ordering::Acquire)
     }
 }
 
@@ -298,11 +290,8 @@ struct Pause {
 impl Pause {
     fn wait(&self, inner: &Inner) {
         let until = Instant::now() + self.next;
-        let mut sleeping = inner.sleeping.lock();
         while !inner.stopped() && Instant::now() < until {
-            // Looks up now and then: the store as a whole stops without waking each writer.
-            let look = until.min(Instant::now() + Duration::from_millis(200));
-            inner.wake.wait_until(&mut sleeping, look);
+            std::thread::sleep(LOOK_EVERY);
         }
     }
 
