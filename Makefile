@@ -9,18 +9,20 @@ export RUST_BACKTRACE := 0
 CARGO_DENY := 0.20.2
 # The release that stories run on, and the oldest that the broker works with, for KAFKA_RELEASE=3.6.2 make e2e.
 KAFKAS := 4.1.2 3.6.2
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
 TARGET := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
 DEV := $(patsubst $(CURDIR)/%,%,$(TARGET))/debug
 TOOLS := $(CURDIR)/.tools
 say = @echo "==> $(1)"
 
-.PHONY: help test fmt lint deny unit e2e build demo bench crds tools mosquitto
+.PHONY: help test fmt lint deny unit e2e build demo bench crds images image-files tools mosquitto
 
 help:
 	@echo "make test   everything a change must pass: format, lints, licences, all tests"
 	@echo "make demo   a small metering fleet on one machine, in seconds"
 	@echo "make bench  CPU time a message and memory a connection, beside other brokers"
-	@echo "make crds   writes crds/ from the resource types"
+	@echo "make crds   writes crds/, and the chart's copy of it, from the resource types"
+	@echo "make images builds the images of the broker and the operator, optimised; REGISTRY=host/path/ goes before their names"
 	@echo "make fmt    formats the code"
 
 test: lint unit e2e deny
@@ -64,6 +66,24 @@ bench: mosquitto $(TOOLS)/bin/rumqttd $(TOOLS)/kafka-$(firstword $(KAFKAS))
 crds:
 	$(call say,crds/)
 	@cargo run --quiet -p mqtt-operator-api --example crds
+
+# DOCKER may be any builder that takes the same words, such as `podman`.
+DOCKER ?= docker
+REGISTRY ?=
+BASE ?= debian:bookworm-slim
+images: image-files
+	$(call say,images)
+	@for name in broker operator; do $(DOCKER) build --file Dockerfile --target $$name --build-arg BASE=$(BASE) \
+		--build-arg VERSION=$(VERSION) --build-arg REVISION=$$(git rev-parse HEAD) \
+		--tag $(REGISTRY)mqtt-$$name:$(VERSION) $(TARGET)/images; done
+
+# What the images are made of, alone in a folder. Of the CAs, those that Mozilla trusts, not those of this machine.
+image-files:
+	$(call say,the broker and the operator$(comma) optimised)
+	@cargo build --quiet --release -p mqtt-broker -p mqtt-operator
+	@mkdir -p $(TARGET)/images
+	@install -m 755 $(TARGET)/release/mqtt-broker $(TARGET)/release/mqtt-operator $(TARGET)/images
+	@cat /usr/share/ca-certificates/mozilla/*.crt > $(TARGET)/images/ca-certificates.crt
 
 # The clients and the Kafka that the stories run, and the brokers the benchmark compares with. A second run finds them
 # there.
