@@ -21,7 +21,7 @@ help:
 	@echo "make test   everything a change must pass: format, lints, licences, all tests"
 	@echo "make demo   a small metering fleet on one machine, in seconds"
 	@echo "make bench  CPU time a message and memory a connection, beside other brokers"
-	@echo "make crds   writes crds/, and the chart's copy of it, from the resource types"
+	@echo "make crds   writes crds/, its copy in the chart and JSON schemas from the resource types"
 	@echo "make images builds the images of the broker and the operator, optimised; REGISTRY=host/path/ goes before their names"
 	@echo "make fmt    formats the code"
 

@@ -1,9 +1,15 @@
-//! The CustomResourceDefinitions of the four kinds, as objects and as the files in `crds/`.
+//! The CustomResourceDefinitions of the four kinds, as objects, and as the files made of them: `crds/`, its copy in the
+//! chart, and JSON schemas.
 
 use kube::CustomResourceExt as _;
 use serde_json::{Map, Value};
 
-use crate::{Kind, grant::TopicGrant, instance::MqttInstance, parent_topic::ParentTopic, user::MqttUser};
+use crate::{
+    Kind, grant::TopicGrant, instance::MqttInstance, json_schema, parent_topic::ParentTopic, user::MqttUser,
+};
+
+/// The folders whose files are all generated, from the repository's root.
+pub const FOLDERS: [&str; 3] = ["crds", "crds/schemas", "charts/mqtt-operator/files/crds"];
 
 /// What stands at the head of each file in `crds/`.
 const HEAD: &str = "# Generated from the types in operator/api by `make crds`; do not edit.\n";
@@ -34,17 +40,22 @@ pub fn schema(kind: Kind) -> Result<Value, Error> {
     Ok(crd.pointer("/spec/versions/0/schema/openAPIV3Schema").cloned().unwrap_or_default())
 }
 
-/// All of `crds/`: file name and content.
+/// The path of each generated file from the repository's root, and its content.
 pub fn files() -> Result<Vec<(String, String)>, Error> {
-    Kind::ALL
-        .into_iter()
-        .map(|kind| {
-            let crd = crd(kind)?;
-            let plural = crd.pointer("/spec/names/plural").and_then(Value::as_str).unwrap_or_default();
-            let yaml = serde_saphyr::to_string(&crd).map_err(|error| Error::Yaml(kind, error))?;
-            Ok((format!("{plural}.yaml"), format!("{HEAD}{yaml}")))
-        })
-        .collect()
+    let [crds, schemas, chart] = FOLDERS;
+    let mut files = Vec::new();
+    for kind in Kind::ALL {
+        let crd = crd(kind)?;
+        let plural = crd.pointer("/spec/names/plural").and_then(Value::as_str).unwrap_or_default();
+        let yaml = serde_saphyr::to_string(&crd).map_err(|error| Error::Yaml(kind, error))?;
+        for folder in [crds, chart] {
+            files.push((format!("{folder}/{plural}.yaml"), format!("{HEAD}{yaml}")));
+        }
+        let (name, schema) = json_schema::file(kind)?;
+        let json = serde_json::to_string_pretty(&schema).map_err(|error| Error::Json(kind, error))?;
+        files.push((format!("{schemas}/{name}"), format!("{json}\n")));
+    }
+    Ok(files)
 }
 
 /// Sorts keys, writes whole numbers as such, and drops from schemas what Kubernetes doesn't know (`uint32` and the
@@ -82,13 +93,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_files_in_crds_are_what_the_types_generate() {
-        let dir = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../crds");
-        for (name, content) in files().unwrap() {
-            let found = std::fs::read_to_string(dir.join(&name)).unwrap_or_default();
-            assert!(found == content, "crds/{name} is not what the types generate; run `make crds`");
+    fn the_generated_files_are_what_the_types_generate() {
+        let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+        for (path, content) in files().unwrap() {
+            let found = std::fs::read_to_string(root.join(&path)).unwrap_or_default();
+            assert!(found == content, "{path} is not what the types generate; run `make crds`");
         }
-        assert_eq!(std::fs::read_dir(&dir).unwrap().count(), Kind::ALL.len(), "files in crds/");
+        for folder in FOLDERS {
+            let entries = std::fs::read_dir(root.join(folder)).unwrap();
+            let files = entries.filter(|entry| entry.as_ref().unwrap().path().is_file()).count();
+            assert_eq!(files, Kind::ALL.len(), "files in {folder}");
+        }
     }
 
     #[test]
@@ -117,7 +132,8 @@ mod tests {
 
     #[test]
     fn the_api_server_finds_only_formats_that_it_knows() {
-        for (name, content) in files().unwrap() {
+        let yaml = files().unwrap().into_iter().filter(|(path, _)| path.ends_with(".yaml"));
+        for (name, content) in yaml {
             let formats: Vec<_> = content.lines().filter_map(|l| l.trim().strip_prefix("format: ")).collect();
             assert!(formats.iter().all(|f| ["int64", "date-time"].contains(f)), "{name}: {formats:?}");
             assert!(!content.contains("additionalProperties: false"), "{name} is not structural");

@@ -5,7 +5,7 @@
 //! - [`validate`]: those rules applied to a plain JSON object, as the API server would;
 //! - [`render`]: from a full set of objects to the documents a broker is steered by;
 //! - [`manifests`]: a folder of them, and what is wrong in it, with lines;
-//! - [`crds`]: the CustomResourceDefinitions.
+//! - [`crds`]: the CustomResourceDefinitions; [`json_schema`]: the same as JSON schemas.
 //!
 //! There is no Kubernetes client here. The operator, the standalone broker and the command line share this crate.
 
@@ -18,6 +18,7 @@ pub mod crds;
 pub mod duration;
 pub mod grant;
 pub mod instance;
+pub mod json_schema;
 pub mod manifests;
 pub mod parent_topic;
 pub mod quantity;

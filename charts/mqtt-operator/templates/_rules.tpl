@@ -1,0 +1,41 @@
+{{/* What the operator may do where it watches. */}}
+{{- define "rules" -}}
+- apiGroups: [mqtt.dms.dev]
+  resources: [mqttinstances, parenttopics, mqttusers, topicgrants]
+  verbs: [get, list, watch]
+- apiGroups: [mqtt.dms.dev]
+  resources: [mqttinstances/status, parenttopics/status, mqttusers/status, topicgrants/status]
+  verbs: [patch]
+- apiGroups: [apps]
+  resources: [statefulsets]
+  verbs: [get, list, watch, create, patch, delete]
+- apiGroups: [""]
+  resources: [services, configmaps]
+  verbs: [get, list, watch, create, patch, delete]
+# Read by name alone: never listed, never watched.
+- apiGroups: [""]
+  resources: [secrets]
+  verbs: [get, create, patch, delete]
+- apiGroups: [policy]
+  resources: [poddisruptionbudgets]
+  verbs: [get, list, watch, create, patch, delete]
+- apiGroups: [networking.k8s.io]
+  resources: [networkpolicies]
+  verbs: [get, list, watch, create, patch, delete]
+- apiGroups: [monitoring.coreos.com]
+  resources: [servicemonitors]
+  verbs: [get, list, watch, create, patch, delete]
+# An annotation makes the kubelet mount a changed document at once.
+- apiGroups: [""]
+  resources: [pods]
+  verbs: [get, list, watch, patch]
+- apiGroups: [events.k8s.io]
+  resources: [events]
+  verbs: [create, patch]
+{{- end -}}
+
+{{- define "subjects" -}}
+- kind: ServiceAccount
+  name: {{ include "serviceAccountName" . }}
+  namespace: {{ .Release.Namespace }}
+{{- end -}}
