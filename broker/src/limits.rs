@@ -2,10 +2,11 @@
 
 use std::{
     sync::atomic::{AtomicU64, Ordering},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use mqtt_proto::message::Millis;
+use tokio::time::Instant;
 
 /// A rate may run ahead by what it allows in this time, in nanoseconds, so that batches pass undivided.
 const BURST_NANOS: u64 = 100_000_000;

@@ -10,6 +10,7 @@ mod limits;
 mod listener;
 mod log;
 mod node;
+mod outside;
 mod process;
 mod router;
 mod run;

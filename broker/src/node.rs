@@ -5,17 +5,19 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    time::{Instant, SystemTime, UNIX_EPOCH},
+    time::{SystemTime, UNIX_EPOCH},
 };
 
 use arc_swap::ArcSwap;
 use mqtt_proto::message::{Message, MessageId, Millis};
+use tokio::time::Instant;
 
 use crate::{
     bridge::Bridge,
     counters::Counters,
     limits::{Connections, Notices, PublishRate, Sockets},
     log::Log,
+    outside::Outside,
     router::{Router, fanout::Fanout},
     session::{Core, Registry, Slot, mailbox::Mailbox, unreleased::Unreleased},
     settings::Settings,
@@ -24,6 +26,7 @@ use crate::{
 pub(crate) struct Node {
     /// Random id of this process run.
     pub(crate) boot: u64,
+    pub(crate) outside: Outside,
     pub(crate) router: Router,
     pub(crate) registry: Registry,
     pub(crate) log: Arc<dyn Log>,
@@ -43,14 +46,14 @@ pub(crate) struct Node {
 
 impl Node {
     pub(crate) fn new(
-        boot: u64,
+        outside: Outside,
         log: Arc<dyn Log>,
         bridge: Bridge,
         unreleased: Unreleased,
         settings: Settings,
     ) -> Node {
         Node {
-            boot,
+            boot: outside.random(),
             router: Router::default(),
             registry: Registry::new(),
             log,
@@ -64,7 +67,8 @@ impl Node {
             settings: ArcSwap::from_pointee(settings),
             next_message: AtomicU64::new(1),
             started: Instant::now(),
-            started_at: wall(),
+            started_at: outside.wall(),
+            outside,
             stopping: AtomicBool::new(false),
         }
     }
@@ -77,7 +81,7 @@ impl Node {
 
     /// Milliseconds since the Unix epoch as the machine has it now: for what others read.
     pub(crate) fn wall(&self) -> Millis {
-        wall()
+        self.outside.wall()
     }
 
     /// Monotonic, since the start.
@@ -163,14 +167,8 @@ impl Node {
     }
 }
 
-/// Milliseconds since the Unix epoch.
+/// Milliseconds since the Unix epoch as the machine has it. A node has [`Node::wall`].
 pub(crate) fn wall() -> Millis {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(Millis::MAX)
-}
-
-/// Differs at every call and in every process.
-pub(crate) fn random_u64() -> u64 {
-    use std::hash::{BuildHasher, RandomState};
-    RandomState::new().hash_one(Instant::now())
 }

@@ -12,6 +12,7 @@ use crate::{
     bridge::mq2mqtt,
     connection::closing,
     listener::{self, tls},
+    log::BoxFuture,
     node::Node,
 };
 
@@ -58,9 +59,8 @@ impl Server {
         if let Some((listener, terms)) = mqtts {
             self.tasks.spawn(tls::listen(node.clone(), listener, terms, stop.subscribe()));
         }
-        self.tasks.spawn(sweep(node.clone()));
-        for partition in 0..node.bridge.topics().mq2mqtt.partitions() {
-            self.tasks.spawn(mq2mqtt::run(node.clone(), partition));
+        for task in background(&node) {
+            self.tasks.spawn(task);
         }
         self.stage.store(Arc::new(Stage::Serving(node)));
     }
@@ -88,6 +88,15 @@ impl Server {
             node.log.close().await;
         }
     }
+}
+
+/// What a node does besides serving connections, until it is aborted.
+pub(crate) fn background(node: &Arc<Node>) -> Vec<BoxFuture<'static, ()>> {
+    let mut tasks: Vec<BoxFuture<'static, ()>> = vec![Box::pin(sweep(node.clone()))];
+    for partition in 0..node.bridge.topics().mq2mqtt.partitions() {
+        tasks.push(Box::pin(mq2mqtt::run(node.clone(), partition)));
+    }
+    tasks
 }
 
 /// Publishes delayed wills, and ends sessions whose devices stayed away.

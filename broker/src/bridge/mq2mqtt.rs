@@ -4,13 +4,11 @@
 //! have been left for their sessions: a crash repeats some, it never skips one. A record that names no
 //! publishable message goes to `mq2mqtt-rejected`, with the reason in a header.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use mqtt_proto::{codec::QoS, message::Message, topic::check_topic};
+use tokio::time::Instant;
 
 use super::stored::timestamp;
 use crate::{

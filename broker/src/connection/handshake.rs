@@ -17,7 +17,7 @@ use crate::{
     auth::{LoginError, User},
     limits::notice,
     log::Health,
-    node::{self, Node},
+    node::Node,
     session::{ClaimError, Held},
     settings::Settings,
 };
@@ -199,7 +199,7 @@ async fn let_in(
         _ if connect.clean_start => 0,
         _ => settings.config.session.expiry_seconds,
     };
-    let assigned = connect.client_id.is_empty().then(|| format!("auto-{:016x}", node::random_u64()));
+    let assigned = connect.client_id.is_empty().then(|| format!("auto-{:016x}", node.outside.random()));
     if assigned.is_some()
         && connect.version != Version::V5
         && !(connect.clean_start && connect.version == Version::V311)

@@ -263,7 +263,7 @@ where
         self.outstanding += 1;
         let log = self.node.log.clone();
         let sink = self.settling.clone();
-        tokio::spawn(async move {
+        self.node.outside.spawn(async move {
             let (kind, outcome) = match timeout(ACK_TIMEOUT, note.is_stored(&*log)).await {
                 Ok(Ok(true)) => (FOUND, Outcome::Durable(0)),
                 Ok(Ok(false)) => (NOTED, Outcome::Durable(0)),

@@ -25,7 +25,8 @@ use crate::{
     limits::Trouble,
     listener::tls,
     log::{Log, LogError},
-    node::{self, Node},
+    node::Node,
+    outside::Outside,
     server::Server,
     session::unreleased::Unreleased,
     settings::{Problems, Settings},
@@ -171,7 +172,7 @@ async fn prepare<S: Source>(
     let store = Store::open(&documents).await?;
     let mut trouble = Trouble::default();
     loop {
-        let lines = match make_node(store.log(), &documents.config, &acl).await {
+        let lines = match make_node(Outside::default(), store.log(), &documents.config, &acl).await {
             Ok(Ok(node)) => {
                 let Documents { config: InstanceConfig { listeners, .. }, tls, .. } = documents;
                 return Ok(Ok(Prepared { store, node, listeners, tls }));
@@ -190,20 +191,22 @@ async fn prepare<S: Source>(
     }
 }
 
-async fn make_node(
+/// A node on this log, once what it needs of the log is there and read.
+pub(crate) async fn make_node(
+    outside: Outside,
     log: Arc<dyn Log>,
     config: &InstanceConfig,
     acl: &AclDocument,
 ) -> Result<Result<Arc<Node>, Problems>, LogError> {
     let keep = Duration::from_secs(u64::from(config.session.expiry_seconds));
-    let unreleased = Unreleased::recover(log.clone(), node::wall(), keep).await?;
+    let unreleased = Unreleased::recover(log.clone(), outside.wall(), keep).await?;
     let topics = SystemTopics::ensure(&*log, config.limits.packet_size).await?;
     let bridge = Bridge::new(log.clone(), topics);
     let settings = match Settings::compile(config.clone(), acl, &*log).await {
         Ok(settings) => settings,
         Err(problems) => return Ok(Err(problems)),
     };
-    Ok(Ok(Arc::new(Node::new(node::random_u64(), log, bridge, unreleased, settings))))
+    Ok(Ok(Arc::new(Node::new(outside, log, bridge, unreleased, settings))))
 }
 
 async fn bind<S: Source>(address: &str, listener: &str) -> anyhow::Result<TcpListener> {

@@ -142,7 +142,7 @@ impl Router {
         }
     }
 
-    /// The retained messages that a new subscription gets.
+    /// The retained messages that a new subscription gets, those of one process run in the order of their publishing.
     pub(crate) fn retained(&self, filter: &Filter, options: Options, now: Millis) -> Vec<Delivery> {
         let mut found = Vec::new();
         self.retained.read().visit(filter, |message| {
@@ -155,6 +155,7 @@ impl Router {
                 });
             }
         });
+        found.sort_unstable_by_key(|delivery| delivery.message.id);
         found
     }
 }

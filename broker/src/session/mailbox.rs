@@ -8,7 +8,7 @@ use std::{
     collections::VecDeque,
     sync::Arc,
     task::{Context, Waker},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use mqtt_proto::{
@@ -16,6 +16,7 @@ use mqtt_proto::{
     message::{Delivery, Message},
 };
 use parking_lot::Mutex;
+use tokio::time::Instant;
 
 use crate::{
     log::{AppendSink, Outcome},

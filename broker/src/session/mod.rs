@@ -68,7 +68,7 @@ pub(crate) struct Core {
     /// By the filter as the client wrote it, `$share` included.
     pub(crate) subscriptions: BTreeMap<Box<str>, Filter>,
     /// What the log has noted about unreleased QoS 2 packet identifiers, by this process run or a former one.
-    pub(crate) notes: HashMap<u16, Note>,
+    pub(crate) notes: BTreeMap<u16, Note>,
     /// Published when it is due, unless the device comes back before.
     pub(crate) will: Option<DueWill>,
     /// When the session ends, while its device is away.
@@ -191,6 +191,8 @@ impl Registry {
         for shard in &self.shards {
             found.extend(shard.lock().values().filter(|slot| wanted(slot)).cloned());
         }
+        // What is done to several sessions is done in the same order in every run.
+        found.sort_unstable_by_key(|slot| slot.mailbox.key);
         found
     }
 

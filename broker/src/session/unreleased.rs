@@ -7,7 +7,11 @@
 //! Well-known clients forget DUP when they repeat after a lost session. So a repeat without it counts as one, too, if
 //! it has the same topic and payload and the note is young; an older one, or another message, is new.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+    time::Duration,
+};
 
 use bytes::Bytes;
 use mqtt_proto::{
@@ -52,7 +56,7 @@ pub(crate) struct Unreleased {
     log: Arc<dyn Log>,
     topic: Topic,
     /// Notes of former process runs, until their session is back or given up.
-    recovered: Mutex<HashMap<Box<str>, HashMap<u16, Note>>>,
+    recovered: Mutex<HashMap<Box<str>, BTreeMap<u16, Note>>>,
 }
 
 impl Note {
@@ -124,7 +128,7 @@ impl Unreleased {
             TopicSettings { partitions: PARTITIONS, cleanup: Cleanup::KeepLatest, record_bytes: NOTE_BYTES };
         let topic = log.ensure_topic(TOPIC, settings).await?;
         let oldest = timestamp(now) - i64::try_from(keep.as_millis()).unwrap_or(i64::MAX);
-        let mut recovered: HashMap<Box<str>, HashMap<u16, Note>> = HashMap::new();
+        let mut recovered: HashMap<Box<str>, BTreeMap<u16, Note>> = HashMap::new();
         for partition in 0..topic.partitions() {
             let mut from = log.bounds(&topic, partition).await?.start;
             loop {
@@ -162,9 +166,9 @@ impl Unreleased {
     }
 
     /// What was left of this client's session, once.
-    pub(crate) fn take_recovered(&self, client_id: &str) -> HashMap<u16, Note> {
+    pub(crate) fn take_recovered(&self, client_id: &str) -> BTreeMap<u16, Note> {
         let mut recovered = self.recovered.lock();
-        if recovered.is_empty() { HashMap::new() } else { recovered.remove(client_id).unwrap_or_default() }
+        if recovered.is_empty() { BTreeMap::new() } else { recovered.remove(client_id).unwrap_or_default() }
     }
 
     pub(crate) fn note(&self, client_id: &str, packet_id: u16, note: &Note, now: Millis, done: Completion) {

@@ -1,0 +1,52 @@
+//! What a process run gets from its machine and that is never the same twice: the time of day, chance, and threads.
+//!
+//! A node asks here for all three, so that a test can run whole nodes again exactly as they ran before.
+
+use std::time::Instant;
+
+use mqtt_proto::message::Millis;
+
+/// In the shipped broker there is nothing in it.
+#[derive(Clone, Default)]
+pub(crate) struct Outside {
+    #[cfg(test)]
+    pub(crate) simulated: Option<std::sync::Arc<dyn Simulated>>,
+}
+
+/// What stands in for the machine in a simulation.
+#[cfg(test)]
+pub(crate) trait Simulated: Send + Sync {
+    fn wall(&self) -> Millis;
+    fn random(&self) -> u64;
+    fn spawn(&self, task: crate::log::BoxFuture<'static, ()>);
+}
+
+impl Outside {
+    /// Milliseconds since the Unix epoch as the machine has it now; may jump.
+    pub(crate) fn wall(&self) -> Millis {
+        #[cfg(test)]
+        if let Some(simulated) = &self.simulated {
+            return simulated.wall();
+        }
+        crate::node::wall()
+    }
+
+    /// Differs at every call and in every process.
+    pub(crate) fn random(&self) -> u64 {
+        use std::hash::{BuildHasher, RandomState};
+        #[cfg(test)]
+        if let Some(simulated) = &self.simulated {
+            return simulated.random();
+        }
+        RandomState::new().hash_one(Instant::now())
+    }
+
+    /// Runs a task of a node beside the others; it ends with the process at the latest.
+    pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        #[cfg(test)]
+        if let Some(simulated) = &self.simulated {
+            return simulated.spawn(Box::pin(task));
+        }
+        tokio::spawn(task);
+    }
+}
