@@ -1,6 +1,6 @@
 //! What this node is told to be, compiled: one snapshot that every task reads, replaced as a whole.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{collections::HashMap, sync::Arc};
 
 use mqtt_broker_api::{
     acl::AclDocument,
@@ -12,7 +12,7 @@ use mqtt_proto::topic::strict_characters;
 
 use crate::{
     auth::Access,
-    log::{Cleanup, Log, LogError, Topic, TopicSettings},
+    log::{Log, LogError, Topic, TopicSettings},
     session::mailbox::Caps,
 };
 
@@ -52,12 +52,7 @@ impl Settings {
         let mut parents = HashMap::new();
         let mut problems = Problems { lines: Vec::new(), may_pass: true };
         for parent in &config.parents {
-            let cleanup = Cleanup::Retention {
-                age: parent.retention.seconds.map(Duration::from_secs),
-                bytes: parent.retention.bytes,
-            };
-            let record_bytes = largest_record(config.limits.packet_size);
-            let settings = TopicSettings { partitions: parent.partitions, cleanup, record_bytes };
+            let settings = TopicSettings::of_parent(parent, config.limits.packet_size);
             match log.ensure_topic(&parent.topic, settings).await {
                 Ok(topic) => {
                     let parent = Parent { topic, ordering: parent.ordering };
@@ -93,10 +88,4 @@ impl Settings {
     pub(crate) fn allows_characters(&self, text: &str, is_filter: bool) -> bool {
         self.config.limits.characters == Characters::Any || strict_characters(text, is_filter)
     }
-}
-
-/// Bytes that the record of a packet takes at most: JSON writes a control character as six, and topic and client ID
-/// stand in a header, too.
-pub(crate) fn largest_record(packet_size: u32) -> u32 {
-    packet_size.saturating_mul(7).saturating_add(64 * 1024)
 }

@@ -7,6 +7,7 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use mqtt_broker_api::config::Ordering;
+use mqtt_kafka::largest_record;
 use mqtt_proto::{
     message::{Message, Millis},
     murmur2,
@@ -16,7 +17,7 @@ use serde::Serialize;
 use crate::{
     counters::Counter,
     log::{AppendSink, Cleanup, Completion, Log, LogError, Outcome, Record, Topic, TopicSettings},
-    settings::{Parent, largest_record},
+    settings::Parent,
 };
 
 pub(crate) const MQ2MQTT: &str = "mq2mqtt";

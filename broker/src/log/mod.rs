@@ -7,6 +7,7 @@
 use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
 
 use bytes::Bytes;
+pub(crate) use mqtt_kafka::{Cleanup, TopicSettings};
 use tokio::sync::{oneshot, watch};
 
 pub(crate) mod embedded;
@@ -77,24 +78,6 @@ struct TopicInner {
     partitions: std::sync::atomic::AtomicU32,
     /// The store's own number for it.
     id: u32,
-}
-
-/// How a topic keeps its records.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Cleanup {
-    /// The oldest go when older than `age` or when the partition is larger than `bytes`; absent: never.
-    Retention { age: Option<Duration>, bytes: Option<u64> },
-    /// Only the latest record of a key is kept; a delete marker goes after a while, too.
-    KeepLatest,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct TopicSettings {
-    /// May grow later, never shrink.
-    pub partitions: u32,
-    pub cleanup: Cleanup,
-    /// The largest record that it must take, in bytes.
-    pub record_bytes: u32,
 }
 
 /// How far one read may go.

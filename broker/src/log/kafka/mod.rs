@@ -11,19 +11,17 @@
 //! | [`producer`] | one librdkafka producer, from its start to its first failure |
 //! | [`writer`] | threads that serve lanes with producers, one generation after the other |
 //! | [`reader`] | consumers and cursors |
-//! | [`topics`] | making, verifying and altering topics |
-//! | [`plan`] | what a topic must be like, and what an existing one lacks |
+//! | [`clients`] | the settings of clients |
 //! | [`vitals`] | what Kafka's state is, and who is told |
+//!
+//! Topics are made, verified and altered by the crate `mqtt-kafka`, which the operator does it by, too.
 
-mod access;
-mod alter;
+mod clients;
 mod lane;
-mod plan;
 mod producer;
 mod reader;
 #[cfg(test)]
 mod tests;
-mod topics;
 mod vitals;
 mod writer;
 
@@ -37,15 +35,15 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
+pub(crate) use mqtt_kafka::Access;
+use mqtt_kafka::{Admin, Found};
 use parking_lot::{Mutex, RwLock};
 use rdkafka::consumer::Consumer;
 use tokio::{runtime::Handle, sync::watch};
 
-pub(crate) use self::access::Access;
 use self::{
     lane::Lane,
     reader::Readers,
-    topics::{Admin, Found},
     vitals::{Spell, Stalled, Vitals},
     writer::Writer,
 };
@@ -57,8 +55,6 @@ use super::{
 /// Bytes and records that may wait before [`Log::room`] says no.
 const ROOM_BYTES: usize = 64 << 20;
 const ROOM_RECORDS: usize = 200_000;
-/// Kafka's own default of the largest record (batch); topics take no less.
-const SMALLEST_RECORD_BYTES: u32 = 1_048_588;
 /// What is older is refused by Kafka where topics keep the latest record of a key; a little less than its setting.
 const OLDEST: Duration = Duration::from_secs(290);
 /// How long a close waits for what is on its way.
@@ -79,7 +75,7 @@ struct Shared {
     access: ArcSwap<Access>,
     vitals: Arc<Vitals>,
     readers: Readers,
-    admin: Mutex<Option<(Arc<Access>, Arc<Admin>)>>,
+    admin: Mutex<Option<(Arc<Access>, Admin)>>,
     topics: RwLock<Topics>,
     room: Arc<Room>,
     main: RwLock<Weak<Writer>>,
@@ -314,22 +310,20 @@ impl Shared {
         Some(Stalled { topic: lane.topic.name().to_owned(), partition: lane.partition, since })
     }
 
-    fn admin(&self) -> Result<Arc<Admin>, LogError> {
+    fn admin(&self) -> Result<Admin, LogError> {
         let access = self.access();
         let mut admin = self.admin.lock();
         if let Some((_, admin)) = admin.as_ref().filter(|(of, _)| **of == *access) {
             return Ok(admin.clone());
         }
-        let new = Arc::new(Admin::new(&access.client())?);
+        let new = Admin::new(&access, "broker")?;
         *admin = Some((access, new.clone()));
         Ok(new)
     }
 
     /// Makes or verifies a topic.
     async fn ensure(&self, name: &str, settings: TopicSettings) -> Result<Topic, LogError> {
-        let wanted =
-            TopicSettings { record_bytes: settings.record_bytes.max(SMALLEST_RECORD_BYTES), ..settings };
-        let found = topics::ensure(&self.admin()?, name, wanted, self.access().copies()).await?;
+        let found = mqtt_kafka::ensure(&self.admin()?, name, settings, self.access().copies()).await?;
         self.admit(name, settings, &found).await
     }
 
@@ -415,5 +409,11 @@ impl Shared {
             }
         });
         asked.await.ok().flatten()
+    }
+}
+
+impl From<mqtt_kafka::Error> for LogError {
+    fn from(error: mqtt_kafka::Error) -> LogError {
+        if error.may_pass() { LogError::Store(error.line) } else { LogError::Settings(error.line) }
     }
 }

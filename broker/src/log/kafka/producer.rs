@@ -11,6 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use mqtt_kafka::Access;
 use parking_lot::Mutex;
 use rdkafka::{
     ClientContext, Message,
@@ -20,7 +21,7 @@ use rdkafka::{
     producer::{BaseProducer, BaseRecord, Producer as _, ProducerContext, PurgeConfig},
 };
 
-use super::{access::Access, lane::Lane, vitals::Vitals};
+use super::{clients, lane::Lane, vitals::Vitals};
 use crate::log::Record;
 
 /// How long a purged producer may take to report.
@@ -56,7 +57,7 @@ struct Events {
 impl Producer {
     pub(super) fn start(access: &Access, vitals: Arc<Vitals>, number: u64) -> KafkaResult<Producer> {
         let events = Events { number, vitals, failures: Mutex::default(), fatal: AtomicBool::new(false) };
-        let inner: BaseProducer<Events> = access.producer().create_with_context(events)?;
+        let inner: BaseProducer<Events> = clients::producer(access).create_with_context(events)?;
         Ok(Producer { inner, number })
     }
 

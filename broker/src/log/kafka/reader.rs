@@ -15,6 +15,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use mqtt_kafka::{Access, access::without_value};
 use parking_lot::Mutex;
 use rdkafka::{
     ClientContext, Message, Offset as Position, TopicPartitionList,
@@ -28,10 +29,7 @@ use tokio::{
     time::timeout_at,
 };
 
-use super::{
-    access::{Access, without_value},
-    vitals::Vitals,
-};
+use super::{clients, vitals::Vitals};
 use crate::log::{Bounds, LogError, Offset, ReadBatch, ReadLimit, Record, StoredRecord, Topic};
 
 /// How long a cursor waits for its next read.
@@ -279,7 +277,7 @@ impl Readers {
     }
 
     fn reads_nearby(&self) -> bool {
-        self.state.lock().access.reads_nearby()
+        self.state.lock().access.rack().is_some()
     }
 
     /// A cursor that stands there, or a new one.
@@ -362,7 +360,7 @@ impl Readers {
 
 impl Client {
     fn start(access: Arc<Access>, vitals: Arc<Vitals>, reads: Reads) -> Result<Arc<Client>, KafkaError> {
-        let consumer = access.consumer(reads.patience()).create_with_context(Events { vitals })?;
+        let consumer = clients::consumer(&access, reads.patience()).create_with_context(Events { vitals })?;
         let consumer = Arc::new(consumer);
         serve(&consumer, "kafka-reader")?;
         Ok(Arc::new(Client { consumer, reads, taken: Mutex::default(), access }))

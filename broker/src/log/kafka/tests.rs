@@ -48,8 +48,7 @@ fn access(cluster: &MockCluster<'static, DefaultProducerContext>, client_id: &st
         tls: None,
         sasl: None,
     };
-    // The mock takes records in whatever sequence they come, which Kafka does not.
-    Access::new(config, KafkaSecrets::default(), client_id).one_request_at_a_time()
+    Access::new(config, KafkaSecrets::default(), client_id)
 }
 
 impl Place {

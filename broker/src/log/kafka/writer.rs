@@ -13,12 +13,12 @@ use std::{
     time::{Duration, Instant},
 };
 
+use mqtt_kafka::{Access, access::without_value};
 use parking_lot::Mutex;
 use rdkafka::error::RDKafkaErrorCode;
 
 use super::{
     Shared,
-    access::without_value,
     lane::Lane,
     producer::{Failure, Producer},
 };
@@ -167,7 +167,7 @@ impl Inner {
     fn serve(
         self: &Arc<Self>,
         producer: &Arc<Producer>,
-        access: &super::Access,
+        access: &Access,
         lanes: &mut Vec<Arc<Lane>>,
         aside: bool,
     ) -> End {

@@ -4,13 +4,16 @@
 
 use std::collections::HashMap;
 
-use crate::log::{Cleanup, TopicSettings};
+use crate::settings::{Cleanup, TopicSettings};
+
+/// Kafka's own default of the largest record (batch); topics take no less.
+pub(crate) const SMALLEST_RECORD_BYTES: u32 = 1_048_588;
 
 /// One setting that a topic shall have.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Setting {
-    pub(super) name: &'static str,
-    pub(super) value: String,
+pub struct Setting {
+    pub name: &'static str,
+    pub value: String,
     rule: Rule,
 }
 
@@ -28,20 +31,20 @@ enum Rule {
 
 /// A topic as Kafka tells it.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Existing {
-    pub(super) partitions: u32,
+pub struct Existing {
+    pub partitions: u32,
     /// Of the partition that has fewest.
-    pub(super) copies: u32,
-    pub(super) settings: HashMap<String, String>,
+    pub copies: u32,
+    pub settings: HashMap<String, String>,
 }
 
 /// What is to be done about an existing topic.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub(super) struct Plan {
-    pub(super) grow_to: Option<u32>,
-    pub(super) alter: Vec<(String, String)>,
+pub struct Plan {
+    pub grow_to: Option<u32>,
+    pub alter: Vec<(String, String)>,
     /// What keeps it from being used, each with its remedy's part of a command.
-    pub(super) wrong: Vec<String>,
+    pub wrong: Vec<String>,
     mend: Vec<String>,
 }
 
@@ -52,12 +55,16 @@ fn min_in_sync(copies: u32) -> u32 {
 }
 
 /// Every setting that a topic is made with, and what is done where an existing one differs.
-pub(super) fn wanted(settings: TopicSettings, copies: u32) -> Vec<Setting> {
+pub fn wanted(settings: TopicSettings, copies: u32) -> Vec<Setting> {
     let setting = |name, rule, value: String| Setting { name, value, rule };
     let mut wanted = vec![
         setting("min.insync.replicas", Rule::AtLeast, min_in_sync(copies).to_string()),
         setting("unclean.leader.election.enable", Rule::Exactly, "false".into()),
-        setting("max.message.bytes", Rule::Grow, settings.record_bytes.to_string()),
+        setting(
+            "max.message.bytes",
+            Rule::Grow,
+            settings.record_bytes.max(SMALLEST_RECORD_BYTES).to_string(),
+        ),
     ];
     let exactly = |name, value: &str| setting(name, Rule::Exactly, value.into());
     let or_never = |limit: Option<u128>| limit.map_or("-1".into(), |limit| limit.to_string());
@@ -83,7 +90,7 @@ pub(super) fn wanted(settings: TopicSettings, copies: u32) -> Vec<Setting> {
 }
 
 /// What an existing topic lacks.
-pub(super) fn plan(existing: &Existing, wanted: &[Setting], partitions: u32, copies: u32) -> Plan {
+pub fn plan(existing: &Existing, wanted: &[Setting], partitions: u32, copies: u32) -> Plan {
     let mut plan =
         Plan { grow_to: (existing.partitions < partitions).then_some(partitions), ..Plan::default() };
     if existing.copies < copies {
@@ -129,7 +136,7 @@ impl Plan {
     }
 
     /// One line: what is wrong and what mends it.
-    pub(super) fn complaint(&self, topic: &str) -> String {
+    pub fn complaint(&self, topic: &str) -> String {
         let mut remedies = Vec::new();
         if self.wrong.len() > self.mend.len() {
             remedies.push("raise the replication factor with kafka-reassign-partitions.sh".to_owned());
@@ -144,7 +151,7 @@ impl Plan {
     }
 }
 
-pub(super) fn pairs(settings: &[(String, String)]) -> String {
+pub fn pairs(settings: &[(String, String)]) -> String {
     let pairs: Vec<String> = settings.iter().map(|(name, value)| format!("{name}={value}")).collect();
     pairs.join(", ")
 }
