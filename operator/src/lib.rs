@@ -1,7 +1,11 @@
 //! The operator: from the objects people write to those that Kubernetes runs.
 //!
 //! - [`instance`]: what belongs to one MqttInstance;
+//! - [`parent_topic`]: the Kafka topic of one ParentTopic;
+//! - [`status`]: what is said on an object;
 //! - [`cli`]: the command line.
 
 pub mod cli;
 pub mod instance;
+pub mod parent_topic;
+pub mod status;

@@ -6,6 +6,10 @@ use serde::{Deserialize, Serialize};
 
 /// The condition that says whether an object is in force.
 pub const READY: &str = "Ready";
+/// The condition that says that it comes right by itself.
+pub const RECONCILING: &str = "Reconciling";
+/// The condition that says that nothing changes until a person changes something.
+pub const STALLED: &str = "Stalled";
 
 /// The status of each of the four kinds.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
