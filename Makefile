@@ -1,5 +1,5 @@
 # Everything a person runs here. `make test` and `make demo` install what they need by themselves: they expect
-# git, make, a C compiler, rustup and apt, and as many of Node and Python as are there already.
+# git, make, a C compiler, rustup, Go and apt, and as many of Node and Python as are there already.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -87,7 +87,7 @@ image-files:
 
 # The clients and the Kafka that the stories run, and the brokers the benchmark compares with. A second run finds them
 # there.
-tools: mosquitto $(TOOLS)/paho $(TOOLS)/mqttjs $(KAFKAS:%=$(TOOLS)/kafka-%)
+tools: mosquitto $(TOOLS)/paho $(TOOLS)/mqttjs $(KAFKAS:%=$(TOOLS)/kafka-%) $(TOOLS)/kubernetes/made
 
 mosquitto:
 	@if ! { command -v mosquitto && command -v mosquitto_pub; } >/dev/null; then \
@@ -116,6 +116,13 @@ $(KAFKAS:%=$(TOOLS)/kafka-%): $(TOOLS)/kafka-%: e2e/kafka/pom.xml
 	@said=$$(mvn -q -B -f $< dependency:copy-dependencies -Dkafka=$* -DoutputDirectory=$@.part 2>&1) \
 		|| { echo "$$said" >&2; exit 1; }
 	@mv $@.part $@
+	@touch $@
+
+CLUSTER_PACKAGES := buildah containerd containernetworking-plugins debootstrap iproute2 iptables openssl runc
+$(TOOLS)/kubernetes/made: e2e/kubernetes/go.mod e2e/kubernetes/tools
+	$(call say,a Kubernetes of one node)
+	@if ! dpkg -s $(CLUSTER_PACKAGES) >/dev/null 2>&1; then e2e/apt-install $(CLUSTER_PACKAGES); fi
+	@e2e/kubernetes/tools $(TOOLS)/kubernetes
 	@touch $@
 
 # Unoptimised: it is built in half the time, and what it checks here takes it a second either way.
