@@ -81,7 +81,13 @@ fn topics_are_made_with_what_they_promise() -> Result<()> {
             4,
             &[&kept[..], &[("retention.ms", "3600000"), ("retention.bytes", "-1")]].concat(),
         )?;
-        for topic in ["mq2mqtt", "mq2mqtt-rejected", "mqtt-device-connect", "mqtt-device-disconnect"] {
+        for topic in [
+            "mq2mqtt",
+            "mq2mqtt-rejected",
+            "mqtt-device-connect",
+            "mqtt-device-disconnect",
+            "mqtt-device-trace",
+        ] {
             check(topic, 3, &[&kept[..], &[("retention.ms", "604800000")]].concat())?;
         }
         check("__mqtt-unreleased", 3, &latest)?;

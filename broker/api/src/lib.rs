@@ -9,4 +9,5 @@ pub mod admin;
 pub mod config;
 pub mod node;
 pub mod shards;
+pub mod trace;
 pub mod yaml;

@@ -1,15 +1,25 @@
-//! Between MQTT and the log's topics: stored records, presence, and messages from the cloud (`mq2mqtt`).
+//! Between MQTT and the log's topics: stored records, presence and trace of devices, and messages from the cloud
+//! (`mq2mqtt`).
 
 pub(crate) mod mq2mqtt;
 pub(crate) mod stored;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 use bytes::Bytes;
-use mqtt_broker_api::config::Ordering;
+use mqtt_broker_api::{
+    config::Ordering,
+    trace::{self, TraceEvent, Traced},
+};
 use mqtt_kafka::largest_record;
 use mqtt_proto::{
-    message::{Message, Millis},
+    message::{Message, MessageId, Millis},
     murmur2,
 };
 use serde::Serialize;
@@ -36,6 +46,8 @@ pub(crate) struct SystemTopics {
     pub(crate) positions: Topic,
     connect: Topic,
     disconnect: Topic,
+    /// What happened to each device.
+    pub(crate) trace: Topic,
 }
 
 pub(crate) struct Bridge {
@@ -44,6 +56,10 @@ pub(crate) struct Bridge {
     nobody: Arc<dyn AppendSink>,
     /// Presence records that went because the log took no more.
     pub(crate) presence_drops: Counter,
+    /// The same of events of the trace.
+    pub(crate) trace_drops: Counter,
+    /// Events so far.
+    events: AtomicU64,
 }
 
 #[derive(Serialize)]
@@ -67,13 +83,21 @@ impl SystemTopics {
             positions: log.ensure_topic(POSITIONS, latest).await?,
             connect: log.ensure_topic(DEVICE_CONNECT, kept).await?,
             disconnect: log.ensure_topic(DEVICE_DISCONNECT, kept).await?,
+            trace: log.ensure_topic(trace::TOPIC, kept).await?,
         })
     }
 }
 
 impl Bridge {
     pub(crate) fn new(log: Arc<dyn Log>, topics: SystemTopics) -> Bridge {
-        Bridge { log, topics, nobody: Arc::new(Nobody), presence_drops: Counter::default() }
+        Bridge {
+            log,
+            topics,
+            nobody: Arc::new(Nobody),
+            presence_drops: Counter::default(),
+            trace_drops: Counter::default(),
+            events: AtomicU64::new(1),
+        }
     }
 
     pub(crate) fn topics(&self) -> &SystemTopics {
@@ -102,21 +126,31 @@ impl Bridge {
 
     /// Tells cloud applications that a device came.
     pub(crate) fn connected(&self, client_id: &str, now: Millis) {
-        self.presence(&self.topics.connect, client_id, now);
+        let presence = Presence { clientid: client_id, ts: now };
+        self.tell(&self.topics.connect, client_id, &presence, now, &self.presence_drops);
     }
 
     /// Tells cloud applications that a device went.
     pub(crate) fn disconnected(&self, client_id: &str, now: Millis) {
-        self.presence(&self.topics.disconnect, client_id, now);
+        let presence = Presence { clientid: client_id, ts: now };
+        self.tell(&self.topics.disconnect, client_id, &presence, now, &self.presence_drops);
+    }
+
+    /// Writes down what happened to a device.
+    pub(crate) fn trace(&self, boot: u64, client_id: &str, what: Traced<'_>, now: Millis) {
+        let counter = self.events.fetch_add(1, Relaxed);
+        let id = stored::message_id(MessageId { boot, counter }).into();
+        let event = TraceEvent { client_id: client_id.into(), ts: now, id, what };
+        self.tell(&self.topics.trace, client_id, &event, now, &self.trace_drops);
     }
 
     /// Nobody waits for it and nothing slows a reconnecting fleet down, so it gives way when the log is behind.
-    fn presence(&self, topic: &Topic, client_id: &str, now: Millis) {
+    fn tell(&self, topic: &Topic, client_id: &str, value: &impl Serialize, now: Millis, drops: &Counter) {
         if !self.log.room() {
-            self.presence_drops.add(1);
+            drops.add(1);
             return;
         }
-        let value = serde_json::to_vec(&Presence { clientid: client_id, ts: now }).unwrap_or_default();
+        let value = serde_json::to_vec(value).unwrap_or_default();
         let record = Record {
             key: Some(Bytes::copy_from_slice(client_id.as_bytes())),
             value: Some(value.into()),

@@ -12,7 +12,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::{ACK_TIMEOUT, Connection, Scratch, handshake::Admitted};
+use super::{ACK_TIMEOUT, Connection, Scratch, handshake::Admitted, trace};
 use crate::{
     limits::notice,
     node::Node,
@@ -49,7 +49,7 @@ pub(super) enum Close {
 
 impl Close {
     /// What a v5 client is told; none where it has gone or asked for it.
-    fn last_word(&self) -> Option<(Reason, &str)> {
+    pub(super) fn last_word(&self) -> Option<(Reason, &str)> {
         Some(match self {
             Close::Gone | Close::Socket(_) | Close::Goodbye { .. } => return None,
             Close::Violation(reason, what) => (*reason, what),
@@ -72,6 +72,7 @@ where
     report(&connection, &close);
     let node = connection.node.clone();
     node.bridge.disconnected(connection.client_id(), node.wall());
+    trace::gone(&node, connection.client_id(), &close);
     node.connections.leave();
     let will = connection.will.take().filter(|_| !matches!(close, Close::Goodbye { discard_will: true }));
     let will = will.filter(|will| {

@@ -12,7 +12,10 @@ use tokio::{
     time::timeout,
 };
 
-use super::will::Will;
+use super::{
+    trace::{self, Arrival},
+    will::Will,
+};
 use crate::{
     auth::{LoginError, User},
     limits::notice,
@@ -46,6 +49,7 @@ pub(super) struct Admitted {
     pub(super) expiry: u32,
     /// What came behind CONNECT.
     pub(super) unread: Vec<u8>,
+    pub(super) arrival: Arrival,
 }
 
 /// Why a client was not let in. It has been told where the protocol allows.
@@ -147,6 +151,8 @@ where
             return None;
         }
     };
+    // Whether or not it takes CONNACK, this has happened.
+    trace::replaced(node, peer, &admitted);
     match timeout(CONNECT_TIMEOUT, stream.write_all(&connack)).await {
         Ok(Ok(())) => Some(admitted),
         _ => {
@@ -228,6 +234,7 @@ async fn let_in(
     if !entered {
         return Err(Refused::ConnectionLimit(limits.connections));
     }
+    let was_online = node.registry.is_online(client_id);
     let claimed = node.registry.claim(client_id).await;
     let mut held = match claimed {
         Ok(held) => held,
@@ -237,6 +244,14 @@ async fn let_in(
         }
     };
     let session_present = !connect.clean_start && held.core.belongs_to(&user.name);
+    let arrival = Arrival {
+        version: connect.version,
+        clean_start: connect.clean_start,
+        session_present,
+        keep_alive: connect.keep_alive,
+        was_online,
+        had_session: held.core.user.is_some(),
+    };
     if !session_present {
         super::closing::end_session(node, &mut held);
         held.core.user = Some(user.name.clone());
@@ -272,6 +287,7 @@ async fn let_in(
         will,
         expiry,
         unread,
+        arrival,
     };
     Ok((admitted, out))
 }

@@ -11,6 +11,7 @@ mod input;
 mod output;
 mod publish;
 mod subscribe;
+mod trace;
 pub(crate) mod will;
 
 use std::{
@@ -125,8 +126,9 @@ where
 {
     let _open = node.sockets.open();
     let Some(admitted) = Box::pin(handshake::admit(&node, &mut stream, peer)).await else { return };
+    node.bridge.connected(&admitted.held.slot.client_id, node.wall());
+    trace::came(&node, peer, &admitted);
     let mut connection = Box::new(Connection::new(node.clone(), stream, peer, admitted));
-    connection.node.bridge.connected(&connection.held.slot.client_id, node.wall());
     let close = std::future::poll_fn(|context| connection.poll(context)).await;
     Box::pin(closing::close(*connection, close)).await;
 }
@@ -136,8 +138,17 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send,
 {
     fn new(node: Arc<Node>, stream: S, peer: SocketAddr, admitted: handshake::Admitted) -> Self {
-        let handshake::Admitted { mut held, user, anonymous, settings, terms, will, expiry, unread } =
-            admitted;
+        let handshake::Admitted {
+            mut held,
+            user,
+            anonymous,
+            settings,
+            terms,
+            will,
+            expiry,
+            unread,
+            arrival: _,
+        } = admitted;
         let now = node.now();
         let mailbox = held.slot.mailbox.clone();
         mailbox.go_online();

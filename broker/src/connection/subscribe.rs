@@ -6,7 +6,7 @@ use mqtt_proto::{
 };
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::{Connection, Scratch};
+use super::{Connection, Scratch, trace};
 use crate::{limits::notice, router::Options};
 
 /// Retained messages that may wait for a client when it asks for more.
@@ -30,6 +30,7 @@ where
                 }
             })
             .collect();
+        trace::subscribed(&self.node, self.client_id(), &subscribe.filters, &reasons);
         self.session.subscribed(subscribe.packet_id, &reasons, &mut scratch.out);
     }
 

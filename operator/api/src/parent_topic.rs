@@ -10,8 +10,8 @@ use serde::{Deserialize, Serialize};
 use crate::{duration::Duration, quantity::Quantity, refs::InstanceRef, rules, status::Status};
 
 /// The topics that every instance has of its own; no parent topic may take their names.
-pub const SYSTEM_TOPICS: [&str; 4] =
-    ["mq2mqtt", "mq2mqtt-rejected", "mqtt-device-connect", "mqtt-device-disconnect"];
+pub const SYSTEM_TOPICS: [&str; 5] =
+    ["mq2mqtt", "mq2mqtt-rejected", "mqtt-device-connect", "mqtt-device-disconnect", "mqtt-device-trace"];
 /// Topics that brokers keep for themselves are named `__mqtt…`. Kafka's own begin with `__`, too, so no parent
 /// topic's name does.
 pub const INTERNAL_PREFIX: &str = "__";
@@ -40,7 +40,7 @@ pub const ORDERED_PREFIX: &str = "orderMsg2mq-";
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
     validation = on_topic("TOPIC.size() <= 249 && TOPIC.matches('^[A-Za-z0-9._-]+$')",
         "may not name a parent topic: use 1 to 249 of letters, digits, dot, underscore and hyphen"),
-    validation = on_topic("!(TOPIC in ['.', '..', 'mq2mqtt', 'mq2mqtt-rejected', 'mqtt-device-connect', 'mqtt-device-disconnect']) && !TOPIC.startsWith('__')",
+    validation = on_topic("!(TOPIC in ['.', '..', 'mq2mqtt', 'mq2mqtt-rejected', 'mqtt-device-connect', 'mqtt-device-disconnect', 'mqtt-device-trace']) && !TOPIC.startsWith('__')",
         "is taken by the system, as is all that begins with __; choose another name"),
     validation = on_topic("self.spec.type != 'PartitionOrdered' || TOPIC.startsWith('orderMsg2mq-')",
         "has the type PartitionOrdered, so it must begin with orderMsg2mq-; rename it, or make it Normal"),

@@ -293,6 +293,7 @@ fn a_parent_topic_is_named_and_sized_so_that_a_log_can_keep_it() {
             (json!({"topic": "mq2mqtt"}), Some("spec.topic: \"mq2mqtt\" is taken by the system")),
             (json!({"topic": "mq2mqtt-rejected"}), Some("spec.topic: \"mq2mqtt-rejected\" is taken")),
             (json!({"topic": "mqtt-device-connect"}), Some("spec.topic: \"mqtt-device-connect\" is taken")),
+            (json!({"topic": "mqtt-device-trace"}), Some("spec.topic: \"mqtt-device-trace\" is taken")),
             (
                 json!({"topic": "mqtt-device-disconnect"}),
                 Some("spec.topic: \"mqtt-device-disconnect\" is taken"),
