@@ -44,6 +44,8 @@ counters! {
     oversize_drops,
     /// Connections refused for their credentials or client ID.
     connects_refused,
+    /// Connections refused because their passwords could not be checked in time: too many waited.
+    logins_busy,
     /// TLS handshakes that a client broke off, could not make or did not finish in time.
     tls_handshakes_failed,
     /// Connections refused over the instance's limit.

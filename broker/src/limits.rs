@@ -153,6 +153,7 @@ pub(crate) use notice;
 pub(crate) struct Notices {
     pub(crate) refused_connect: Notice,
     pub(crate) connection_limit: Notice<1>,
+    pub(crate) busy_login: Notice<1>,
     pub(crate) tls_handshake: Notice<1>,
     pub(crate) refused_publish: Notice,
     pub(crate) refused_subscribe: Notice,

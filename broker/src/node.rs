@@ -13,6 +13,7 @@ use mqtt_proto::message::{Message, MessageId, Millis};
 use tokio::time::Instant;
 
 use crate::{
+    auth::Logins,
     bridge::Bridge,
     counters::Counters,
     limits::{Connections, Notices, PublishRate, Sockets},
@@ -32,6 +33,7 @@ pub(crate) struct Node {
     pub(crate) log: Arc<dyn Log>,
     pub(crate) bridge: Bridge,
     pub(crate) unreleased: Unreleased,
+    pub(crate) logins: Logins,
     pub(crate) counters: Counters,
     pub(crate) notices: Notices,
     pub(crate) connections: Connections,
@@ -50,6 +52,7 @@ impl Node {
         log: Arc<dyn Log>,
         bridge: Bridge,
         unreleased: Unreleased,
+        logins: Logins,
         settings: Settings,
     ) -> Node {
         Node {
@@ -59,6 +62,7 @@ impl Node {
             log,
             bridge,
             unreleased,
+            logins,
             counters: Counters::default(),
             notices: Notices::default(),
             connections: Connections::default(),
@@ -109,7 +113,8 @@ impl Node {
 
     /// Puts new settings in force: at the return every connection has been asked to look at its rights, and offline
     /// sessions have lost the subscriptions that are no longer granted.
-    pub(crate) fn apply(&self, settings: Settings) {
+    pub(crate) fn apply(&self, mut settings: Settings) {
+        settings.access.inherit(&self.settings().access);
         let settings = Arc::new(settings);
         self.settings.store(settings.clone());
         self.registry.review(|slot, core| {

@@ -89,3 +89,9 @@ impl Settings {
         self.config.limits.characters == Characters::Any || strict_characters(text, is_filter)
     }
 }
+
+impl AsRef<Access> for Settings {
+    fn as_ref(&self) -> &Access {
+        &self.access
+    }
+}

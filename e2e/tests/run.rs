@@ -4,7 +4,7 @@ use std::{fs, net::SocketAddr, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use mqtt_broker_api::{
-    acl::{AclDocument, AclUser, Action, Rule},
+    acl::{AclDocument, AclUser, Action, Argon2id, PasswordHash, Rule},
     admin::AclView,
     shards::{self, AclShard},
 };
@@ -167,6 +167,54 @@ fn a_grant_changed_by_a_switch_of_links_is_in_force_and_a_mixture_never() -> Res
     ensure!(device.subscribe("more/z", 1)? == 0x87);
     ensure!(device.subscribe("kept/z", 1)? == 1);
     ensure!(broker.stop()?.success());
+    Ok(())
+}
+
+/// One user with an Argon2id hash (both digests are of the reference implementation's own tests).
+fn with_password(generation: u64, digest: &str) -> Result<Vec<AclShard>> {
+    let salt = "736f6d6573616c74".to_owned();
+    let hash = Argon2id { memory_kib: 65536, passes: 2, lanes: 1, salt, digest: digest.into() };
+    let passwords = vec![PasswordHash::Argon2id(hash)];
+    let user = AclUser { username: "fleet".into(), passwords, client_ids: Vec::new(), rules: Vec::new() };
+    let document = AclDocument { generation, anonymous_user: None, users: vec![user] };
+    Ok(shards::split(&document, shards::SHARD_BYTES)?)
+}
+
+#[test]
+fn a_fleet_that_logs_in_at_once_costs_one_password_hash() -> Result<()> {
+    let mounts = Mounts::new()?;
+    mounts.put_config(&mounts.document())?;
+    let first = "09316115d5cf24ed5a15a31a3ba326e5cf32edc24702987c02b6566f61913cf7";
+    mounts.put_acl(&with_password(1, first)?)?;
+    let mut broker = mounts.start()?;
+    broker.ready()?;
+
+    let login = |version, number: usize, password: &str| {
+        Dialogue::greet(broker.mqtt, &Login::new(version, &format!("meter-{number}")).user("fleet", password))
+    };
+    let answer = |version, number, password: &str| -> Result<u8> {
+        match login(version, number, password)?.read()? {
+            Packet::ConnAck { code, .. } => Ok(code),
+            other => anyhow::bail!("{other:?}"),
+        }
+    };
+    let mut fleet = (0..50).map(|n| login(Version::V5, n, "password")).collect::<Result<Vec<_>>>()?;
+    for device in &mut fleet {
+        let answer = device.read()?;
+        ensure!(matches!(answer, Packet::ConnAck { code: 0, .. }), "{answer:?}");
+    }
+    ensure!(answer(Version::V5, 100, "Password")? == 0x86);
+    ensure!(answer(Version::V3, 101, "Password")? == 4);
+    let counters: Value = serde_json::from_str(&broker.get("/v1/counters")?.1)?;
+    ensure!(counters.get("password_hashes") == Some(&json!(1)), "{counters}");
+
+    let second = "0b84d652cf6b0c4beaef0dfe278ba6a80df6696281d7e0d2891b817d8c458fde";
+    mounts.put_acl(&with_password(2, second)?)?;
+    wait_until("the new password", PROMPT, || Ok((in_force(&broker)?.generation == 2).then_some(())))?;
+    ensure!(answer(Version::V5, 102, "password")? == 0x86, "the old password is gone");
+    ensure!(answer(Version::V5, 103, "differentpassword")? == 0);
+    ensure!(fleet.iter_mut().all(|device| device.ping().is_ok()), "who is in stays");
+    ensure!(!broker.log()?.contains("ifferentpassword"), "a password is in the log");
     Ok(())
 }
 

@@ -37,6 +37,28 @@ pub enum PasswordHash {
     /// never leave the process that rendered them.
     #[serde(rename_all = "camelCase")]
     SaltedSha256 { salt: String, digest: String },
+    /// Argon2id (RFC 9106), version 0x13: for passwords that people chose.
+    Argon2id(Argon2id),
+}
+
+/// An Argon2id hash with what it was made with. Brokers refuse a document in which it asks for more than
+/// [`Argon2id::MOST_MEMORY_KIB`], [`Argon2id::MOST_PASSES`] or [`Argon2id::MOST_LANES`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Argon2id {
+    pub memory_kib: u32,
+    pub passes: u32,
+    pub lanes: u32,
+    /// Hex, 8 to 64 bytes.
+    pub salt: String,
+    /// Hex, 16 to 64 bytes.
+    pub digest: String,
+}
+
+impl Argon2id {
+    pub const MOST_MEMORY_KIB: u32 = 64 * 1024;
+    pub const MOST_PASSES: u32 = 10;
+    pub const MOST_LANES: u32 = 4;
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -92,6 +92,7 @@ async fn counters(Serving(node): Serving) -> Json<Value> {
     all.insert("log_away".to_owned(), Value::from(u64::from(away)));
     all.insert("presence_drops".to_owned(), Value::from(node.bridge.presence_drops.get()));
     all.insert("trace_drops".to_owned(), Value::from(node.bridge.trace_drops.get()));
+    all.insert("password_hashes".to_owned(), Value::from(node.logins.hashes()));
     all.insert("connections".to_owned(), Value::from(node.connections.count()));
     all.insert("subscriptions".to_owned(), Value::from(node.router.subscriptions()));
     Json(Value::Object(all))

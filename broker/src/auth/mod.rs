@@ -1,19 +1,26 @@
 //! Who may connect, and as whom. What a user may do then is decided by `mqtt_proto::acl`.
 
+mod logins;
+mod password;
+#[cfg(test)]
+mod tests;
+
 use std::{collections::HashMap, sync::Arc};
 
-use mqtt_broker_api::acl::{AclDocument, AclUser, Action, PasswordHash};
+use mqtt_broker_api::acl::{AclDocument, AclUser, Action};
 use mqtt_proto::{
     acl::{Grants, RuleTemplate},
     topic::client_id_matches,
 };
-use sha2::{Digest, Sha256};
+
+pub(crate) use self::logins::Logins;
+use self::password::{Fingerprint, Password, Slow, is_fast};
 
 /// All users, ready to decide.
 #[derive(Debug, Default)]
 pub(crate) struct Access {
     users: HashMap<Box<str>, Arc<User>>,
-    anonymous: Option<Arc<User>>,
+    anonymous: Option<Box<str>>,
 }
 
 #[derive(Debug)]
@@ -24,9 +31,12 @@ pub(crate) struct User {
     client_ids: Vec<Box<str>>,
 }
 
-struct Password {
-    salt: Vec<u8>,
-    digest: Vec<u8>,
+/// What is known at once about a login.
+enum Checked {
+    /// Who it is.
+    User(Arc<User>),
+    /// It depends on hashes that must be computed first.
+    Unknown(Vec<Arc<Slow>>),
 }
 
 /// Why a connection may not act as anybody.
@@ -38,6 +48,10 @@ pub(crate) enum LoginError {
     NoCredentials,
     #[error("the user may not connect with this client ID")]
     ClientIdNotAllowed,
+    #[error("too many passwords wait to be checked; it may try again")]
+    Busy,
+    #[error("its password was not checked within {} s; it may try again", logins::PATIENCE.as_secs())]
+    TooSlow,
 }
 
 impl Access {
@@ -49,30 +63,50 @@ impl Access {
             .iter()
             .map(|user| (user.username.as_str().into(), Arc::new(User::compile(user, &mut problems))))
             .collect();
-        let anonymous = document.anonymous_user.as_deref().and_then(|name| users.get(name).cloned());
+        let anonymous = document.anonymous_user.as_deref().filter(|name| users.contains_key(*name));
+        let anonymous = anonymous.map(Box::from);
         if problems.is_empty() { Ok(Access { users, anonymous }) } else { Err(problems) }
     }
 
-    /// Who a connection with these credentials is.
-    pub(crate) fn login(
+    /// Goes on with what was learnt about the same hashes of the same users before: who could log in without a
+    /// computation still can.
+    pub(crate) fn inherit(&mut self, before: &Access) {
+        for (name, user) in &mut self.users {
+            let (Some(user), Some(before)) = (Arc::get_mut(user), before.users.get(name)) else { continue };
+            for slow in user.passwords.iter_mut().filter_map(Password::slow_mut) {
+                let mut known = before.passwords.iter().filter_map(Password::slow);
+                if let Some(known) = known.find(|known| known.is(slow)) {
+                    *slow = known.clone();
+                }
+            }
+        }
+    }
+
+    /// Whose credentials these are, as far as it is known without computing; none means no credentials.
+    fn check(
         &self,
-        username: Option<&str>,
-        password: Option<&[u8]>,
+        credentials: Option<(&str, &[u8], &Fingerprint)>,
         client_id: &str,
-    ) -> Result<Arc<User>, LoginError> {
-        let user = match (username, password) {
-            (None, None) => self.anonymous.as_ref().ok_or(LoginError::NoCredentials)?,
-            (Some(name), Some(password)) => self
-                .users
-                .get(name)
-                .filter(|user| user.passwords.iter().any(|known| known.is(password)))
-                .ok_or(LoginError::BadCredentials)?,
-            _ => return Err(LoginError::BadCredentials),
+    ) -> Result<Checked, LoginError> {
+        let user = match credentials {
+            None => self.anonymous().ok_or(LoginError::NoCredentials)?,
+            Some((name, password, fingerprint)) => {
+                let user = self.users.get(name).ok_or(LoginError::BadCredentials)?;
+                match user.accepts(password, fingerprint) {
+                    Ok(true) => user,
+                    Ok(false) => return Err(LoginError::BadCredentials),
+                    Err(unknown) => return Ok(Checked::Unknown(unknown)),
+                }
+            }
         };
         if !user.may_use(client_id) {
             return Err(LoginError::ClientIdNotAllowed);
         }
-        Ok(user.clone())
+        Ok(Checked::User(user.clone()))
+    }
+
+    fn anonymous(&self) -> Option<&Arc<User>> {
+        self.users.get(self.anonymous.as_deref()?)
     }
 
     pub(crate) fn user(&self, name: &str) -> Option<&Arc<User>> {
@@ -82,7 +116,7 @@ impl Access {
     /// The user as it is now, if it still may have this connection.
     pub(crate) fn still(&self, name: &str, anonymous: bool, client_id: &str) -> Option<Arc<User>> {
         let user = if anonymous {
-            self.anonymous.as_ref().filter(|user| &*user.name == name)
+            self.anonymous().filter(|user| &*user.name == name)
         } else {
             self.users.get(name)
         };
@@ -104,10 +138,10 @@ impl User {
             }
         }
         let mut passwords = Vec::with_capacity(user.passwords.len());
-        for PasswordHash::SaltedSha256 { salt, digest } in &user.passwords {
-            match (unhex(salt), unhex(digest)) {
-                (Some(salt), Some(digest)) => passwords.push(Password { salt, digest }),
-                _ => problems.push(format!("user {:?}: a password hash is not hexadecimal", user.username)),
+        for hash in &user.passwords {
+            match Password::compile(hash) {
+                Ok(password) => passwords.push(password),
+                Err(problem) => problems.push(format!("user {:?}: {problem}", user.username)),
             }
         }
         User {
@@ -127,24 +161,21 @@ impl User {
         self.client_ids.is_empty()
             || self.client_ids.iter().any(|pattern| client_id_matches(pattern, client_id))
     }
-}
 
-impl Password {
-    fn is(&self, password: &[u8]) -> bool {
-        let given = Sha256::new().chain_update(&self.salt).chain_update(password).finalize();
-        // Compared in constant time, so that an answer's delay tells nothing.
-        given.len() == self.digest.len()
-            && given.iter().zip(&self.digest).fold(0, |seen, (a, b)| seen | (a ^ b)) == 0
+    /// Whether it is one of the passwords; or the hashes that must be computed to know it.
+    fn accepts(&self, password: &[u8], fingerprint: &Fingerprint) -> Result<bool, Vec<Arc<Slow>>> {
+        let mut unknown = Vec::new();
+        for known in &self.passwords {
+            match known {
+                Password::Fast { salt, digest } if is_fast(salt, digest, password) => return Ok(true),
+                Password::Fast { .. } => {}
+                Password::Slow(slow) => match slow.knows(fingerprint) {
+                    Some(true) => return Ok(true),
+                    Some(false) => {}
+                    None => unknown.push(slow.clone()),
+                },
+            }
+        }
+        if unknown.is_empty() { Ok(false) } else { Err(unknown) }
     }
-}
-
-impl std::fmt::Debug for Password {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Password")
-    }
-}
-
-fn unhex(text: &str) -> Option<Vec<u8>> {
-    let (pairs, []) = text.as_bytes().as_chunks::<2>() else { return None };
-    pairs.iter().map(|pair| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()).collect()
 }

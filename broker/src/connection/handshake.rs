@@ -89,6 +89,7 @@ impl Refused {
             Refused::Socket(_) | Refused::Timeout | Refused::NotConnect => return None,
             Refused::Codec(error) => error.reason(),
             Refused::Login(LoginError::BadCredentials) => Reason::BadUserNameOrPassword,
+            Refused::Login(LoginError::Busy | LoginError::TooSlow) => Reason::ServerBusy,
             Refused::Login(LoginError::NoCredentials | LoginError::ClientIdNotAllowed) => {
                 Reason::NotAuthorized
             }
@@ -223,7 +224,15 @@ async fn let_in(
     if connect.properties.auth_method.is_some() {
         return Err(Refused::AuthMethod);
     }
-    let user = settings.access.login(connect.username, connect.password, client_id)?;
+    let credentials = match (connect.username, connect.password) {
+        (None, None) => None,
+        (Some(username), Some(password)) => Some((username, password)),
+        _ => return Err(LoginError::BadCredentials.into()),
+    };
+    // What holds is what holds when the password has been checked.
+    let current = || node.settings().clone();
+    let (settings, user) = &node.logins.login(current, credentials, client_id).await?;
+    let limits = settings.limits();
     let will = connect.will.as_ref().map(Will::parse).transpose().map_err(|_| Refused::WillTopic)?;
     if expiry > 0 && !log_works(node).await {
         return Err(Refused::LogAway);
@@ -280,7 +289,7 @@ async fn let_in(
         .encode(connect.version, &mut out);
     let admitted = Admitted {
         held,
-        user,
+        user: user.clone(),
         anonymous: connect.username.is_none(),
         settings: settings.clone(),
         terms: Terms::of(connect, INFLIGHT_CAP, PUBLISH_WINDOW),
@@ -301,12 +310,19 @@ async fn log_works(node: &Node) -> bool {
 
 /// Counts a refusal and says it in one line.
 fn report(node: &Node, peer: SocketAddr, client_id: &str, refused: &Refused) {
-    if let Refused::ConnectionLimit(_) = refused {
-        node.counters.connections_over_limit.add(1);
-        notice!(node, connection_limit, %peer, client_id, "connection refused: {refused}");
-    } else {
-        node.counters.connects_refused.add(1);
-        notice!(node, refused_connect, %peer, client_id, "connection refused: {refused}");
+    match refused {
+        Refused::ConnectionLimit(_) => {
+            node.counters.connections_over_limit.add(1);
+            notice!(node, connection_limit, %peer, client_id, "connection refused: {refused}");
+        }
+        Refused::Login(LoginError::Busy | LoginError::TooSlow) => {
+            node.counters.logins_busy.add(1);
+            notice!(node, busy_login, %peer, client_id, "connection refused: {refused}");
+        }
+        _ => {
+            node.counters.connects_refused.add(1);
+            notice!(node, refused_connect, %peer, client_id, "connection refused: {refused}");
+        }
     }
 }
 

@@ -21,6 +21,7 @@ use tokio_rustls::rustls::ServerConfig;
 
 use self::{store::Store, watch::Watcher};
 use crate::{
+    auth::Logins,
     bridge::{Bridge, SystemTopics},
     limits::Trouble,
     listener::tls,
@@ -206,7 +207,14 @@ pub(crate) async fn make_node(
         Ok(settings) => settings,
         Err(problems) => return Ok(Err(problems)),
     };
-    Ok(Ok(Arc::new(Node::new(outside, log, bridge, unreleased, settings))))
+    let logins = match Logins::new(outside.clone()) {
+        Ok(logins) => logins,
+        Err(error) => {
+            let lines = vec![format!("the system has no random numbers to give: {error}")];
+            return Ok(Err(Problems { lines, may_pass: true }));
+        }
+    };
+    Ok(Ok(Arc::new(Node::new(outside, log, bridge, unreleased, logins, settings))))
 }
 
 async fn bind<S: Source>(address: &str, listener: &str) -> anyhow::Result<TcpListener> {
