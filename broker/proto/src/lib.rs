@@ -5,6 +5,7 @@
 
 pub mod acl;
 pub mod codec;
+pub mod durable;
 mod level_tree;
 pub mod message;
 pub mod murmur2;

@@ -1,0 +1,525 @@
+//! The state of one partition as a function of its records: who holds which client, what each session has subscribed to,
+//! what waits for it and how far it is.
+//!
+//! [`View::apply`] takes the records in the order of the log. It depends on nothing else, so that every reader has the same
+//! view, whether it followed the log from its beginning or reads now what compaction has left of it. What a repeat or a
+//! stale writer's late record says is recognised and changes nothing.
+//!
+//! Rules, by kind (S, F, …: see [`super::record`]):
+//!
+//! - **S**. A *claim* (`won` false) takes effect if its generation is above the head's, and its session is either a new one
+//!   (named by its own nonce) or the head's, not ended. With no head known it takes effect, as where a gap between the generations shows that what it was based
+//!   on lies elsewhere. Any other claim is *void*. A rewrite (`won` true) is by one whose claim took effect: it
+//!   counts, and beats a claim of the same generation. The *head* is what counts and has the highest generation. A rewrite is
+//!   known from a repeat by its sequence number.
+//! - A session lives while a head that has not ended names it.
+//! - **F**, **R**: the highest generation for a filter or packet identifier counts.
+//! - **M** queues for its recipients. **D** only rises.
+//!
+//! Compaction moves a record: of a key that was written or shown more than once, only the last occurrence may be left. So a
+//! reader can meet a void claim, or the end of the former holder's session, before the effective claim, and judge that by it. Therefore
+//! a holder that finds a void claim, or reads anything of another behind its own claim, writes it once more with `won`
+//! ([`View::is_contested`]), and only then a void one is deleted. Or a reader can meet a claim before the one that it was
+//! based on: then the generations have a gap, and the claim is taken as it stands.
+//!
+//! The order of a queue can't be that of its records: of `1 2 1 2` compaction may leave `2 1 2`. But a process run numbers messages
+//! as it takes them in. So what one run took in is in the order of its numbers, and runs stand to each other as this
+//! reader met them ([`SessionState::in_order`]); what one publisher sent is in the same order for all readers.
+
+mod dead;
+mod queue;
+mod summary;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+};
+
+use foldhash::fast::FixedState;
+
+pub use self::queue::{Entry, Message};
+use super::record::{
+    Boot, Generation, Identity, Inbound, Key, Offset, Phase, Session, Subscription, Value, Why,
+};
+use crate::message::{MessageId, Millis};
+
+type Map<K, V> = HashMap<K, V, FixedState>;
+
+/// See the module.
+#[derive(Debug, Default)]
+pub struct View {
+    identity: Option<Identity>,
+    clients: Map<Arc<str>, Client>,
+    sessions: Map<MessageId, SessionState>,
+    messages: Map<MessageId, Message>,
+    /// Messages that an `R` names, and how many do.
+    inbound: Map<MessageId, u32>,
+    ticks: BTreeSet<Boot>,
+    #[cfg(test)]
+    mutation: Option<Mutation>,
+}
+
+/// Mistakes that a test makes on purpose, to see that they are noticed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Mutation {
+    IgnoreGeneration,
+    /// What a session has done is forgotten when the message shows again.
+    RepeatsQueue,
+}
+
+#[derive(Debug, Default)]
+struct Client {
+    head: Option<Head>,
+    /// Records that are not the head's.
+    others: Vec<Other>,
+    /// Another's record was read behind the head's.
+    overtaken: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Other {
+    nonce: MessageId,
+    generation: Generation,
+    is_void: bool,
+}
+
+/// What counts for a client.
+#[derive(Debug)]
+pub struct Head {
+    pub nonce: MessageId,
+    pub session: Box<Session>,
+}
+
+/// What lies in the log for one session, alive or not.
+#[derive(Debug, Default)]
+pub struct SessionState {
+    /// Of the client whose head names it.
+    client: Option<Arc<str>>,
+    filters: Vec<FilterRecord>,
+    inbound: Vec<InboundRecord>,
+    /// By the offset at which it was first read.
+    queue: BTreeMap<Offset, Entry>,
+}
+
+#[derive(Debug)]
+struct FilterRecord {
+    filter: Box<str>,
+    generation: Generation,
+    subscription: Subscription,
+    /// Seconds since the Unix epoch.
+    created: u32,
+}
+
+#[derive(Debug)]
+struct InboundRecord {
+    generation: Generation,
+    packet_id: u16,
+    inbound: Inbound,
+}
+
+/// What a record changed, as far as a reader acts on it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// Another head: the claim of this nonce took effect, and the one before it lost the client. `ended`: the session that the former
+    /// head named, if that is over.
+    Claimed {
+        client: Arc<str>,
+        nonce: MessageId,
+        before: Option<MessageId>,
+        ended: Option<MessageId>,
+    },
+    /// The head wrote its record once more. `ended` as above.
+    Rewritten {
+        client: Arc<str>,
+        ended: Option<MessageId>,
+    },
+    /// This claim has no effect, and never will.
+    Void {
+        client: Arc<str>,
+        nonce: MessageId,
+    },
+    /// A subscription of a session that lives is on or off now.
+    Filter {
+        sid: MessageId,
+        filter: Box<str>,
+    },
+    /// A message waits for this session, at this place in its queue.
+    Queued {
+        sid: MessageId,
+        order: Offset,
+    },
+    /// The session's device has taken a QoS 2 message.
+    Received {
+        sid: MessageId,
+        mid: MessageId,
+    },
+    /// A message no longer waits.
+    Finished {
+        sid: MessageId,
+        mid: MessageId,
+        why: Why,
+    },
+    Ticked {
+        boot: Boot,
+    },
+}
+
+impl View {
+    /// Takes the record at `offset`, which was made at `created` and has `size` bytes.
+    pub fn apply(
+        &mut self,
+        offset: Offset,
+        created: Millis,
+        size: usize,
+        key: Key,
+        value: Option<Value<'_>>,
+        changes: &mut Vec<Change>,
+    ) {
+        let seconds = u32::try_from(created / 1000).unwrap_or(u32::MAX);
+        match (key, value) {
+            (Key::Identity, Some(Value::Identity(identity))) => self.identity = Some(identity),
+            (Key::Session { nonce, client }, Some(Value::Session(session))) => {
+                self.session_written(nonce, &client, session, changes);
+            }
+            (Key::Session { nonce, client }, None) => self.session_deleted(nonce, &client, changes),
+            (Key::Filter { sid, generation, filter }, Some(Value::Filter(subscription))) => {
+                self.filter_written(sid, generation, filter, subscription, seconds, changes);
+            }
+            (Key::Filter { sid, generation, filter }, None) => {
+                self.filter_deleted(sid, generation, &filter, changes);
+            }
+            (Key::Inbound { sid, generation, packet_id }, value) => {
+                let value = match value {
+                    Some(Value::Inbound(inbound)) => Some(inbound),
+                    _ => None,
+                };
+                self.inbound_written(sid, generation, packet_id, value);
+            }
+            (Key::Message { mid, boot, chunk }, Some(Value::Message(message))) => {
+                let copy = queue::Copy::new(boot, chunk, offset, seconds, size, &message);
+                self.message_written(mid, copy, &message, changes);
+            }
+            (Key::Message { mid, boot, chunk }, None) => self.message_deleted(mid, boot, chunk, changes),
+            (Key::Progress { mid, sid, boot }, Some(Value::Progress(progress))) => {
+                self.progress_written(mid, sid, boot, progress, seconds, changes);
+            }
+            (Key::Progress { mid, sid, boot }, None) => self.progress_deleted(mid, sid, boot),
+            (Key::Tick { boot }, Some(_)) => {
+                self.ticks.insert(boot);
+                changes.push(Change::Ticked { boot });
+            }
+            (Key::Tick { boot }, None) => drop(self.ticks.remove(&boot)),
+            // Retained messages have a topic of their own, an identity is never deleted, and a value is of its key's kind.
+            _ => {}
+        }
+    }
+
+    pub fn identity(&self) -> Option<Identity> {
+        self.identity
+    }
+
+    /// What counts for a client, ended or not.
+    pub fn head(&self, client: &str) -> Option<&Head> {
+        self.clients.get(client)?.head.as_ref()
+    }
+
+    /// All clients with a head.
+    pub fn heads(&self) -> impl Iterator<Item = (&Arc<str>, &Head)> {
+        self.clients.iter().filter_map(|(name, client)| Some((name, client.head.as_ref()?)))
+    }
+
+    /// The generation that a claim of this client must have. Where nothing is known of the client it is the time: whatever there
+    /// was has been deleted long ago, and a reader who meets the deletion later than the claim must not take it for older.
+    pub fn next_generation(&self, client: &str, now: Millis) -> Generation {
+        match self.clients.get(client).map_or(0, Client::floor) {
+            0 => now.max(1),
+            floor => floor.saturating_add(1),
+        }
+    }
+
+    /// Whether the head of a client must be written once more, with `won`, lest other readers take a void claim for it.
+    pub fn is_contested(&self, client: &str) -> bool {
+        self.clients.get(client).is_some_and(|client| {
+            (client.overtaken || client.others.iter().any(|other| other.is_void))
+                && client.head.as_ref().is_some_and(|head| !head.session.won)
+        })
+    }
+
+    /// A session that lives, with its client.
+    pub fn session(&self, sid: MessageId) -> Option<(&Arc<str>, &SessionState)> {
+        let session = self.sessions.get(&sid)?;
+        Some((session.client.as_ref()?, session))
+    }
+
+    /// Sessions that live.
+    pub fn live(&self) -> usize {
+        self.heads().filter(|(_, head)| head.session.phase != Phase::Ended).count()
+    }
+
+    /// What is known of a message.
+    pub fn message(&self, mid: MessageId) -> Option<&Message> {
+        self.messages.get(&mid)
+    }
+
+    /// Whether a publish that is not released has this message: it may be routed again.
+    pub fn names(&self, mid: MessageId) -> bool {
+        self.inbound.contains_key(&mid)
+    }
+
+    #[cfg(test)]
+    fn has(&self, mutation: Mutation) -> bool {
+        self.mutation == Some(mutation)
+    }
+
+    #[cfg(not(test))]
+    fn has(&self, _: Mutation) -> bool {
+        false
+    }
+
+    fn session_written(
+        &mut self,
+        nonce: MessageId,
+        name: &str,
+        session: Box<Session>,
+        changes: &mut Vec<Change>,
+    ) {
+        let name: Arc<str> = match self.clients.get_key_value(name) {
+            Some((known, _)) => known.clone(),
+            None => name.into(),
+        };
+        let ignore_generation = self.has(Mutation::IgnoreGeneration);
+        let client = self.clients.entry(name.clone()).or_default();
+        let counts = match &client.head {
+            None => session.won || session.generation > client.floor(),
+            Some(head) if head.nonce == nonce => session.sequence > head.session.sequence,
+            Some(head) => {
+                let rivals = session.generation == head.session.generation;
+                let above = session.generation > head.session.generation || ignore_generation;
+                let follows = session.generation.checked_sub(1) == Some(head.session.generation);
+                let resumes = session.sid == head.session.sid && head.session.phase != Phase::Ended;
+                match session.won {
+                    true => above || (rivals && !head.session.won),
+                    // A claim is one above what it was based on: a gap hides that from this reader.
+                    false => above && (session.sid == nonce || resumes || !follows),
+                }
+            }
+        };
+        if !counts {
+            if client.head.as_ref().is_some_and(|head| head.nonce == nonce) {
+                return;
+            }
+            client.put_aside(nonce, session.generation, !session.won);
+            client.overtaken = true;
+            if !session.won {
+                changes.push(Change::Void { client: name, nonce });
+            }
+            return;
+        }
+        client.others.retain(|other| other.nonce != nonce);
+        client.overtaken &= client.head.as_ref().is_some_and(|head| head.nonce == nonce);
+        let (sid, generation, lives) = (session.sid, session.generation, session.phase != Phase::Ended);
+        let former = client.head.replace(Head { nonce, session });
+        let ended = former.as_ref().filter(|former| former.session.phase != Phase::Ended);
+        let ended = ended.map(|former| former.session.sid).filter(|former| *former != sid || !lives);
+        match former {
+            Some(former) if former.nonce == nonce => {
+                changes.push(Change::Rewritten { client: name.clone(), ended });
+            }
+            former => {
+                let before = former.map(|former| {
+                    // A rival that a rewrite of the same generation corrects never counted for others.
+                    let is_void = former.session.generation == generation;
+                    client.put_aside(former.nonce, former.session.generation, is_void);
+                    former.nonce
+                });
+                changes.push(Change::Claimed { client: name.clone(), nonce, before, ended });
+            }
+        }
+        if let Some(ended) = ended {
+            self.part(ended);
+        }
+        if lives {
+            self.sessions.entry(sid).or_default().client = Some(name);
+        }
+    }
+
+    fn session_deleted(&mut self, nonce: MessageId, name: &str, changes: &mut Vec<Change>) {
+        let Some(client) = self.clients.get_mut(name) else { return };
+        client.others.retain(|other| other.nonce != nonce);
+        if let Some(head) = client.head.take_if(|head| head.nonce == nonce) {
+            // By the rules it has ended before.
+            let lived = head.session.phase != Phase::Ended;
+            let ended = lived.then_some(head.session.sid);
+            changes.push(Change::Rewritten { client: name.into(), ended });
+            if let Some(ended) = ended {
+                self.part(ended);
+            }
+        }
+        if self.clients.get(name).is_some_and(|client| client.head.is_none() && client.others.is_empty()) {
+            self.clients.remove(name);
+        }
+    }
+
+    /// The session is over; its records stay until they are deleted.
+    fn part(&mut self, sid: MessageId) {
+        if let Some(session) = self.sessions.get_mut(&sid) {
+            session.client = None;
+            self.tidy(sid);
+        }
+    }
+
+    fn filter_written(
+        &mut self,
+        sid: MessageId,
+        generation: Generation,
+        filter: Box<str>,
+        subscription: Subscription,
+        created: u32,
+        changes: &mut Vec<Change>,
+    ) {
+        let session = self.sessions.entry(sid).or_default();
+        let known = session.filters.iter_mut().find(|r| r.generation == generation && r.filter == filter);
+        match known {
+            Some(known) if known.subscription.sequence >= subscription.sequence => return,
+            Some(known) => (known.subscription, known.created) = (subscription, created),
+            None => {
+                session.filters.reserve_exact(1);
+                session.filters.push(FilterRecord {
+                    filter: filter.clone(),
+                    generation,
+                    subscription,
+                    created,
+                });
+            }
+        }
+        if session.client.is_some() {
+            changes.push(Change::Filter { sid, filter });
+        }
+    }
+
+    fn filter_deleted(
+        &mut self,
+        sid: MessageId,
+        generation: Generation,
+        filter: &str,
+        changes: &mut Vec<Change>,
+    ) {
+        let Some(session) = self.sessions.get_mut(&sid) else { return };
+        let before = session.filters.len();
+        session.filters.retain(|r| !(r.generation == generation && *r.filter == *filter));
+        if session.client.is_some() && session.filters.len() < before {
+            changes.push(Change::Filter { sid, filter: filter.into() });
+        }
+        self.tidy(sid);
+    }
+
+    fn inbound_written(
+        &mut self,
+        sid: MessageId,
+        generation: Generation,
+        packet_id: u16,
+        value: Option<Inbound>,
+    ) {
+        let session = self.sessions.entry(sid).or_default();
+        let is_it = |r: &InboundRecord| r.generation == generation && r.packet_id == packet_id;
+        for former in session.inbound.extract_if(.., |r| is_it(r)) {
+            if let Some(count) = self.inbound.get_mut(&former.inbound.mid) {
+                *count -= 1;
+                if *count == 0 {
+                    self.inbound.remove(&former.inbound.mid);
+                }
+            }
+        }
+        if let Some(inbound) = value {
+            *self.inbound.entry(inbound.mid).or_default() += 1;
+            session.inbound.push(InboundRecord { generation, packet_id, inbound });
+        }
+        self.tidy(sid);
+    }
+
+    /// Forgets a session of which nothing is in the log.
+    fn tidy(&mut self, sid: MessageId) {
+        let empty = |s: &SessionState| {
+            s.client.is_none() && s.filters.is_empty() && s.inbound.is_empty() && s.queue.is_empty()
+        };
+        if self.sessions.get(&sid).is_some_and(empty) {
+            self.sessions.remove(&sid);
+        }
+    }
+}
+
+impl Client {
+    fn put_aside(&mut self, nonce: MessageId, generation: Generation, is_void: bool) {
+        match self.others.iter_mut().find(|other| other.nonce == nonce) {
+            // What counted once was no void claim, whatever a repeat of it looks like now.
+            Some(known) => known.is_void &= is_void,
+            None => self.others.push(Other { nonce, generation, is_void }),
+        }
+    }
+
+    /// The highest generation known to have counted.
+    fn floor(&self) -> Generation {
+        let head = self.head.as_ref().map(|head| head.session.generation);
+        let others = self.others.iter().filter(|other| !other.is_void).map(|other| other.generation);
+        others.chain(head).max().unwrap_or(0)
+    }
+}
+
+impl SessionState {
+    /// The subscription on a filter, if it is on, and the generation and sequence of its record.
+    pub fn filter(&self, filter: &str) -> Option<(Generation, Subscription)> {
+        let records = self.filters.iter().filter(|record| *record.filter == *filter);
+        let highest = records.max_by_key(|record| record.generation)?;
+        Some((highest.generation, highest.subscription))
+    }
+
+    /// The subscriptions that are on.
+    pub fn subscriptions(&self) -> impl Iterator<Item = (&str, Subscription)> {
+        let is_highest = |record: &&FilterRecord| {
+            !self
+                .filters
+                .iter()
+                .any(|other| other.generation > record.generation && other.filter == record.filter)
+        };
+        let on = self.filters.iter().filter(is_highest).filter(|record| record.subscription.on);
+        on.map(|record| (&*record.filter, record.subscription))
+    }
+
+    /// The QoS 2 publishes that are not released, with packet identifier and generation.
+    pub fn inbound(&self) -> impl Iterator<Item = (u16, Generation, &Inbound)> {
+        let is_highest = |record: &&InboundRecord| {
+            !self
+                .inbound
+                .iter()
+                .any(|other| other.generation > record.generation && other.packet_id == record.packet_id)
+        };
+        let highest = self.inbound.iter().filter(is_highest);
+        highest.map(|record| (record.packet_id, record.generation, &record.inbound))
+    }
+
+    /// All records about a packet identifier: to be deleted when it is released.
+    pub fn inbound_of(&self, packet_id: u16) -> impl Iterator<Item = Generation> {
+        self.inbound.iter().filter(move |r| r.packet_id == packet_id).map(|r| r.generation)
+    }
+
+    /// What waits, by the offset at which this reader met it first.
+    pub fn queue(&self) -> &BTreeMap<Offset, Entry> {
+        &self.queue
+    }
+
+    /// What waits, in the order in which it is to be delivered.
+    pub fn in_order(&self) -> Vec<&Entry> {
+        let mut of_boot: BTreeMap<Boot, Vec<&Entry>> = BTreeMap::new();
+        for entry in self.queue.values() {
+            of_boot.entry(entry.mid.boot).or_default().push(entry);
+        }
+        for entries in of_boot.values_mut() {
+            entries.sort_by_key(|entry| std::cmp::Reverse(entry.mid.counter));
+        }
+        // Each place in the queue goes to the next message of the run whose message was met there.
+        let next = |entry: &Entry| of_boot.get_mut(&entry.mid.boot).and_then(Vec::pop);
+        self.queue.values().filter_map(next).collect()
+    }
+}
