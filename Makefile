@@ -9,6 +9,7 @@ export RUST_BACKTRACE := 0
 CARGO_DENY := 0.20.2
 # The release that stories run on, and the oldest that the broker works with, for KAFKA_RELEASE=3.6.2 make e2e.
 KAFKAS := 4.1.2 3.6.2
+KUBECONFORM := 0.7.0
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
 TARGET := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
 DEV := $(patsubst $(CURDIR)/%,%,$(TARGET))/debug
@@ -87,7 +88,7 @@ image-files:
 
 # The clients and the Kafka that the stories run, and the brokers the benchmark compares with. A second run finds them
 # there.
-tools: mosquitto $(TOOLS)/paho $(TOOLS)/mqttjs $(KAFKAS:%=$(TOOLS)/kafka-%) $(TOOLS)/kubernetes/made
+tools: mosquitto $(TOOLS)/paho $(TOOLS)/mqttjs $(KAFKAS:%=$(TOOLS)/kafka-%) $(TOOLS)/kubernetes/made $(TOOLS)/bin/kubeconform
 
 mosquitto:
 	@if ! { command -v mosquitto && command -v mosquitto_pub; } >/dev/null; then \
@@ -124,6 +125,11 @@ $(TOOLS)/kubernetes/made: e2e/kubernetes/go.mod e2e/kubernetes/tools
 	@if ! dpkg -s $(CLUSTER_PACKAGES) >/dev/null 2>&1; then e2e/apt-install $(CLUSTER_PACKAGES); fi
 	@e2e/kubernetes/tools $(TOOLS)/kubernetes
 	@touch $@
+
+$(TOOLS)/bin/kubeconform:
+	$(call say,kubeconform $(KUBECONFORM))
+	@GOBIN=$(TOOLS)/bin go install github.com/yannh/kubeconform/cmd/kubeconform@v$(KUBECONFORM) 2>/dev/null \
+		|| { echo "kubeconform could not be built: is Go 1.24 there, and its module proxy within reach?" >&2; exit 1; }
 
 # Unoptimised: it is built in half the time, and what it checks here takes it a second either way.
 $(TOOLS)/bin/cargo-deny:

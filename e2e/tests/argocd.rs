@@ -42,15 +42,15 @@ fn object(observed: Option<u64>, conditions: &[(&str, &str, &str)]) -> Value {
         .iter()
         .map(|(kind, status, message)| json!({"type": kind, "status": status, "message": message, "reason": "Any"}))
         .collect();
-    let mut object = json!({
+    let mut status = json!({"conditions": conditions});
+    if let (Some(observed), Some(fields)) = (observed, status.as_object_mut()) {
+        fields.insert("observedGeneration".into(), observed.into());
+    }
+    json!({
         "apiVersion": "mqtt.dms.dev/v1alpha1",
         "metadata": {"name": "meters", "generation": 3},
-        "status": {"conditions": conditions},
-    });
-    if let Some(observed) = observed {
-        object["status"]["observedGeneration"] = observed.into();
-    }
-    object
+        "status": status,
+    })
 }
 
 #[test]

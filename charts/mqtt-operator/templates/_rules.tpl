@@ -2,7 +2,7 @@
 {{- define "rules" -}}
 - apiGroups: [mqtt.dms.dev]
   resources: [mqttinstances, parenttopics, mqttusers, topicgrants]
-  verbs: [get, list, watch]
+  verbs: [list, watch]
 - apiGroups: [mqtt.dms.dev]
   resources: [mqttinstances/status, parenttopics/status, mqttusers/status, topicgrants/status]
   verbs: [patch]
@@ -12,10 +12,11 @@
 - apiGroups: [""]
   resources: [services, configmaps]
   verbs: [get, list, watch, create, patch, delete]
-# Read by name alone: never listed, never watched.
+# Of those that nobody names, only metadata is read, and only where there are objects of ours. Kubernetes knows no right
+# for that alone: where this is too much, give watchNamespaces.
 - apiGroups: [""]
   resources: [secrets]
-  verbs: [get, create, patch, delete]
+  verbs: [get, list, watch, create, patch, delete]
 - apiGroups: [policy]
   resources: [poddisruptionbudgets]
   verbs: [get, list, watch, create, patch, delete]
@@ -24,11 +25,11 @@
   verbs: [get, list, watch, create, patch, delete]
 - apiGroups: [monitoring.coreos.com]
   resources: [servicemonitors]
-  verbs: [get, list, watch, create, patch, delete]
+  verbs: [get, create, patch, delete]
 # An annotation makes the kubelet mount a changed document at once.
 - apiGroups: [""]
   resources: [pods]
-  verbs: [get, list, watch, patch]
+  verbs: [list, watch, patch]
 - apiGroups: [events.k8s.io]
   resources: [events]
   verbs: [create, patch]
