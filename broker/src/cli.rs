@@ -3,6 +3,7 @@
 use std::{path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand};
+use jiff::{Timestamp, civil::Date};
 use tracing_subscriber::EnvFilter;
 
 use crate::{admin, run, standalone};
@@ -23,6 +24,25 @@ enum Command {
     /// Read or append records of a running broker.
     #[command(subcommand)]
     Records(Records),
+    /// Print what happened to a device: connections, subscriptions, sessions resumed, dropped or taken over.
+    Trace {
+        client_id: String,
+        /// The broker's admin address, HOST:PORT.
+        #[arg(long)]
+        admin: String,
+        /// A day of UTC, such as 2026-11-22; left out: today. Events are kept 7 days.
+        #[arg(long, conflicts_with_all = ["from", "to"])]
+        day: Option<Date>,
+        /// The beginning instead, such as 2026-11-22T08:30:00Z.
+        #[arg(long)]
+        from: Option<Timestamp>,
+        /// The end, which is not part of it.
+        #[arg(long)]
+        to: Option<Timestamp>,
+        /// One JSON object a line, for scripts.
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 #[derive(Subcommand)]
@@ -68,6 +88,10 @@ pub(crate) fn run() -> ExitCode {
         Command::Run(args) => {
             log_to_stderr();
             run::run(args)
+        }
+        Command::Trace { client_id, admin, day, from, to, json } => {
+            let span = admin::trace_client::Span::new(day, from, to, Timestamp::now());
+            finish(span.and_then(|span| admin::trace_client::read(&admin, &client_id, span, json)))
         }
         Command::Records(Records::Read { topic, admin, from, follow }) => {
             finish(admin::client::read(&admin, &topic, from, follow))

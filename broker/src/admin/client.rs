@@ -69,7 +69,7 @@ pub(crate) fn append(
     Ok(())
 }
 
-fn agent() -> Agent {
+pub(super) fn agent() -> Agent {
     Agent::config_builder().http_status_as_error(false).build().into()
 }
 
@@ -77,7 +77,7 @@ fn url(admin: &str, topic: &str) -> String {
     format!("http://{admin}/v1/topics/{topic}/records")
 }
 
-fn expect_success(
+pub(super) fn expect_success(
     admin: &str,
     outcome: Result<Response<Body>, ureq::Error>,
 ) -> anyhow::Result<Response<Body>> {

@@ -7,12 +7,15 @@
 //! | `GET /v1/acl` | generation and hash of the ACL document in force, and its number of users |
 //! | `GET /v1/counters` | a JSON object of counters and gauges |
 //! | `GET /v1/topics/TOPIC/records?from=OFFSET&follow=BOOL` | JSON records, one a line |
+//! | `GET /v1/trace/CLIENT_ID?from=MS&to=MS&next=OFFSET` | a page of what happened to a device |
 //! | `POST /v1/topics/mq2mqtt/records` | appends one record, answers its partition and offset |
 //!
 //! Before the node serves, all but `/healthz` answer 503 and one line why.
 
 pub(crate) mod client;
 mod records;
+mod trace;
+pub(crate) mod trace_client;
 
 use std::sync::Arc;
 
@@ -47,6 +50,7 @@ pub(crate) async fn serve(stage: Arc<ArcSwap<Stage>>, listener: TcpListener) {
         .route("/v1/acl", get(acl))
         .route("/v1/counters", get(counters))
         .route("/v1/topics/{topic}/records", get(records::read).post(records::append))
+        .route("/v1/trace/{client_id}", get(trace::read))
         .layer(axum::extract::DefaultBodyLimit::max(BODY_LIMIT))
         .with_state(stage);
     if let Err(error) = axum::serve(listener, routes).await {

@@ -10,6 +10,7 @@ use bytes::Bytes;
 pub(crate) use mqtt_kafka::{Cleanup, TopicSettings};
 use tokio::sync::{oneshot, watch};
 
+mod by_time;
 pub(crate) mod embedded;
 pub(crate) mod kafka;
 mod room;
@@ -17,6 +18,9 @@ mod room;
 /// Position of a record in its partition; rises, with gaps.
 pub(crate) type Offset = u64;
 pub(crate) type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// How far the order of records in a partition may differ from that of their `created`: clocks differ.
+pub(crate) const CLOCK_SKEW: Duration = Duration::from_secs(300);
 
 /// A record as it is appended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -171,6 +175,18 @@ pub(crate) trait Log: Send + Sync {
     ) -> BoxFuture<'a, Result<ReadBatch, LogError>>;
 
     fn bounds<'a>(&'a self, topic: &'a Topic, partition: u32) -> BoxFuture<'a, Result<Bounds, LogError>>;
+
+    /// Where to begin reading for what was created at `time` (milliseconds since the Unix epoch) or later: all such
+    /// records stand at this offset or behind it, as long as no record stands behind one that was created more
+    /// than [`CLOCK_SKEW`] after it; older ones may, too. The end where there are none.
+    fn offset_at<'a>(
+        &'a self,
+        topic: &'a Topic,
+        partition: u32,
+        time: i64,
+    ) -> BoxFuture<'a, Result<Offset, LogError>> {
+        Box::pin(by_time::search(self, topic, partition, time))
+    }
 
     /// An offset that no later append will be below, without asking anybody: what this process last knew of the
     /// partition's end, 0 if nothing.

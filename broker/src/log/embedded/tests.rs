@@ -1,6 +1,7 @@
 //! What a user of the store sees: order, reading, waiting, cleanup, and what is kept over a restart.
 #![allow(clippy::indexing_slicing)]
 
+mod by_time;
 mod faults;
 
 use std::{

@@ -233,6 +233,18 @@ impl Log for KafkaLog {
         })
     }
 
+    fn offset_at<'a>(
+        &'a self,
+        topic: &'a Topic,
+        partition: u32,
+        time: i64,
+    ) -> BoxFuture<'a, Result<Offset, LogError>> {
+        Box::pin(async move {
+            self.shared.check(topic, partition)?;
+            self.shared.readers.offset_at(topic, partition, time).await
+        })
+    }
+
     fn known_end(&self, topic: &Topic, partition: u32) -> Offset {
         self.shared.lane(topic, partition).map_or(0, |lane| lane.known_end())
     }

@@ -213,8 +213,46 @@ impl Readers {
         }
     }
 
-    /// Asks the partition's leader.
     pub(super) async fn bounds(&self, topic: &Topic, partition: u32) -> Result<Bounds, LogError> {
+        let ask = |client: &BaseConsumer<Events>, name: &str, partition| {
+            client.fetch_watermarks(name, partition, BOUNDS)
+        };
+        let (start, end) = self.ask_leader(topic, partition, ask).await?;
+        let offset = |offset| Offset::try_from(offset).unwrap_or(0);
+        Ok(Bounds { start: offset(start), end: offset(end) })
+    }
+
+    /// See [`crate::log::Log::offset_at`]; here it is exact: the first record that was created at `time` or later.
+    pub(super) async fn offset_at(
+        &self,
+        topic: &Topic,
+        partition: u32,
+        time: i64,
+    ) -> Result<Offset, LogError> {
+        // Negative ones have meanings of their own.
+        let time = time.max(0);
+        let ask = move |client: &BaseConsumer<Events>, name: &str, partition| {
+            let mut asked = TopicPartitionList::new();
+            asked.add_partition_offset(name, partition, Position::Offset(time))?;
+            let told = client.offsets_for_times(asked, BOUNDS)?;
+            let told = told.find_partition(name, partition);
+            let told = told.ok_or(KafkaError::OffsetFetch(RDKafkaErrorCode::UnknownPartition))?;
+            told.error()?;
+            Ok(told.offset())
+        };
+        match self.ask_leader(topic, partition, ask).await? {
+            Position::Offset(offset) => Ok(Offset::try_from(offset).unwrap_or(0)),
+            _ => Ok(self.bounds(topic, partition).await?.end),
+        }
+    }
+
+    /// Asks the partition's leader about offsets, by a call that blocks.
+    async fn ask_leader<T: Send + 'static>(
+        &self,
+        topic: &Topic,
+        partition: u32,
+        ask: impl Fn(&BaseConsumer<Events>, &str, i32) -> Result<T, KafkaError> + Send + 'static,
+    ) -> Result<T, LogError> {
         let client = self.questions()?;
         let asked_by = client.clone();
         let name = topic.name().to_owned();
@@ -222,20 +260,19 @@ impl Readers {
             let partition = i32::try_from(partition).unwrap_or(i32::MAX);
             let until = Instant::now() + NEWS;
             loop {
-                let bounds = client.fetch_watermarks(&name, partition, BOUNDS);
-                match &bounds {
+                match ask(&client, &name, partition) {
                     // A new topic is not known to all nodes at once, nor a new leader to us.
-                    Err(error) if is_news(error) && Instant::now() < until => {
+                    Err(error) if is_news(&error) && Instant::now() < until => {
                         // Whatever it answers, the offsets are asked for again.
                         let _ = client.fetch_metadata(Some(&name), QUESTION);
                         std::thread::sleep(Duration::from_millis(20));
                     }
-                    _ => return bounds,
+                    answer => return answer,
                 }
             }
         });
-        let bounds = asked.await.map_err(|_| LogError::Store("the broker is stopping".to_owned()))?;
-        let (start, end) = bounds.map_err(|error| {
+        let answer = asked.await.map_err(|_| LogError::Store("the broker is stopping".to_owned()))?;
+        answer.map_err(|error| {
             if is_news(&error) {
                 // What the client knows of the topic may be of its former life (librdkafka 4898): a new one starts afresh.
                 let former = self.state.lock().questions.take_if(|client| Arc::ptr_eq(client, &asked_by));
@@ -247,9 +284,7 @@ impl Readers {
                 "Kafka tells no offsets of topic {} partition {partition}: {why}",
                 topic.name()
             ))
-        })?;
-        let offset = |offset| Offset::try_from(offset).unwrap_or(0);
-        Ok(Bounds { start: offset(start), end: offset(end) })
+        })
     }
 
     /// For questions, which may block.
