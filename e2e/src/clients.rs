@@ -8,6 +8,7 @@
 use std::{
     collections::VecDeque,
     io::{BufRead, BufReader, Write},
+    net::SocketAddr,
     path::{Path, PathBuf},
     process::{Child, ChildStdin, Command, Stdio},
     sync::mpsc::{Receiver, channel},
@@ -67,6 +68,19 @@ pub struct Message {
     pub retain: bool,
 }
 
+/// Where a client connects to.
+#[derive(Clone, Copy, Debug)]
+pub struct Endpoint {
+    pub mqtt: SocketAddr,
+    pub mqtts: Option<SocketAddr>,
+}
+
+impl From<&Broker> for Endpoint {
+    fn from(broker: &Broker) -> Self {
+        Self { mqtt: broker.mqtt, mqtts: broker.mqtts }
+    }
+}
+
 /// A driver's process.
 pub struct Client {
     driver: Driver,
@@ -81,19 +95,20 @@ pub struct Client {
 
 impl Client {
     /// Starts the driver and connects; a refusal is an error.
-    pub fn connect(driver: Driver, broker: &Broker, login: &Login) -> Result<Self> {
-        match Self::try_connect(driver, broker, login)? {
+    pub fn connect(driver: Driver, to: impl Into<Endpoint>, login: &Login) -> Result<Self> {
+        match Self::try_connect(driver, to, login)? {
             (client, Event::Connected { .. }) => Ok(client),
             (client, other) => bail!("{} could not connect: {other:?}", client.name),
         }
     }
 
     /// Starts the driver and returns it with [`Event::Connected`] or [`Event::Refused`].
-    pub fn try_connect(driver: Driver, broker: &Broker, login: &Login) -> Result<(Self, Event)> {
+    pub fn try_connect(driver: Driver, to: impl Into<Endpoint>, login: &Login) -> Result<(Self, Event)> {
+        let to = to.into();
         let mut client = Self::start(driver, &login.client_id)?;
         let address = match login.tls {
-            None => broker.mqtt,
-            Some(_) => broker.mqtts.context("the broker has no TLS listener")?,
+            None => to.mqtt,
+            Some(_) => to.mqtts.context("the broker has no TLS listener")?,
         };
         client.command(json!({
             "do": "connect", "host": address.ip().to_string(), "port": address.port(),

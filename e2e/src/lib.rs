@@ -8,6 +8,7 @@ pub mod broker;
 pub mod clients;
 pub mod fleet;
 pub mod kafka;
+pub mod kubernetes;
 pub mod load;
 pub mod manifests;
 pub mod store;

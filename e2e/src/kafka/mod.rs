@@ -14,7 +14,7 @@ use std::{
     collections::{BTreeSet, hash_map::RandomState},
     fmt::Write as _,
     hash::{BuildHasher, Hasher},
-    net::TcpListener,
+    net::{Ipv4Addr, TcpListener},
     path::PathBuf,
     thread,
     time::Duration,
@@ -48,6 +48,8 @@ const PORTS: std::ops::Range<u16> = 16_000..32_000;
 pub struct KafkaOptions {
     /// 1 or 3.
     pub nodes: usize,
+    /// The address of this machine that all nodes serve on.
+    pub host: Ipv4Addr,
     pub version: Version,
     /// Listeners `SASL_SSL` and `SSL`, too.
     pub sasl_ssl: bool,
@@ -57,7 +59,13 @@ pub struct KafkaOptions {
 
 impl Default for KafkaOptions {
     fn default() -> Self {
-        Self { nodes: 1, version: Version::Current, sasl_ssl: false, shows_log: true }
+        Self {
+            nodes: 1,
+            host: Ipv4Addr::LOCALHOST,
+            version: Version::Current,
+            sasl_ssl: false,
+            shows_log: true,
+        }
     }
 }
 
@@ -132,8 +140,8 @@ impl Kafka {
     pub fn start(options: KafkaOptions) -> Result<Self> {
         let home = Home::new()?;
         let tls = if options.sasl_ssl { Some(Tls::make(&home)?) } else { None };
-        let ports = free_ports(options.nodes)?;
-        let make = |id| Node::make(id, &ports, options.version, tls.as_ref(), home.path());
+        let ports = free_ports(options)?;
+        let make = |id| Node::make(id, &ports, options, tls.as_ref(), home.path());
         let nodes: Vec<Result<Node>> = thread::scope(|scope| {
             let formatting: Vec<_> = (1..=options.nodes).map(|id| scope.spawn(move || make(id))).collect();
             formatting
@@ -156,8 +164,9 @@ impl Kafka {
     }
 
     pub fn bootstrap_of(&self, listener: Listener) -> String {
+        let host = self.options.host;
         let servers: Vec<String> =
-            self.ports.iter().map(|ports| format!("127.0.0.1:{}", ports.of(listener))).collect();
+            self.ports.iter().map(|ports| format!("{host}:{}", ports.of(listener))).collect();
         servers.join(",")
     }
 
@@ -287,7 +296,7 @@ impl Drop for Kafka {
     }
 }
 
-fn free_ports(nodes: usize) -> Result<Vec<Ports>> {
+fn free_ports(KafkaOptions { nodes, host, .. }: KafkaOptions) -> Result<Vec<Ports>> {
     let width = usize::from(PORTS.end - PORTS.start);
     let first = usize::try_from(RandomState::new().build_hasher().finish() % width as u64)?;
     // Held until all are found, so that none is taken twice.
@@ -296,7 +305,7 @@ fn free_ports(nodes: usize) -> Result<Vec<Ports>> {
         if held.len() == nodes * 4 {
             break;
         }
-        held.extend(TcpListener::bind(("127.0.0.1", port)).ok());
+        held.extend(TcpListener::bind((host, port)).ok());
     }
     ensure!(held.len() == nodes * 4, "too few free ports in {PORTS:?}");
     let ports = held.iter().map(|socket| Ok(socket.local_addr()?.port())).collect::<Result<Vec<u16>>>()?;

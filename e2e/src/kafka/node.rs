@@ -13,7 +13,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::{Listener, PASSWORD, USER, Version, java::java, tls::Tls};
+use super::{KafkaOptions, Listener, PASSWORD, USER, java::java, tls::Tls};
 use crate::wait_until;
 
 /// How long a process may take to end that was asked to.
@@ -22,7 +22,7 @@ const STOP_LIMIT: Duration = Duration::from_secs(30);
 /// Any cluster's: it need only be the same at each node.
 const CLUSTER: &str = "MkU3OEVBNTcwNTJENDM2Qg";
 
-/// Where a node listens: ports of 127.0.0.1.
+/// Where a node listens: ports of the cluster's address.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Ports {
     pub(super) controller: u16,
@@ -43,7 +43,7 @@ impl Ports {
 
 pub(super) struct Node {
     pub(super) ports: Ports,
-    version: Version,
+    options: KafkaOptions,
     folder: PathBuf,
     /// Absent: not running.
     process: Option<Child>,
@@ -54,7 +54,7 @@ impl Node {
     pub(super) fn make(
         id: usize,
         cluster: &[Ports],
-        version: Version,
+        options: KafkaOptions,
         tls: Option<&Tls>,
         home: &Path,
     ) -> Result<Self> {
@@ -62,8 +62,8 @@ impl Node {
         fs::create_dir(&folder)?;
         let ports = *id.checked_sub(1).and_then(|at| cluster.get(at)).context("nodes are counted from 1")?;
         let settings = folder.join("server.properties");
-        fs::write(&settings, properties(id, cluster, tls, &folder.join("data"))?)?;
-        let mut format = java(version, "64m")?;
+        fs::write(&settings, properties(id, cluster, options, tls, &folder.join("data"))?)?;
+        let mut format = java(options.version, "64m")?;
         format
             .args(["kafka.tools.StorageTool", "format", "--cluster-id", CLUSTER, "--config"])
             .arg(&settings);
@@ -75,12 +75,12 @@ impl Node {
         let output = format.output().context("starting java: a JDK of 17 or later is needed")?;
         let said = [output.stdout, output.stderr].concat();
         ensure!(output.status.success(), "formatting node {id}:\n{}", String::from_utf8_lossy(&said));
-        Ok(Self { ports, version, folder, process: None })
+        Ok(Self { ports, options, folder, process: None })
     }
 
     pub(super) fn start(&mut self) -> Result<()> {
         ensure!(self.process.is_none(), "it still runs");
-        let java = java(self.version, "400m")?;
+        let java = java(self.options.version, "400m")?;
         let log = File::options().create(true).append(true).open(self.folder.join("log"))?;
         // The ID is on record before there is anything to kill. A group of its own: Ctrl-C is the keeper's business.
         let process = Command::new("sh")
@@ -106,7 +106,7 @@ impl Node {
         if let Some(status) = process.try_wait()? {
             anyhow::bail!("it ended by itself: {status}");
         }
-        Ok(TcpStream::connect(("127.0.0.1", self.ports.plaintext)).is_ok())
+        Ok(TcpStream::connect((self.options.host, self.ports.plaintext)).is_ok())
     }
 
     pub(super) fn is_running(&self) -> bool {
@@ -146,25 +146,32 @@ impl Node {
 }
 
 /// A small broker and controller in one, quick to notice that a peer is gone.
-fn properties(id: usize, cluster: &[Ports], tls: Option<&Tls>, data: &Path) -> Result<String> {
+fn properties(
+    id: usize,
+    cluster: &[Ports],
+    options: KafkaOptions,
+    tls: Option<&Tls>,
+    data: &Path,
+) -> Result<String> {
+    let host = options.host;
     let own = id.checked_sub(1).and_then(|at| cluster.get(at)).context("nodes are counted from 1")?;
     let copies = cluster.len().min(3);
     let voters: Vec<String> =
-        (1..).zip(cluster).map(|(id, ports)| format!("{id}@127.0.0.1:{}", ports.controller)).collect();
+        (1..).zip(cluster).map(|(id, ports)| format!("{id}@{host}:{}", ports.controller)).collect();
     let listeners = match tls {
         Some(_) => &[Listener::Plaintext, Listener::SaslSsl, Listener::Ssl][..],
         None => &[Listener::Plaintext],
     };
     let listeners: Vec<String> = listeners
         .iter()
-        .map(|listener| format!("{}://127.0.0.1:{}", listener.name(), own.of(*listener)))
+        .map(|listener| format!("{}://{host}:{}", listener.name(), own.of(*listener)))
         .collect();
     let mut text = format!(
         "process.roles=broker,controller\n\
          node.id={id}\n\
          controller.quorum.voters={}\n\
          controller.listener.names=CONTROLLER\n\
-         listeners=CONTROLLER://127.0.0.1:{},{}\n\
+         listeners=CONTROLLER://{host}:{},{}\n\
          advertised.listeners={}\n\
          listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,SASL_SSL:SASL_SSL,SSL:SSL\n\
          inter.broker.listener.name=PLAINTEXT\n\

@@ -1,0 +1,222 @@
+//! A real Kubernetes for the stories, and what a user does there with kubectl and Helm.
+//!
+//! A test process shares one [`Cluster`], started when the first story asks for it: a node of its own ([`node`]), or
+//! the one that `KUBECONFIG` names, with `MQTT_BROKER_IMAGE` and `MQTT_OPERATOR_IMAGE` to pull from a registry and
+//! `KAFKA` as bootstrap servers that both its pods and the tests reach; addresses of its Services must be reachable
+//! from here, too.
+
+mod images;
+mod namespace;
+mod node;
+
+use std::{
+    ffi::OsString,
+    io::{Seek as _, Write as _},
+    net::Ipv4Addr,
+    path::PathBuf,
+    process::{self, Command, Stdio},
+    sync::{
+        OnceLock,
+        atomic::{AtomicU32, Ordering},
+    },
+    thread,
+    time::Duration,
+};
+
+use anyhow::{Context, Result, anyhow, ensure};
+use mqtt_broker_api::admin::RecordView;
+use parking_lot::{RwLock, RwLockWriteGuard};
+use rustix::process::Signal;
+use tempfile::NamedTempFile;
+
+use self::node::Node;
+pub use self::{images::Images, namespace::Namespace, node::Part};
+use crate::{
+    clients::root,
+    kafka::{Kafka, KafkaOptions, Program},
+    wait_until,
+};
+
+/// The node's own address, which its pods reach.
+const NODE_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 250, 0, 1);
+
+/// How long the control plane takes to come up, on a busy machine.
+const START_LIMIT: Duration = Duration::from_secs(120);
+
+/// More than any command takes that does not hang.
+const COMMAND_LIMIT: &str = "180";
+
+/// Stories share the cluster, but for one that harms all of it.
+static CALM: RwLock<()> = RwLock::new(());
+
+pub struct Cluster {
+    kubeconfig: OsString,
+    images: Images,
+    kafka: BeyondPods,
+    /// Absent: somebody else's.
+    node: Option<Node>,
+}
+
+/// The Kafka that pods use.
+enum BeyondPods {
+    Ours(Box<Kafka>),
+    /// Bootstrap servers.
+    Named(String),
+}
+
+/// A cloud application.
+pub struct Consumer {
+    program: Program,
+    _settings: NamedTempFile,
+}
+
+impl Consumer {
+    /// Waits for the next record.
+    pub fn next(&mut self, limit: Duration) -> Result<RecordView> {
+        self.program.next(limit)
+    }
+}
+
+impl Cluster {
+    /// This process's cluster. The calling thread is on its network from now on, and so are the threads and programs
+    /// that it starts.
+    pub fn shared() -> Result<&'static Self> {
+        static CLUSTER: OnceLock<Result<Cluster, String>> = OnceLock::new();
+        let start = || Self::start().map_err(|error| format!("{error:#}"));
+        let cluster = CLUSTER.get_or_init(start).as_ref().map_err(|error| anyhow!("{error}"))?;
+        if let Some(node) = &cluster.node {
+            node.enter()?;
+        }
+        Ok(cluster)
+    }
+
+    fn start() -> Result<Self> {
+        if let Some(kubeconfig) = std::env::var_os("KUBECONFIG") {
+            let kafka = std::env::var("KAFKA").context("KAFKA is needed beside KUBECONFIG")?;
+            let (images, kafka) = (Images::named()?, BeyondPods::Named(kafka));
+            return Ok(Self { kubeconfig, images, kafka, node: None });
+        }
+        let node = Node::start()?;
+        let kafka = || -> Result<Kafka> {
+            node.enter()?;
+            Kafka::start(KafkaOptions { host: NODE_ADDRESS, shows_log: false, ..KafkaOptions::default() })
+        };
+        let (kafka, images) = thread::scope(|scope| {
+            let kafka = scope.spawn(kafka);
+            let images = Images::build().and_then(|built| built.load_into(&node));
+            (kafka.join().unwrap_or_else(|_| Err(anyhow!("starting Kafka panicked"))), images)
+        });
+        let (kafka, images) = (kafka?, images.with_context(|| node.logs())?);
+        let kafka = BeyondPods::Ours(Box::new(kafka));
+        let kubeconfig = node.kubeconfig().into_os_string();
+        let cluster = Self { kubeconfig, images, kafka, node: Some(node) };
+        cluster.node()?.enter()?;
+        cluster.wait_until_up().with_context(|| cluster.node.as_ref().map(Node::logs).unwrap_or_default())?;
+        Ok(cluster)
+    }
+
+    /// Waits until the API server serves and every node takes pods.
+    pub fn wait_until_up(&self) -> Result<()> {
+        wait_until("the cluster's nodes", START_LIMIT, || {
+            self.kubectl(&["wait", "--for=condition=Ready", "nodes", "--all", "--timeout=60s"]).map(Some)
+        })
+        .map(drop)
+    }
+
+    /// A new namespace for one story.
+    pub fn namespace(&'static self) -> Result<Namespace> {
+        static COUNT: AtomicU32 = AtomicU32::new(1);
+        let name = format!("story-{}-{}", process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        Namespace::make(self, name, CALM.read_recursive())
+    }
+
+    /// Waits until no namespace of another story is in use, and keeps it so: for a story that harms the whole cluster.
+    pub fn alone(&self) -> RwLockWriteGuard<'static, ()> {
+        CALM.write()
+    }
+
+    pub fn images(&self) -> &Images {
+        &self.images
+    }
+
+    /// Bootstrap servers of the Kafka that pods use.
+    pub fn kafka(&self) -> String {
+        match &self.kafka {
+            BeyondPods::Ours(kafka) => kafka.bootstrap(),
+            BeyondPods::Named(servers) => servers.clone(),
+        }
+    }
+
+    /// Reads the records of topics of that Kafka from their beginning, as a member of a group.
+    pub fn consumer(&self, group: &str, topics: &[&str]) -> Result<Consumer> {
+        let mut settings = tempfile::NamedTempFile::new()?;
+        write!(settings, "bootstrap.servers={}", self.kafka())?;
+        let path = settings.path().to_string_lossy().into_owned();
+        let program = Program::start("ParentConsumer", &[&[path.as_str(), group], topics].concat())?;
+        Ok(Consumer { program, _settings: settings })
+    }
+
+    /// `kubectl ARGUMENTS`; what it prints.
+    pub fn kubectl(&self, arguments: &[&str]) -> Result<String> {
+        self.kubectl_with(arguments, "")
+    }
+
+    /// The same with text on its standard input.
+    pub fn kubectl_with(&self, arguments: &[&str], input: &str) -> Result<String> {
+        run(self.command("kubectl")?.args(arguments), input)
+    }
+
+    /// `helm ARGUMENTS`; what it prints.
+    pub fn helm(&self, arguments: &[&str]) -> Result<String> {
+        run(self.command("helm")?.args(arguments), "")
+    }
+
+    /// Halts a part: its connections stay open, and it says nothing. [`Self::thaw`] lets it go on.
+    pub fn freeze(&self, part: Part) -> Result<()> {
+        self.node()?.signal(part, Signal::STOP)
+    }
+
+    pub fn thaw(&self, part: Part) -> Result<()> {
+        self.node()?.signal(part, Signal::CONT)
+    }
+
+    /// SIGKILL. The part is started again at once; [`Self::wait_until_up`] says when it serves.
+    pub fn kill9(&self, part: Part) -> Result<()> {
+        self.node()?.signal(part, Signal::KILL)
+    }
+
+    fn node(&self) -> Result<&Node> {
+        self.node.as_ref().context("this can't be done to a cluster of somebody else: run without KUBECONFIG")
+    }
+
+    fn command(&self, program: &str) -> Result<Command> {
+        let program = tools()?.join("bin").join(program);
+        let mut command = Command::new("timeout");
+        command.args(["--kill-after=1", COMMAND_LIMIT]).arg(program).env("KUBECONFIG", &self.kubeconfig);
+        Ok(command)
+    }
+}
+
+/// What `make tools` made of `e2e/kubernetes`.
+fn tools() -> Result<PathBuf> {
+    let tools = root().join(".tools/kubernetes");
+    ensure!(tools.join("made").exists(), "no Kubernetes in {}: run `make tools`", tools.display());
+    Ok(tools)
+}
+
+/// Runs a command; what it prints on standard output, or an error with all that it said.
+fn run(command: &mut Command, input: &str) -> Result<String> {
+    // A file, because a pipe would have to be written while the others are read.
+    let mut stdin = tempfile::tempfile()?;
+    stdin.write_all(input.as_bytes())?;
+    stdin.rewind()?;
+    let program = PathBuf::from(command.get_program()).display().to_string();
+    let output = command.stdin(Stdio::from(stdin)).output().with_context(|| format!("starting {program}"))?;
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
+    if !output.status.success() {
+        let words: Vec<_> = command.get_args().map(|word| word.to_string_lossy()).collect();
+        let said = [text(&output.stdout), text(&output.stderr)].join("\n");
+        anyhow::bail!("{program} {}: {}: {}", words.join(" "), output.status, said.trim());
+    }
+    Ok(text(&output.stdout))
+}

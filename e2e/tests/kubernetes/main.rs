@@ -1,0 +1,27 @@
+//! Stories on a real Kubernetes, in namespaces that enforce the PodSecurity profile `restricted`.
+
+mod by_hand;
+
+use std::{path::Path, time::Duration};
+
+use anyhow::{Result, anyhow};
+use mqtt_broker_api::yaml::documents;
+use serde_json::Value;
+
+/// A Java program starts, connects, and is answered.
+const JAVA: Duration = Duration::from_secs(30);
+
+/// The objects in a YAML text.
+fn objects(text: &str) -> Result<Vec<Value>> {
+    let read = documents(text).map_err(|error| anyhow!("line {:?}: {}", error.line, error.message))?;
+    Ok(read.into_iter().map(|document| document.value).collect())
+}
+
+/// The objects in a folder of manifests, as these files have them.
+fn objects_in(folder: &Path) -> Result<Vec<Value>> {
+    let mut all = Vec::new();
+    for entry in std::fs::read_dir(folder)? {
+        all.extend(objects(&std::fs::read_to_string(entry?.path())?)?);
+    }
+    Ok(all)
+}
