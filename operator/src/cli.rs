@@ -7,6 +7,7 @@ use std::{
 };
 
 use clap::{Parser, Subcommand};
+use mqtt_broker_api::acl::AclDocument;
 use mqtt_operator_api::{
     Kind,
     manifests::{self, Salts},
@@ -15,7 +16,10 @@ use mqtt_operator_api::{
 };
 use serde_json::Value;
 
-use crate::instance::build::{Built, Options, build};
+use crate::{
+    instance::build::{Built, Options, build},
+    user::hasher::{HashKey, Hasher},
+};
 
 /// Exit status for manifests that can't be used.
 const BAD_MANIFESTS: u8 = 2;
@@ -58,7 +62,7 @@ pub fn run() -> ExitCode {
 fn print_rendered(args: RenderArgs) -> ExitCode {
     let RenderArgs { manifests, image, operator_namespace, without_secrets } = args;
     let options = Options { image, operator_namespace, ..Options::default() };
-    let documents = match rendered(&manifests, &options) {
+    let documents = match rendered(&manifests, &options, !without_secrets) {
         Ok(documents) => documents,
         Err(lines) => {
             lines.iter().for_each(|line| eprintln!("{line}"));
@@ -81,14 +85,25 @@ fn print_rendered(args: RenderArgs) -> ExitCode {
 }
 
 /// The objects; or a line for each thing that is wrong. Notes go to standard error.
-fn rendered(folder: &Path, options: &Options) -> Result<Vec<Value>, Vec<String>> {
+fn rendered(folder: &Path, options: &Options, with_secrets: bool) -> Result<Vec<Value>, Vec<String>> {
     let validator = Validator::new().map_err(|error| vec![format!("mqtt-operator: {error}")])?;
     let lines = |problems: Vec<manifests::ManifestProblem>| {
         problems.iter().map(ToString::to_string).collect::<Vec<_>>()
     };
     let mut manifests = manifests::read(folder, &validator).map_err(lines)?;
-    let salts = Salts::default();
-    let rendered = render(&manifests.objects, 1, |namespace, secret| salts.salt(namespace, secret));
+    let rendered = if with_secrets {
+        let key = HashKey::random().map_err(|error| vec![format!("mqtt-operator: {error}")])?;
+        let before = AclDocument::default();
+        let mut hasher = Hasher::new(&key, &before, usize::MAX);
+        render(&manifests.objects, 1, |password| hasher.hash(password))
+    } else {
+        // No hash is shown, so that it need not be a costly one.
+        let salts = Salts::default();
+        render(&manifests.objects, 1, |password| Some(salts.hash(password)))
+    };
+    if !rendered.pending.is_empty() {
+        return Err(vec!["mqtt-operator: passwords could not be hashed for want of memory".into()]);
+    }
     let built = build(&manifests.objects.instance, &rendered, options);
     let found = built.as_ref().err().into_iter().flatten().chain(&rendered.problems);
     found.cloned().for_each(|problem| manifests.report(problem));

@@ -4,15 +4,25 @@
 
 mod common;
 
-use std::{fs, path::Path};
+use std::{collections::BTreeMap, fs, path::Path};
 
 use common::{FULL, MINIMAL, good, options, parent, user};
-use mqtt_operator::{cli::yaml, instance::build::Options};
+use mqtt_operator::{
+    cli::yaml,
+    instance::build::Options,
+    user::password::{Found, Plan, plan},
+};
+use mqtt_operator_api::user::MqttUser;
+use serde_json::{Value, json};
 
 /// Builds from the manifests and compares with `golden/NAME.yaml`.
 fn check(name: &str, manifests: &str, options: &Options) {
     let (_, built) = good(manifests, options);
-    let text: String = built.objects().unwrap().iter().map(|object| yaml(object).unwrap()).collect();
+    compare(name, &built.objects().unwrap());
+}
+
+fn compare(name: &str, objects: &[Value]) {
+    let text: String = objects.iter().map(|object| yaml(object).unwrap()).collect();
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/golden/{name}.yaml"));
     if std::env::var_os("UPDATE_GOLDEN").is_some() {
         fs::write(&path, &text).unwrap();
@@ -62,6 +72,26 @@ fn an_acl_that_takes_three_shards() {
 }
 
 #[test]
+fn a_password_that_is_generated_and_one_that_replaces_it() {
+    let user = |annotations: Value| -> MqttUser {
+        serde_json::from_value(json!({
+            "apiVersion": "mqtt.dms.dev/v1alpha1", "kind": "MqttUser",
+            "metadata": {"name": "fleet", "namespace": "plant", "uid": "u-1", "annotations": annotations},
+            "spec": {"instanceRef": {"name": "meters"}, "username": "fleet of plant"},
+        }))
+        .unwrap()
+    };
+    let Plan::Apply(first) = plan(&user(json!({})), None, [1; 32]) else { panic!() };
+    let data: BTreeMap<_, _> =
+        first.data.clone().unwrap().into_iter().map(|(key, value)| (key, value.0)).collect();
+    let found = Found { owner: Some("u-1"), data: &data };
+    let rotated = user(json!({"mqtt.dms.dev/rotate-password": "2026-11"}));
+    let Plan::Apply(second) = plan(&rotated, Some(found), [2; 32]) else { panic!() };
+    let objects = [first, second].map(|secret| serde_json::to_value(secret).unwrap());
+    compare("generated_password", &objects);
+}
+
+#[test]
 fn every_golden_file_belongs_to_an_input() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
     let mut names: Vec<_> = fs::read_dir(folder)
@@ -69,6 +99,7 @@ fn every_golden_file_belongs_to_an_input() {
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
         .collect();
     names.sort();
-    let expected = ["full", "load_balancer", "minimal", "no_kafka_tls", "three_acl_shards"];
+    let expected =
+        ["full", "generated_password", "load_balancer", "minimal", "no_kafka_tls", "three_acl_shards"];
     assert_eq!(names, expected.map(|name| format!("{name}.yaml")));
 }

@@ -12,7 +12,10 @@ use std::{
 };
 
 use base64::Engine as _;
-use mqtt_broker_api::yaml::{self, Document};
+use mqtt_broker_api::{
+    acl::PasswordHash,
+    yaml::{self, Document},
+};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
@@ -22,7 +25,7 @@ use crate::{
     instance::MqttInstance,
     parent_topic::ParentTopic,
     refs::SecretKeyRef,
-    render::{ObjectName, Objects, Problem, Secrets},
+    render::{ObjectName, Objects, Password, Problem, Secrets, hash},
     user::MqttUser,
     validate::{Invalid, Validator},
 };
@@ -63,7 +66,7 @@ pub fn read(dir: &Path, validator: &Validator) -> Result<Manifests, Vec<Manifest
     let Set { instances, topics, users, grants, secrets, origins, problems, unreadable } = set;
     match (instances.into_iter().next(), unreadable) {
         (Some(instance), false) => {
-            let objects = Objects { instance, topics, users, grants, secrets };
+            let objects = Objects { instance, topics, users, grants, secrets, generated: None };
             Ok(Manifests { objects, origins, problems })
         }
         _ => Err(problems),
@@ -90,6 +93,11 @@ impl Manifests {
 pub struct Salts([RandomState; 2]);
 
 impl Salts {
+    /// The fast hash: for documents that stay where they are made.
+    pub fn hash(&self, password: &Password<'_>) -> PasswordHash {
+        hash(self.salt(password.namespace, password.secret), password.value)
+    }
+
     pub fn salt(&self, namespace: &str, secret: &SecretKeyRef) -> [u8; 16] {
         let Self([low, high]) = self;
         let of = |state: &RandomState| u128::from(state.hash_one((namespace, &secret.name, &secret.key)));

@@ -28,7 +28,10 @@ use crate::{
     printcolumn(name = "Remark", type_ = "string", json_path = ".spec.remark", priority = 1),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
     validation = Rule::new(format!("{EFFECTIVE_NAME} == {}", EFFECTIVE_NAME.replace("self.", "oldSelf.")))
-        .message("the user name of an MqttUser is immutable; make another MqttUser instead").field_path(".spec.username")
+        .message("the user name of an MqttUser is immutable; make another MqttUser instead").field_path(".spec.username"),
+    validation = Rule::new(format!("has(self.spec.passwordSecretRef) || size(self.metadata.name) <= {}", 253 - SUFFIX.len()))
+        .message("the name is too long for the Secret of a generated password; shorten it, or set passwordSecretRef")
+        .field_path(".spec.passwordSecretRef")
 )]
 #[x_kube(
     validation = Rule::new("!has(self.previousPasswordSecretRef) || has(self.passwordSecretRef)")
@@ -44,7 +47,11 @@ pub struct MqttUserSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 256), regex(pattern = r"^[^\x00-\x1f\x7f]+$"))]
     pub username: Option<String>,
-    /// Where the password is.
+    /// Where the password is. Absent: the operator makes one and keeps it in a Secret of its own, named as this object
+    /// with -mqtt behind it (type kubernetes.io/basic-auth; username and password, 256 random bits as text). Delete that
+    /// Secret to get another password at once. To change over without a gap, set the annotation
+    /// mqtt.dms.dev/rotate-password of this object to a new value: a new password is made, the old one moves to
+    /// previous-password and stays valid until the annotation is removed or changed again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub password_secret_ref: Option<SecretKeyRef>,
     /// A second password that is also accepted, while devices move from it to the first.
@@ -66,6 +73,20 @@ impl MqttUser {
     pub fn username(&self) -> String {
         self.spec.username.clone().unwrap_or_else(|| self.name_any())
     }
+
+    /// Where the operator keeps a password that it generates, in the namespace of this object.
+    pub fn generated_secret_name(&self) -> String {
+        self.name_any() + SUFFIX
+    }
 }
+
+/// Keys of the Secret of a generated password: those of the type kubernetes.io/basic-auth, and one while it changes.
+pub const USERNAME: &str = "username";
+pub const PASSWORD: &str = "password";
+pub const PREVIOUS_PASSWORD: &str = "previous-password";
+/// The annotation of an MqttUser that asks for a new generated password.
+pub const ROTATE: &str = "mqtt.dms.dev/rotate-password";
+
+const SUFFIX: &str = "-mqtt";
 
 const EFFECTIVE_NAME: &str = "(has(self.spec.username) ? self.spec.username : self.metadata.name)";

@@ -1,6 +1,6 @@
 //! From a set of objects to the documents a broker is steered by.
 
-#![allow(clippy::unwrap_used, clippy::indexing_slicing)]
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
 use mqtt_broker_api::{
     acl::{AclDocument, AclUser, Action, PasswordHash, Rule},
@@ -40,8 +40,9 @@ fn rendered(objects: &Value) -> Rendered {
         users: list(objects, "MqttUser", "users"),
         grants: list(objects, "TopicGrant", "grants"),
         secrets,
+        generated: None,
     };
-    render(&objects, 7, |_, _| SALT)
+    render(&objects, 7, |password| Some(hash(SALT, password.value)))
 }
 
 const SALT: [u8; 16] = [7; 16];
@@ -93,8 +94,8 @@ fn a_whole_set_becomes_two_documents() {
         "secrets": [["plant", "fleet", "new", "n3w\n"], ["plant", "fleet", "old", "0ld"]],
     });
     let rule = |action, filter: &str| Rule { action, filter: filter.into() };
-    let Rendered { config, kafka_secrets, tls_secrets, acl, problems } = rendered(&set);
-    assert_eq!(problems, []);
+    let Rendered { config, kafka_secrets, tls_secrets, acl, pending, problems } = rendered(&set);
+    assert_eq!((pending.len(), problems), (0, vec![]));
     assert_eq!((kafka_secrets, tls_secrets), (KafkaSecrets::default(), None));
     assert_eq!(
         acl,
@@ -185,7 +186,7 @@ fn the_order_of_objects_changes_nothing() {
 
 #[test]
 fn a_password_is_kept_as_the_sha_256_of_salt_and_password() {
-    let PasswordHash::SaltedSha256 { salt, digest } = hash(*b"0123456789abcdef", b"secret");
+    let PasswordHash::SaltedSha256 { salt, digest } = hash(*b"0123456789abcdef", b"secret") else { panic!() };
     assert_eq!(salt, "30313233343536373839616263646566");
     // printf 0123456789abcdefsecret | sha256sum
     assert_eq!(digest, "c5310e3d1e5823ef77ce3a5804988a72fc60c307a0c8959f3461e202e4a8d814");

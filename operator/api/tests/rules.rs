@@ -331,6 +331,29 @@ fn a_parent_topic_is_named_and_sized_so_that_a_log_can_keep_it() {
 }
 
 #[test]
+fn a_user_whose_password_is_generated_leaves_room_for_the_name_of_its_secret() {
+    let password = json!({"name": "fleet-password", "key": "password"});
+    for (length, secret, expected) in [
+        (248, None, None),
+        (
+            249,
+            None,
+            Some(
+                "spec.passwordSecretRef: the name is too long for the Secret of a generated password; shorten it, or set passwordSecretRef",
+            ),
+        ),
+        (249, Some(&password), None),
+    ] {
+        let mut spec = json!({"instanceRef": {"name": "meters"}});
+        if let Some(secret) = secret {
+            spec["passwordSecretRef"] = secret.clone();
+        }
+        let found = problems(Kind::MqttUser, &"u".repeat(length), spec, None);
+        assert_eq!(found, Vec::from_iter(expected), "{length} letters, {secret:?}");
+    }
+}
+
+#[test]
 fn a_user_is_named_and_gets_its_passwords_from_secrets() {
     let password = json!({"name": "fleet-password", "key": "password"});
     check(
@@ -566,7 +589,7 @@ fn every_rule_compiles_says_what_to_do_and_is_cheap() {
             + items.map(|items| check(items, &format!("{path}[]"))).sum::<usize>()
     }
     for (kind, rules) in
-        [(Kind::MqttInstance, 16), (Kind::ParentTopic, 11), (Kind::MqttUser, 3), (Kind::TopicGrant, 7)]
+        [(Kind::MqttInstance, 16), (Kind::ParentTopic, 11), (Kind::MqttUser, 4), (Kind::TopicGrant, 7)]
     {
         assert_eq!(check(&crds::schema(kind).unwrap(), kind.name()), rules, "rules of {kind}");
     }

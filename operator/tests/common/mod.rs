@@ -8,7 +8,7 @@ use std::fs;
 use mqtt_operator::instance::build::{Built, Options, build};
 use mqtt_operator_api::{
     manifests,
-    render::{Problem, Rendered, render},
+    render::{Problem, Rendered, hash, render},
     validate::Validator,
 };
 
@@ -132,7 +132,7 @@ pub fn built(manifests: &str, options: &Options) -> (Rendered, Result<Built, Vec
     fs::write(folder.path().join("all.yaml"), manifests).unwrap();
     let read = manifests::read(folder.path(), &Validator::new().unwrap()).unwrap();
     let objects = read.good().unwrap();
-    let rendered = render(&objects, 1, |_, _| *b"salt-of-16-bytes");
+    let rendered = render(&objects, 1, |password| Some(hash(*b"salt-of-16-bytes", password.value)));
     let built = build(&objects.instance, &rendered, options);
     (rendered, built)
 }

@@ -16,7 +16,7 @@ use mqtt_operator_api::{
     Kind,
     instance::{Kafka, MqttInstance, SaslMechanism},
     manifests::{self, ManifestProblem, Salts},
-    render::{self, Problem, render},
+    render::{self, Password, Problem, render},
     validate::{self, Validator},
 };
 use tokio_rustls::rustls::ServerConfig;
@@ -75,9 +75,9 @@ impl Manifests {
         let mut manifests = manifests::read(&self.dir, &self.validator)?;
         let warnings = warnings(&manifests.objects.instance, &self.store);
         with_store(&mut manifests.objects.instance, &self.store);
-        let rendered = render(&manifests.objects, self.last.generation, |namespace, secret| {
-            self.salts.salt(namespace, secret)
-        });
+        // The document stays in this process, so that the passwords' hashes need not withstand guessing.
+        let hasher = |password: &Password<'_>| Some(self.salts.hash(password));
+        let rendered = render(&manifests.objects, self.last.generation, hasher);
         rendered.problems.into_iter().for_each(|problem| manifests.report(problem));
         let tls = match rendered.tls_secrets.map(|secrets| self.terms.compile(secrets)).transpose() {
             Ok(terms) => terms,

@@ -24,7 +24,7 @@ use crate::{
     instance::{Characters, MqttInstance},
     parent_topic::{Ordering, ParentTopic},
     refs::{InstanceRef, SecretKeyRef},
-    user::MqttUser,
+    user::{MqttUser, PASSWORD, PREVIOUS_PASSWORD},
 };
 
 /// All that concerns one instance.
@@ -35,6 +35,9 @@ pub struct Objects {
     pub users: Vec<MqttUser>,
     pub grants: Vec<TopicGrant>,
     pub secrets: Secrets,
+    /// Users without a `passwordSecretRef` whose Secret for a generated password is among `secrets`, and theirs. None:
+    /// nobody generates passwords here, so such users can't log in.
+    pub generated: Option<BTreeSet<ObjectName>>,
 }
 
 /// The Secrets that users and the instance name: by namespace and name, then key.
@@ -49,7 +52,20 @@ pub struct Rendered {
     /// Those that go with `config.listeners.mqtts`; absent, too, if one is missing or wrong, which is a problem.
     pub tls_secrets: Option<TlsSecrets>,
     pub acl: AclDocument,
+    /// Users that lack a password in `acl` that is still to be hashed or generated: render again.
+    pub pending: BTreeSet<ObjectName>,
     pub problems: Vec<Problem>,
+}
+
+/// A password that the document is to have a hash of.
+#[derive(Clone, Copy)]
+pub struct Password<'a> {
+    pub username: &'a str,
+    pub namespace: &'a str,
+    pub secret: &'a SecretKeyRef,
+    pub value: &'a [u8],
+    /// It lies where the operator puts what it generates.
+    pub generated: bool,
 }
 
 /// What one object can't have, though nothing in it alone is wrong.
@@ -77,15 +93,15 @@ impl fmt::Display for ObjectName {
 
 /// Renders the documents.
 ///
-/// `generation` goes into the ACL document as it is. `salt` gives the salt for the hash of one password, told by
-/// the namespace, name and key of the Secret it lies in; one that gives the same for the same keeps documents
-/// equal while nothing changes.
+/// `generation` goes into the ACL document as it is. `hasher` gives the hash of a password; one that gives the same for
+/// the same keeps documents equal while nothing changes. It gives none to leave the password for another rendering.
 pub fn render(
     objects: &Objects,
     generation: u64,
-    salt: impl Fn(&str, &SecretKeyRef) -> [u8; 16],
+    mut hasher: impl FnMut(&Password<'_>) -> Option<PasswordHash>,
 ) -> Rendered {
     let mut problems = Vec::new();
+    let mut pending = BTreeSet::new();
     let instance = name_of(Kind::MqttInstance, &objects.instance);
 
     let topics = oldest_of_each(
@@ -119,8 +135,13 @@ pub fn render(
     let mut acl_users: BTreeMap<ObjectName, AclUser> = users
         .into_iter()
         .map(|(username, (name, user))| {
-            let passwords = passwords(&name, user, &objects.secrets, &salt, &mut problems);
-            if user.spec.password_secret_ref.is_none() && anonymous.as_ref() != Some(&name) {
+            let mut passwords_of = Passwords { objects, hasher: &mut hasher, problems: &mut problems };
+            let (passwords, complete) = passwords_of.hashes(&name, &username, user);
+            if !complete {
+                pending.insert(name.clone());
+            }
+            let none = objects.generated.is_none() && user.spec.password_secret_ref.is_none();
+            if none && anonymous.as_ref() != Some(&name) {
                 problems.push(Problem {
                     object: name.clone(),
                     field: "spec.passwordSecretRef".into(),
@@ -151,6 +172,7 @@ pub fn render(
         kafka_secrets,
         tls_secrets,
         acl: AclDocument { generation, anonymous_user, users: acl_users },
+        pending,
         problems,
     }
 }
@@ -241,29 +263,69 @@ fn anonymous_user(
     found
 }
 
-/// The hashes of a user's passwords, the current one first.
-fn passwords(
-    user: &ObjectName,
-    object: &MqttUser,
-    secrets: &Secrets,
-    salt: impl Fn(&str, &SecretKeyRef) -> [u8; 16],
-    problems: &mut Vec<Problem>,
-) -> Vec<PasswordHash> {
-    let mut hashes = Vec::new();
-    let spec = &object.spec;
-    for (field, secret_ref) in [
-        ("spec.passwordSecretRef", &spec.password_secret_ref),
-        ("spec.previousPasswordSecretRef", &spec.previous_password_secret_ref),
-    ] {
-        let Some(secret_ref) = secret_ref else { continue };
-        match secret_value(secrets, &user.namespace, secret_ref, "the password") {
-            Ok(password) => hashes.push(hash(salt(&user.namespace, secret_ref), password)),
-            Err((part, message)) => {
-                problems.push(Problem { object: user.clone(), field: format!("{field}.{part}"), message });
+/// Finds and hashes the passwords of users.
+struct Passwords<'a, H> {
+    objects: &'a Objects,
+    hasher: H,
+    problems: &'a mut Vec<Problem>,
+}
+
+impl<H: FnMut(&Password<'_>) -> Option<PasswordHash>> Passwords<'_, H> {
+    /// The hashes of a user's passwords, the current one first, and whether none is still to be made.
+    fn hashes(&mut self, user: &ObjectName, username: &str, object: &MqttUser) -> (Vec<PasswordHash>, bool) {
+        let spec = &object.spec;
+        if spec.password_secret_ref.is_none() {
+            return self.generated(user, username, object);
+        }
+        let (mut hashes, mut complete) = (Vec::new(), true);
+        for (field, secret_ref) in [
+            ("spec.passwordSecretRef", &spec.password_secret_ref),
+            ("spec.previousPasswordSecretRef", &spec.previous_password_secret_ref),
+        ] {
+            let Some(secret) = secret_ref else { continue };
+            match secret_value(&self.objects.secrets, &user.namespace, secret, "the password") {
+                Ok(value) => {
+                    let namespace = &user.namespace;
+                    let password = Password { username, namespace, secret, value, generated: false };
+                    let hash = (self.hasher)(&password);
+                    complete &= hash.is_some();
+                    hashes.extend(hash);
+                }
+                Err((part, message)) => {
+                    let field = format!("{field}.{part}");
+                    self.problems.push(Problem { object: user.clone(), field, message });
+                }
             }
         }
+        (hashes, complete)
     }
-    hashes
+
+    /// Whatever keeps a generated password from being there is said on the user by who generates it.
+    fn generated(
+        &mut self,
+        user: &ObjectName,
+        username: &str,
+        object: &MqttUser,
+    ) -> (Vec<PasswordHash>, bool) {
+        let Some(theirs) = &self.objects.generated else { return (Vec::new(), true) };
+        let name = object.generated_secret_name();
+        let secret = self.objects.secrets.get(&(user.namespace.clone(), name.clone()));
+        let Some(secret) = secret.filter(|_| theirs.contains(user)) else { return (Vec::new(), false) };
+        let (mut hashes, mut complete) = (Vec::new(), true);
+        for key in [PASSWORD, PREVIOUS_PASSWORD] {
+            let value = secret.get(key).filter(|value| !value.is_empty());
+            let Some(value) = value else {
+                complete &= key != PASSWORD;
+                continue;
+            };
+            let secret = &SecretKeyRef { name: name.clone(), key: key.into() };
+            let namespace = &user.namespace;
+            let hash = (self.hasher)(&Password { username, namespace, secret, value, generated: true });
+            complete &= hash.is_some();
+            hashes.extend(hash);
+        }
+        (hashes, complete)
+    }
 }
 
 /// What a reference names, not empty; or which part of the reference is wrong and a message. `what` should be

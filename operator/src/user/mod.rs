@@ -1,0 +1,4 @@
+//! One MqttUser: [`password`] generates passwords for those who name none, [`hasher`] hashes all of them.
+
+pub mod hasher;
+pub mod password;
