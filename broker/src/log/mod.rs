@@ -14,6 +14,8 @@ mod by_time;
 pub(crate) mod embedded;
 pub(crate) mod kafka;
 mod room;
+#[cfg(test)]
+pub(crate) mod sim;
 
 /// Position of a record in its partition; rises, with gaps.
 pub(crate) type Offset = u64;
