@@ -17,6 +17,8 @@ mod run;
 mod server;
 mod session;
 mod settings;
+#[cfg(test)]
+mod simulation;
 mod standalone;
 
 use std::process::ExitCode;

@@ -99,8 +99,8 @@ impl Refused {
             Refused::AuthMethod => Reason::BadAuthenticationMethod,
             Refused::WillTopic => Reason::TopicNameInvalid,
             Refused::ConnectionLimit(_) => Reason::QuotaExceeded,
-            Refused::Claim(ClaimError::Superseded) => Reason::SessionTakenOver,
-            Refused::LogAway | Refused::Claim(ClaimError::Busy) => Reason::ServerUnavailable,
+            // "Session taken over" is none that CONNACK may carry (MQTT 5 section 3.2.2.2).
+            Refused::LogAway | Refused::Claim(_) => Reason::ServerUnavailable,
         })
     }
 }

@@ -205,6 +205,11 @@ where
         for _ in 0..READS_A_TURN {
             self.now = self.node.now();
             let mail = self.mailbox.look(context);
+            // First of all: whoever closes waits for all outcomes, so that none may be passed over.
+            let mut outcome = Ok(());
+            for settled in mail.settled {
+                outcome = outcome.and(self.settle(settled, scratch));
+            }
             if mail.called && !self.held.is_valid() {
                 return Err(Close::TakenOver);
             }
@@ -212,10 +217,6 @@ where
                 return Err(Close::ShuttingDown);
             }
             self.follow_settings()?;
-            let mut outcome = Ok(());
-            for settled in mail.settled {
-                outcome = outcome.and(self.settle(settled, scratch));
-            }
             outcome?;
             self.await_room(context);
             self.issue_waiting(scratch);

@@ -61,6 +61,8 @@ pub(super) struct Intake {
     topic: Arc<TopicEntry>,
     ticket: Option<Ticket>,
     stage: Stage,
+    /// Its packet identifier, if there is a note about it.
+    noted: Option<u16>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -118,9 +120,9 @@ where
             && self.pauses.congested.is_empty()
             && scratch.fanout.congested.is_empty()
         {
-            self.issue(message, &topic, ticket, Stage::Ready, scratch);
+            self.issue(Intake { message, topic, ticket, stage: Stage::Ready, noted: None }, scratch);
         } else {
-            self.intake.push_back(Intake { message, topic, ticket, stage: Stage::Ready });
+            self.intake.push_back(Intake { message, topic, ticket, stage: Stage::Ready, noted: None });
         }
         if self.ack_deadline.is_none() && self.session.owes_acks() {
             self.ack_deadline = Some(self.now + millis(ACK_TIMEOUT));
@@ -166,8 +168,8 @@ where
             && scratch.fanout.congested.is_empty()
             && self.intake.front().is_some_and(|intake| intake.stage != Stage::Noting)
         {
-            let Some(Intake { message, topic, ticket, stage }) = self.intake.pop_front() else { break };
-            self.issue(message, &topic, ticket, stage, scratch);
+            let Some(intake) = self.intake.pop_front() else { break };
+            self.issue(intake, scratch);
         }
     }
 
@@ -256,7 +258,8 @@ where
             self.held.core.notes.insert(packet_id, note);
             self.mind_the_log();
         }
-        self.intake.push_back(Intake { message, topic, ticket: Some(ticket), stage: Stage::Noting });
+        let (ticket, noted) = (Some(ticket), Some(packet_id));
+        self.intake.push_back(Intake { message, topic, ticket, stage: Stage::Noting, noted });
     }
 
     fn search(&mut self, note: Note, ticket: Ticket) {
@@ -278,14 +281,11 @@ where
     }
 
     /// Routes a message, stores it where its parent is registered, and acknowledges it when nothing is left to wait for.
-    fn issue(
-        &mut self,
-        message: Message,
-        topic: &TopicEntry,
-        ticket: Option<Ticket>,
-        stage: Stage,
-        scratch: &mut Scratch,
-    ) {
+    fn issue(&mut self, intake: Intake, scratch: &mut Scratch) {
+        let Intake { message, topic, ticket, stage, noted } = intake;
+        let note = noted.and_then(|packet_id| self.held.core.notes.get_mut(&packet_id));
+        let note = note.filter(|note| note.message_id() == message.id);
+        let routed = note.is_some_and(|note| std::mem::replace(&mut note.routed, true));
         let mut waits = false;
         if let Some(parent) = topic.parent.as_ref().filter(|_| stage != Stage::Stored) {
             waits = ticket.is_some();
@@ -297,7 +297,7 @@ where
             self.mind_the_log();
         }
         let message = Arc::new(message);
-        if message.retain {
+        if message.retain && !routed {
             self.node.router.retain(&message);
         }
         // A publish that waited for its turn must find who subscribed meanwhile.
@@ -306,7 +306,9 @@ where
         } else {
             Arc::new(self.node.router.route(&topic.name))
         };
-        scratch.fanout.push(&route, message, self.settings.caps(), &self.node.counters);
+        if !routed {
+            scratch.fanout.push(&route, message, self.settings.caps(), &self.node.counters);
+        }
         if let Some(ticket) = ticket.filter(|_| !waits) {
             let nobody = route.recipients.is_empty() && topic.parent.is_none();
             let reason = if nobody { Reason::NoMatchingSubscribers } else { Reason::Success };

@@ -50,6 +50,9 @@ pub(crate) struct Note {
     pub(crate) parent: Box<str>,
     pub(crate) partition: u32,
     pub(crate) from: Offset,
+    /// This process run has brought it to its subscribers, so that a repeat must not, even if it was not stored.
+    #[serde(skip)]
+    pub(crate) routed: bool,
 }
 
 pub(crate) struct Unreleased {
@@ -77,6 +80,7 @@ impl Note {
             parent: parent.name().into(),
             partition,
             from,
+            routed: false,
         }
     }
 

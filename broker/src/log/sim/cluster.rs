@@ -152,14 +152,6 @@ impl Cluster {
         Ok((of.start, of.next))
     }
 
-    /// All records of a topic, by partition, as a reader would find them.
-    pub(crate) fn records(&self, topic: &str) -> Vec<Vec<StoredRecord>> {
-        let inner = self.inner.lock();
-        let kept = inner.topics.iter().find(|kept| kept.topic.name() == topic);
-        let partitions = kept.map_or(&[][..], |kept| &kept.partitions[..]);
-        partitions.iter().map(|of| of.records.iter().map(|(_, stored)| stored.clone()).collect()).collect()
-    }
-
     /// Removes some of what compaction may remove now: which, is chance.
     pub(crate) fn compact(&self) -> usize {
         let mut random = self.random.lock();

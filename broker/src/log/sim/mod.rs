@@ -22,7 +22,7 @@ use std::{
 
 use parking_lot::Mutex;
 use tokio::{
-    sync::watch,
+    sync::{Notify, watch},
     time::{Instant, sleep, sleep_until, timeout, timeout_at},
 };
 
@@ -68,8 +68,10 @@ pub(crate) struct SimLog {
     room: Room,
     lanes: Mutex<BTreeMap<(u32, u32), Arc<Lane>>>,
     known_ends: Mutex<BTreeMap<(u32, u32), Offset>>,
-    away: watch::Sender<bool>,
-    health: watch::Sender<Health>,
+    away: AtomicBool,
+    back: Notify,
+    /// One for each who asked: a channel of its own wakes those who wait by chance, not in turn.
+    health: Mutex<(Health, Vec<watch::Sender<Health>>)>,
     closed: AtomicBool,
 }
 
@@ -90,8 +92,9 @@ impl SimLog {
             room: Room::new(64 << 20, records),
             lanes: Mutex::default(),
             known_ends: Mutex::default(),
-            away: watch::Sender::new(false),
-            health: watch::Sender::new(Health::Working),
+            away: AtomicBool::new(false),
+            back: Notify::new(),
+            health: Mutex::new((Health::Working, Vec::new())),
             closed: AtomicBool::new(false),
         })
     }
@@ -102,15 +105,16 @@ impl SimLog {
 
     /// Cuts this process run off from the store, or lets it back. It takes a while to notice.
     pub(crate) fn set_away(&self, away: bool) {
-        self.away.send_replace(away);
+        self.away.store(away, Ordering::Relaxed);
         if !away {
-            self.health.send_replace(Health::Working);
+            self.back.notify_waiters();
+            self.tell_health(Health::Working);
         } else if let Some(log) = self.me.upgrade() {
             let noticed = Duration::from_millis(self.random.lock().u64(0..3000));
             tokio::spawn(async move {
                 sleep(noticed).await;
-                if *log.away.borrow() {
-                    log.health.send_replace(Health::Away("the store does not answer".to_owned()));
+                if log.away.load(Ordering::Relaxed) {
+                    log.tell_health(Health::Away("the store does not answer".to_owned()));
                 }
             });
         }
@@ -151,8 +155,18 @@ impl SimLog {
     }
 
     async fn reached(&self) {
-        // The sender is this log's own: it is never gone.
-        let _ = self.away.subscribe().wait_for(|away| !away).await;
+        while self.away.load(Ordering::Relaxed) {
+            self.back.notified().await;
+        }
+    }
+
+    fn tell_health(&self, health: Health) {
+        let mut told = self.health.lock();
+        told.1.retain(|who| !who.is_closed());
+        for who in &told.1 {
+            who.send_replace(health.clone());
+        }
+        told.0 = health;
     }
 
     async fn ask(&self) -> Result<(), LogError> {
@@ -249,7 +263,10 @@ impl Log for SimLog {
     }
 
     fn health(&self) -> watch::Receiver<Health> {
-        self.health.subscribe()
+        let mut told = self.health.lock();
+        let (sender, receiver) = watch::channel(told.0.clone());
+        told.1.push(sender);
+        receiver
     }
 
     fn figures(&self) -> Vec<(&'static str, u64)> {

@@ -1,0 +1,443 @@
+//! A whole world from one seed: nodes on one store, clients, and what is asked of them.
+
+use std::{
+    collections::BTreeMap,
+    net::{Ipv4Addr, SocketAddr},
+    sync::{
+        Arc,
+        atomic::{AtomicU32, AtomicUsize, Ordering as Atomic},
+    },
+    time::Duration,
+};
+
+use bytes::BytesMut;
+use mqtt_broker_api::{
+    acl::{AclDocument, AclUser, Action, Rule as AclRule},
+    config::{Characters, InstanceConfig, Limits, Listeners, Ordering, Parent, Retention, SessionRules},
+};
+use mqtt_proto::codec::{Connect, Packet, QoS, Subscribe, SubscribeFilter, Version, decode, split_frame};
+use parking_lot::{Mutex, MutexGuard};
+use tokio::{
+    sync::Notify,
+    time::{Instant, sleep, sleep_until, timeout},
+};
+
+use super::{
+    client::{Client, Kind},
+    ledger::{Ledger, NO_CAP, Rule},
+    machine::Machine,
+    net::{self, ClientEnd, Wire},
+};
+use crate::{
+    connection,
+    log::sim::{SimLog, cluster::Cluster},
+    node::Node,
+    outside::{Outside, Simulated},
+    process::make_node,
+    server,
+};
+
+pub(super) const NODES: usize = 3;
+const CLIENTS: usize = 12;
+const FILTERS: [&str; 8] = ["t/#", "t/+", "t/1", "t/2", "m/#", "+/2", "n/+", "#"];
+const RETAINED: &str = "r/#";
+
+pub(super) struct World {
+    pub(super) random: Mutex<fastrand::Rng>,
+    pub(super) ledger: Arc<Mutex<Ledger>>,
+    pub(super) cluster: Arc<Cluster>,
+    pub(super) devices: Vec<Device>,
+    pub(super) places: Vec<Place>,
+    /// Faults that go on.
+    pub(super) troubles: AtomicUsize,
+    began: Instant,
+    connections: AtomicU32,
+    config: InstanceConfig,
+    acl: AclDocument,
+    /// Records that may wait for the store before it has no room.
+    room: usize,
+}
+
+/// A client, and what makes it look up.
+pub(super) struct Device {
+    client: Mutex<Client>,
+    pub(super) poke: Notify,
+}
+
+/// Where a node runs, or will run again.
+#[derive(Default)]
+pub(super) struct Place {
+    pub(super) running: Mutex<Option<Running>>,
+    pub(super) away: Mutex<bool>,
+}
+
+/// One process run of a node.
+#[derive(Clone)]
+pub(super) struct Running {
+    pub(super) node: Arc<Node>,
+    pub(super) log: Arc<SimLog>,
+    pub(super) machine: Arc<Machine>,
+}
+
+impl World {
+    pub(super) async fn new(seed: u64, kept: usize) -> Arc<World> {
+        let mut random = fastrand::Rng::with_seed(seed);
+        let tight = random.u32(0..4) == 0;
+        let (offline, online) = if tight { (10, 15) } else { (NO_CAP, NO_CAP) };
+        let room = if random.u32(0..4) == 0 { 20 } else { 10_000 };
+        let ledger = Arc::new(Mutex::new(Ledger::new(offline, kept)));
+        let told = ledger.clone();
+        let landed = Box::new(move |topic: &str, partition: u32, stored: &crate::log::StoredRecord| {
+            if !matches!(topic, "m" | "n") {
+                return;
+            }
+            let mut ledger = told.lock();
+            ledger.event("store", partition as usize, "has a record at", stored.offset);
+            let value: serde_json::Value =
+                serde_json::from_slice(stored.record.value.as_deref().unwrap_or_default()).unwrap();
+            let number = value["payload"].as_str().unwrap().trim_end_matches('.').parse().unwrap();
+            let headers = &stored.record.headers;
+            let id = headers.iter().find(|(name, _)| &name[..] == b"messageId").map(|(_, id)| id.clone());
+            ledger.landed(number, std::str::from_utf8(&id.unwrap()).unwrap());
+        });
+        let began = Instant::now();
+        let world = Arc::new(World {
+            cluster: Cluster::new(random.fork(), landed),
+            ledger,
+            devices: (0..CLIENTS).map(|index| Device::new(index, &mut random)).collect(),
+            places: (0..NODES).map(|_| Place::default()).collect(),
+            troubles: AtomicUsize::new(0),
+            began,
+            connections: AtomicU32::new(0),
+            config: config(u32::try_from(offline).unwrap(), u32::try_from(online).unwrap()),
+            acl: acl(),
+            room,
+            random: Mutex::new(random),
+        });
+        for index in 0..NODES {
+            world.start(index).await;
+        }
+        for index in 0..CLIENTS {
+            tokio::spawn(live(world.clone(), index));
+        }
+        world
+    }
+
+    pub(super) fn fork(&self) -> fastrand::Rng {
+        self.random.lock().fork()
+    }
+
+    /// A number below `bound`.
+    pub(super) fn below(&self, bound: usize) -> usize {
+        self.random.lock().usize(0..bound)
+    }
+
+    pub(super) fn millis(&self, range: std::ops::Range<u64>) -> Duration {
+        Duration::from_millis(self.random.lock().u64(range))
+    }
+
+    pub(super) fn running(&self, index: usize) -> Option<Running> {
+        self.places[index].running.lock().clone()
+    }
+
+    /// Starts a process run of a node; returns when it serves.
+    pub(super) async fn start(&self, index: usize) {
+        let machine = Machine::new(self.began, self.fork(), 0);
+        let outside = Outside { simulated: Some(machine.clone()) };
+        let log = SimLog::new(self.cluster.clone(), outside.clone(), self.fork(), self.room);
+        log.set_away(*self.places[index].away.lock());
+        let node = loop {
+            match make_node(outside.clone(), log.clone(), &self.config, &self.acl).await {
+                Ok(Ok(node)) => break node,
+                Ok(Err(problems)) => assert!(problems.may_pass, "{:?}", problems.lines),
+                Err(crate::log::LogError::Store(_)) => {}
+                Err(error) => panic!("a node can't start: {error}"),
+            }
+            log.set_away(*self.places[index].away.lock());
+            sleep(Duration::from_secs(1)).await;
+        };
+        log.set_away(*self.places[index].away.lock());
+        server::background(&node).into_iter().for_each(|task| machine.spawn(task));
+        self.ledger.lock().event("node", index, "serves", node.boot);
+        *self.places[index].running.lock() = Some(Running { node, log, machine });
+    }
+
+    /// A connection to a node, and the process run that it leads to.
+    fn dial(&self, index: usize) -> Option<(ClientEnd, u64)> {
+        let Running { node, machine, .. } = self.running(index)?;
+        let mut random = self.fork();
+        let window = if random.u32(0..5) == 0 { 2000 } else { 100_000 };
+        let (client, stream, _) = net::connect(random, 0..3, window);
+        let peer = SocketAddr::from((Ipv4Addr::LOCALHOST, 1));
+        machine.spawn(Box::pin(connection::serve(node.clone(), stream, peer)));
+        Some((client, node.boot))
+    }
+
+    /// Client and ledger together.
+    pub(super) fn with<R>(&self, index: usize, act: impl FnOnce(&mut Client, &mut Ledger) -> R) -> R {
+        let (mut client, mut ledger) = (self.devices[index].client.lock(), self.ledger.lock());
+        act(&mut client, &mut ledger)
+    }
+
+    pub(super) fn client(&self, index: usize) -> MutexGuard<'_, Client> {
+        self.devices[index].client.lock()
+    }
+
+    /// One thing that a device or its owner does.
+    pub(super) fn operate(&self) {
+        let index = self.below(CLIENTS);
+        let choice = self.below(100);
+        let qos = [QoS::AtMostOnce, QoS::AtLeastOnce, QoS::AtLeastOnce, QoS::ExactlyOnce][self.below(4)];
+        let (number, filter) = (self.below(6), FILTERS[self.below(FILTERS.len())]);
+        let device = &self.devices[index];
+        self.with(index, |client, ledger| match choice {
+            0..40 => client.publish(ledger, &format!("t/{number}"), qos, false, false),
+            40..52 => client.publish(ledger, &format!("m/{}", number % 3), qos, false, false),
+            52..62 => client.publish(ledger, &format!("n/{}", number % 3), qos, false, false),
+            62..72 => {
+                let qos = if number % 2 == 0 { QoS::AtLeastOnce } else { QoS::ExactlyOnce };
+                client.publish(ledger, &format!("r/{index}/{}", number % 2), qos, true, number == 5);
+            }
+            72..84 => client.subscribe(ledger, filter, qos),
+            84..87 => client.unsubscribe(ledger, filter),
+            87..91 if client.is_online() => {
+                client.wanted = false;
+                client.disconnect(ledger, number == 0);
+            }
+            91..92 => {
+                client.cleans = true;
+                if let Some(link) = &client.link {
+                    link.wire.close();
+                }
+                client.lost(ledger);
+            }
+            _ => client.wanted = true,
+        });
+        device.poke.notify_one();
+    }
+
+    /// Waits until all that was begun has ended, and checks what must hold then.
+    pub(super) async fn rest(&self) {
+        let ended =
+            self.eventually(Duration::from_secs(120), || self.troubles.load(Atomic::Relaxed) == 0).await;
+        if !ended {
+            assert!(self.ledger.lock().violation.is_some(), "faults end by themselves");
+            return;
+        }
+        let since = self.ledger.lock().rested();
+        for index in 0..CLIENTS {
+            self.with(index, |client, ledger| {
+                client.wanted = true;
+                client.recover();
+                // Nobody told it that its node is gone.
+                if client.link.as_ref().is_some_and(|link| link.wire.node_closed().is_some()) {
+                    client.lost(ledger);
+                }
+            });
+            self.devices[index].poke.notify_one();
+        }
+        let all = |holds: fn(&Client) -> bool| self.devices.iter().all(|device| holds(&device.client.lock()));
+        let came = self.eventually(Duration::from_secs(10), || all(Client::is_online)).await;
+        self.judge(Rule::Online, since, came, || {
+            "not all clients are online 10 s after the last fault".to_owned()
+        });
+        let quiet =
+            |client: &Client| client.is_done() && client.heard_publish.elapsed() > Duration::from_secs(2);
+        let done = self.eventually(Duration::from_secs(100), || all(quiet)).await;
+        self.judge(Rule::Online, since, done, || "something is never answered, or never ends".to_owned());
+        if !done || !came {
+            return;
+        }
+        self.ledger.lock().settle();
+        for index in 0..CLIENTS {
+            let open = {
+                let client = self.client(index);
+                // Who was told nothing so far has not been let in.
+                let is_open = |wire: &&Arc<Wire>| wire.node_closed().is_none() && wire.node_wrote().is_some();
+                client.wires.iter().filter(is_open).count()
+            };
+            self.judge(Rule::OneConnection, since, open == 1, || {
+                format!("client {index} has {open} connections")
+            });
+        }
+        for index in 0..NODES {
+            match self.probe(index).await {
+                Some(found) => self.ledger.lock().found_retained(index, &found, since),
+                None => {
+                    self.judge(Rule::Online, since, false, || format!("node {index} lets no new client in"))
+                }
+            }
+        }
+        self.ledger.lock().rests();
+    }
+
+    fn judge(&self, rule: Rule, since: u64, holds: bool, what: impl FnOnce() -> String) {
+        let mut ledger = self.ledger.lock();
+        ledger.judged(rule, since);
+        if !holds {
+            ledger.violate(rule, what());
+        }
+    }
+
+    async fn eventually(&self, patience: Duration, mut holds: impl FnMut() -> bool) -> bool {
+        let until = Instant::now() + patience;
+        while !holds() {
+            if Instant::now() > until || self.ledger.lock().violation.is_some() {
+                return false;
+            }
+            sleep(Duration::from_millis(100)).await;
+        }
+        true
+    }
+
+    /// What a new client finds retained: message by topic.
+    async fn probe(&self, index: usize) -> Option<BTreeMap<String, u32>> {
+        let (mut end, _) = self.dial(index)?;
+        let connect = Connect {
+            version: Version::V311,
+            clean_start: true,
+            keep_alive: 0,
+            client_id: "probe",
+            will: None,
+            username: None,
+            password: None,
+            properties: Default::default(),
+        };
+        let filter = SubscribeFilter {
+            filter: RETAINED,
+            qos: QoS::AtMostOnce,
+            no_local: false,
+            retain_as_published: false,
+            retain_handling: Default::default(),
+        };
+        let filters = [filter].into_iter().collect();
+        let subscribe = Subscribe { packet_id: 1, subscription_id: None, filters, user: Vec::new() };
+        let mut out = BytesMut::new();
+        Packet::Connect(connect).encode(Version::V311, &mut out);
+        Packet::Subscribe(subscribe).encode(Version::V311, &mut out);
+        end.wire.send(out.freeze());
+        let (mut unread, mut granted, mut found) = (BytesMut::new(), false, BTreeMap::new());
+        while let Ok(Some(bytes)) = timeout(Duration::from_secs(1), end.receive()).await {
+            unread.extend_from_slice(&bytes);
+            let mut used = 0;
+            while let Some((frame, length)) = split_frame(&unread[used..], u32::MAX).unwrap() {
+                match decode(frame, Version::V311).unwrap() {
+                    Packet::SubAck(_) => granted = true,
+                    Packet::Publish(publish) if publish.retain => {
+                        let number = std::str::from_utf8(publish.payload).unwrap().trim_end_matches('.');
+                        found.insert(publish.topic.to_owned(), number.parse().unwrap());
+                    }
+                    _ => {}
+                }
+                used += length;
+            }
+            let _ = unread.split_to(used);
+        }
+        end.wire.close();
+        granted.then_some(found)
+    }
+}
+
+impl Device {
+    fn new(index: usize, random: &mut fastrand::Rng) -> Device {
+        let version = [Version::V311, Version::V5, Version::V5][random.usize(0..3)];
+        let kind = Kind {
+            index,
+            node: index % NODES,
+            version,
+            // MQTT 3.1.1 has the instance's.
+            expiry: match version {
+                Version::V5 => [0, 20, 3600, 3600][random.usize(0..4)],
+                _ => [0, 3600][random.usize(0..2)],
+            },
+            keep_alive: [0, 10, 60][random.usize(0..3)],
+            receive_maximum: [3, 20, 1000][random.usize(0..3)],
+        };
+        Device { client: Mutex::new(Client::new(kind, random.fork())), poke: Notify::new() }
+    }
+}
+
+/// A client's life: online as long as it shall be.
+async fn live(world: Arc<World>, index: usize) {
+    let device = &world.devices[index];
+    loop {
+        while !world.client(index).wanted {
+            device.poke.notified().await;
+        }
+        let node = world.client(index).kind.node;
+        if let Some((end, boot)) = world.dial(node) {
+            let connection = world.connections.fetch_add(1, Atomic::Relaxed);
+            world.with(index, |client, ledger| client.begin(ledger, end.wire.clone(), connection, boot));
+            serve(&world, index, end, connection).await;
+        }
+        sleep(world.millis(50..500)).await;
+    }
+}
+
+/// One connection of a client, to its end.
+async fn serve(world: &World, index: usize, mut end: ClientEnd, connection: u32) {
+    let device = &world.devices[index];
+    loop {
+        let deadline = world.client(index).deadline();
+        let at = deadline.unwrap_or_else(|| Instant::now() + Duration::from_secs(3600));
+        let goes_on = tokio::select! {
+            biased;
+            bytes = end.receive() => match bytes {
+                Some(bytes) => world.with(index, |client, ledger| {
+                    client.link.as_ref().is_some_and(|link| link.connection == connection)
+                        && client.hear(ledger, &bytes)
+                }),
+                None => false,
+            },
+            () = device.poke.notified() => true,
+            () = sleep_until(at) => world.client(index).tick(),
+        };
+        let is_mine = world.client(index).link.as_ref().is_some_and(|link| link.connection == connection);
+        if !is_mine {
+            // It was left alone: it went on elsewhere.
+            return;
+        }
+        if !goes_on {
+            end.wire.close();
+            world.with(index, Client::lost);
+            return;
+        }
+    }
+}
+
+fn config(offline: u32, online: u32) -> InstanceConfig {
+    let parent = |topic: &str, ordering| Parent {
+        topic: topic.to_owned(),
+        ordering,
+        partitions: 2,
+        retention: Retention::default(),
+    };
+    InstanceConfig {
+        instance: "simulation/one".to_owned(),
+        limits: Limits {
+            connections: 1000,
+            publish_rate: 100_000,
+            delivery_rate: None,
+            subscriptions: 10_000,
+            packet_size: 65_536,
+            client_id_length: 100,
+            characters: Characters::Any,
+        },
+        session: SessionRules { expiry_seconds: 3600, offline_messages: offline, online_messages: online },
+        groups: Vec::new(),
+        parents: vec![parent("m", Ordering::PartitionOrdered), parent("n", Ordering::Normal)],
+        listeners: Listeners { mqtt: String::new(), mqtts: None, admin: String::new() },
+        kafka: None,
+    }
+}
+
+fn acl() -> AclDocument {
+    let rule = AclRule { action: Action::PubSub, filter: "#".to_owned() };
+    let user = AclUser {
+        username: "anyone".to_owned(),
+        passwords: Vec::new(),
+        client_ids: Vec::new(),
+        rules: vec![rule],
+    };
+    AclDocument { generation: 1, anonymous_user: Some("anyone".to_owned()), users: vec![user] }
+}
