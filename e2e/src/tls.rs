@@ -73,8 +73,15 @@ impl Authority {
 
     /// A certificate for 127.0.0.1, of a server or a client.
     pub fn issue(&self, name: &str) -> Result<Pair> {
+        self.issue_for(name, &[])
+    }
+
+    /// The same for further hosts: names or addresses.
+    pub fn issue_for(&self, name: &str, hosts: &[String]) -> Result<Pair> {
         let key = KeyPair::generate()?;
-        let certificate = named(name)?.signed_by(&key, &self.issuer)?;
+        let mut params = named(name)?;
+        params.subject_alt_names.extend(CertificateParams::new(hosts)?.subject_alt_names);
+        let certificate = params.signed_by(&key, &self.issuer)?;
         Ok(Pair { certificate: certificate.pem(), key: key.serialize_pem() })
     }
 

@@ -2,10 +2,11 @@
 //!
 //! A test process shares one [`Cluster`], started when the first story asks for it: a node of its own ([`node`]), or
 //! the one that `KUBECONFIG` names, with `MQTT_BROKER_IMAGE` and `MQTT_OPERATOR_IMAGE` to pull from a registry and
-//! `KAFKA` as bootstrap servers that both its pods and the tests reach; addresses of its Services must be reachable
-//! from here, too.
+//! `KAFKA` as bootstrap servers that both its pods and the tests reach. Then addresses of its Services must be reachable
+//! from here, and stories take turns on that Kafka: RUST_TEST_THREADS=1.
 
 mod images;
+mod kafka;
 mod namespace;
 mod node;
 
@@ -14,28 +15,23 @@ use std::{
     io::{Seek as _, Write as _},
     net::Ipv4Addr,
     path::PathBuf,
-    process::{self, Command, Stdio},
-    sync::{
-        OnceLock,
-        atomic::{AtomicU32, Ordering},
-    },
-    thread,
+    process::{Command, Stdio},
+    sync::OnceLock,
     time::Duration,
 };
 
 use anyhow::{Context, Result, anyhow, ensure};
-use mqtt_broker_api::admin::RecordView;
-use parking_lot::{RwLock, RwLockWriteGuard};
+use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 use rustix::process::Signal;
-use tempfile::NamedTempFile;
 
 use self::node::Node;
-pub use self::{images::Images, namespace::Namespace, node::Part};
-use crate::{
-    clients::root,
-    kafka::{Kafka, KafkaOptions, Program},
-    wait_until,
+pub use self::{
+    images::Images,
+    kafka::{Consumer, PodKafka},
+    namespace::Namespace,
+    node::Part,
 };
+use crate::{clients::root, wait_until};
 
 /// The node's own address, which its pods reach.
 const NODE_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 250, 0, 1);
@@ -49,32 +45,17 @@ const COMMAND_LIMIT: &str = "180";
 /// Stories share the cluster, but for one that harms all of it.
 static CALM: RwLock<()> = RwLock::new(());
 
+/// Held as long as a story goes on.
+enum Calm {
+    Shared(#[expect(dead_code, reason = "held, not read")] RwLockReadGuard<'static, ()>),
+    Alone(#[expect(dead_code, reason = "held, not read")] RwLockWriteGuard<'static, ()>),
+}
+
 pub struct Cluster {
     kubeconfig: OsString,
     images: Images,
-    kafka: BeyondPods,
     /// Absent: somebody else's.
     node: Option<Node>,
-}
-
-/// The Kafka that pods use.
-enum BeyondPods {
-    Ours(Box<Kafka>),
-    /// Bootstrap servers.
-    Named(String),
-}
-
-/// A cloud application.
-pub struct Consumer {
-    program: Program,
-    _settings: NamedTempFile,
-}
-
-impl Consumer {
-    /// Waits for the next record.
-    pub fn next(&mut self, limit: Duration) -> Result<RecordView> {
-        self.program.next(limit)
-    }
 }
 
 impl Cluster {
@@ -92,24 +73,13 @@ impl Cluster {
 
     fn start() -> Result<Self> {
         if let Some(kubeconfig) = std::env::var_os("KUBECONFIG") {
-            let kafka = std::env::var("KAFKA").context("KAFKA is needed beside KUBECONFIG")?;
-            let (images, kafka) = (Images::named()?, BeyondPods::Named(kafka));
-            return Ok(Self { kubeconfig, images, kafka, node: None });
+            return Ok(Self { kubeconfig, images: Images::named()?, node: None });
         }
         let node = Node::start()?;
-        let kafka = || -> Result<Kafka> {
-            node.enter()?;
-            Kafka::start(KafkaOptions { host: NODE_ADDRESS, shows_log: false, ..KafkaOptions::default() })
-        };
-        let (kafka, images) = thread::scope(|scope| {
-            let kafka = scope.spawn(kafka);
-            let images = Images::build().and_then(|built| built.load_into(&node));
-            (kafka.join().unwrap_or_else(|_| Err(anyhow!("starting Kafka panicked"))), images)
-        });
-        let (kafka, images) = (kafka?, images.with_context(|| node.logs())?);
-        let kafka = BeyondPods::Ours(Box::new(kafka));
+        let images = Images::build().and_then(|built| built.load_into(&node));
+        let images = images.with_context(|| node.logs())?;
         let kubeconfig = node.kubeconfig().into_os_string();
-        let cluster = Self { kubeconfig, images, kafka, node: Some(node) };
+        let cluster = Self { kubeconfig, images, node: Some(node) };
         cluster.node()?.enter()?;
         cluster.wait_until_up().with_context(|| cluster.node.as_ref().map(Node::logs).unwrap_or_default())?;
         Ok(cluster)
@@ -125,35 +95,24 @@ impl Cluster {
 
     /// A new namespace for one story.
     pub fn namespace(&'static self) -> Result<Namespace> {
-        static COUNT: AtomicU32 = AtomicU32::new(1);
-        let name = format!("story-{}-{}", process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
-        Namespace::make(self, name, CALM.read_recursive())
+        Namespace::make(self, Calm::Shared(CALM.read_recursive()))
     }
 
-    /// Waits until no namespace of another story is in use, and keeps it so: for a story that harms the whole cluster.
-    pub fn alone(&self) -> RwLockWriteGuard<'static, ()> {
-        CALM.write()
+    /// The same for a story that harms the whole cluster: no other namespace is in use meanwhile.
+    pub fn namespace_alone(&'static self) -> Result<Namespace> {
+        Namespace::make(self, Calm::Alone(CALM.write()))
     }
 
     pub fn images(&self) -> &Images {
         &self.images
     }
 
-    /// Bootstrap servers of the Kafka that pods use.
-    pub fn kafka(&self) -> String {
-        match &self.kafka {
-            BeyondPods::Ours(kafka) => kafka.bootstrap(),
-            BeyondPods::Named(servers) => servers.clone(),
+    /// A Kafka for the pods of one story: a new one, or what is named by `KAFKA`.
+    pub fn kafka(&self) -> Result<PodKafka> {
+        match self.node {
+            Some(_) => PodKafka::start(NODE_ADDRESS),
+            None => PodKafka::named(),
         }
-    }
-
-    /// Reads the records of topics of that Kafka from their beginning, as a member of a group.
-    pub fn consumer(&self, group: &str, topics: &[&str]) -> Result<Consumer> {
-        let mut settings = tempfile::NamedTempFile::new()?;
-        write!(settings, "bootstrap.servers={}", self.kafka())?;
-        let path = settings.path().to_string_lossy().into_owned();
-        let program = Program::start("ParentConsumer", &[&[path.as_str(), group], topics].concat())?;
-        Ok(Consumer { program, _settings: settings })
     }
 
     /// `kubectl ARGUMENTS`; what it prints.
@@ -183,6 +142,20 @@ impl Cluster {
     /// SIGKILL. The part is started again at once; [`Self::wait_until_up`] says when it serves.
     pub fn kill9(&self, part: Part) -> Result<()> {
         self.node()?.signal(part, Signal::KILL)
+    }
+
+    /// Sends a signal to the processes of a pod, as nothing inside the cluster could.
+    pub fn signal_pod(&self, namespace: &str, pod: &str, signal: Signal) -> Result<()> {
+        let uid = self.kubectl(&[
+            "--namespace",
+            namespace,
+            "get",
+            "pod",
+            pod,
+            "--output",
+            "jsonpath={.metadata.uid}",
+        ])?;
+        self.node()?.signal_pod(&uid, signal)
     }
 
     fn node(&self) -> Result<&Node> {

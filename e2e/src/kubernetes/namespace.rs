@@ -1,27 +1,29 @@
 //! A namespace for one story, which enforces the PodSecurity profile `restricted` and goes when the story is over.
 
-use std::{net::IpAddr, path::Path, time::Duration};
+use std::{
+    net::IpAddr,
+    path::Path,
+    process,
+    sync::atomic::{AtomicU32, Ordering},
+    time::Duration,
+};
 
 use anyhow::{Context, Result};
-use parking_lot::RwLockReadGuard;
-use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use super::Cluster;
+use super::{Calm, Cluster};
 use crate::wait_until;
 
 pub struct Namespace {
     cluster: &'static Cluster,
     name: String,
-    _calm: RwLockReadGuard<'static, ()>,
+    _calm: Calm,
 }
 
 impl Namespace {
-    pub(super) fn make(
-        cluster: &'static Cluster,
-        name: String,
-        calm: RwLockReadGuard<'static, ()>,
-    ) -> Result<Self> {
+    pub(super) fn make(cluster: &'static Cluster, calm: Calm) -> Result<Self> {
+        static COUNT: AtomicU32 = AtomicU32::new(1);
+        let name = format!("story-{}-{}", process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let object = json!({
             "apiVersion": "v1", "kind": "Namespace",
             "metadata": {"name": name, "labels": {"pod-security.kubernetes.io/enforce": "restricted"}},
@@ -97,13 +99,6 @@ impl Namespace {
         let found = self.get("service", service)?;
         let address = found.pointer("/spec/clusterIP").and_then(Value::as_str).context("no address")?;
         address.parse().with_context(|| format!("the address of {service}: {address}"))
-    }
-
-    /// Sends a signal to the processes of a pod, as nothing inside the cluster could.
-    pub fn signal(&self, pod: &str, signal: Signal) -> Result<()> {
-        let found = self.get("pod", pod)?;
-        let uid = found.pointer("/metadata/uid").and_then(Value::as_str).context("no UID")?;
-        self.cluster.node()?.signal_pod(uid, signal)
     }
 
     /// What a person would look at first.

@@ -7,21 +7,21 @@ use mqtt_e2e::{
     Client, Driver, Login, Version,
     broker::{Stored, built},
     clients::{Endpoint, root},
-    kubernetes::{Cluster, Namespace},
+    kubernetes::{Cluster, Namespace, PodKafka},
 };
 use serde_json::{Value, json};
 
 use crate::{JAVA, objects, objects_in};
 
 /// The objects that the operator makes of `examples/` for a namespace and the cluster's Kafka.
-fn rendered(namespace: &Namespace) -> Result<Vec<Value>> {
+fn rendered(namespace: &Namespace, kafka: &PodKafka) -> Result<Vec<Value>> {
     let cluster = namespace.cluster();
     let folder = tempfile::tempdir()?;
     for (number, mut object) in objects_in(&root().join("examples"))?.into_iter().enumerate() {
         put(&mut object, "/metadata", "namespace", namespace.name().into())?;
         if object.get("kind").is_some_and(|kind| kind == "MqttInstance") {
-            let servers: Vec<String> = cluster.kafka().split(',').map(str::to_owned).collect();
-            put(&mut object, "/spec", "kafka", json!({"bootstrapServers": servers, "replicationFactor": 1}))?;
+            let kafka = json!({"bootstrapServers": kafka.servers(), "replicationFactor": 1});
+            put(&mut object, "/spec", "kafka", kafka)?;
         }
         fs::write(folder.path().join(format!("{number}.yaml")), object.to_string())?;
     }
@@ -41,8 +41,9 @@ fn put(object: &mut Value, place: &str, field: &str, value: Value) -> Result<()>
 #[test]
 fn what_is_rendered_runs_as_a_restricted_pod_that_devices_reach_and_kafka_gets_their_readings() -> Result<()>
 {
-    let namespace = Cluster::shared()?.namespace()?;
-    for object in rendered(&namespace)? {
+    let cluster = Cluster::shared()?;
+    let (kafka, namespace) = (cluster.kafka()?, cluster.namespace()?);
+    for object in rendered(&namespace, &kafka)? {
         namespace.apply(&object)?;
     }
     namespace.kubectl(&["rollout", "status", "statefulset/meters-broker", "--timeout", "120s"])?;
@@ -50,7 +51,7 @@ fn what_is_rendered_runs_as_a_restricted_pod_that_devices_reach_and_kafka_gets_t
     let login = Login::new(Version::V5, "meter-1").user("fleet", "demo-only-fleet");
     let mut meter = Client::connect(Driver::Mosquitto, Endpoint { mqtt, mqtts: None }, &login)?;
     ensure!(meter.publish("readings/meter-1/kwh", b"17", 1)? == 0);
-    let record = namespace.cluster().consumer(namespace.name(), &["readings"])?.next(JAVA)?;
+    let record = kafka.consumer("application", &["readings"])?.next(JAVA)?;
     let stored = Stored::of(&record)?;
     ensure!((stored.topic.as_str(), stored.payload.as_str()) == ("readings/meter-1/kwh", "17"), "{stored:?}");
     Ok(())
