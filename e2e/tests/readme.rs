@@ -112,6 +112,30 @@ fn the_examples_start_a_broker() -> Result<()> {
     Broker::start(&manifests).map(drop)
 }
 
+/// What needs a cluster is only looked at here; the stories on one do the same things.
+#[test]
+fn the_commands_for_a_cluster_name_what_is_there() -> Result<()> {
+    let mut looked_at = 0;
+    for line in blocks("shell")?.iter().flat_map(|block| block.lines()) {
+        let words: Vec<&str> = line.split_whitespace().map(|word| word.trim_matches('\'')).collect();
+        let ours = ["charts/", "crds/", "examples"];
+        for word in words.iter().filter(|word| ours.iter().any(|folder| word.starts_with(folder))) {
+            // As kubeconform names the schema of a kind.
+            let path = word.replace("{{.ResourceKind}}{{.KindSuffix}}", "mqttuser-mqtt-v1alpha1");
+            ensure!(root().join(&path).exists(), "`{line}`: there is no {path}");
+            looked_at += 1;
+        }
+        if let ["helm", "install", arguments @ ..] = words.as_slice() {
+            let mut helm = Command::new(root().join(".tools/kubernetes/bin/helm"));
+            helm.args(["template", "--kube-version", "1.34.0"]).args(arguments).current_dir(root());
+            let output = helm.output()?;
+            ensure!(output.status.success(), "`{line}`: {}", String::from_utf8_lossy(&output.stderr));
+        }
+    }
+    ensure!(looked_at >= 3, "only {looked_at} paths");
+    Ok(())
+}
+
 #[test]
 fn the_commands_in_the_readme_run() -> Result<()> {
     let broker = start()?;

@@ -17,6 +17,7 @@ use mqtt_operator_api::{
 use serde_json::Value;
 
 use crate::{
+    check::check,
     instance::build::{Built, Options, build},
     user::hasher::{HashKey, Hasher},
 };
@@ -35,6 +36,18 @@ struct Cli {
 enum Command {
     /// Print what the operator would apply for the MqttInstance in a folder of manifests, as YAML.
     Render(RenderArgs),
+    /// Ask the API server whether an operator is at work: the kinds are served, and its Lease is renewed.
+    Check(CheckArgs),
+}
+
+#[derive(clap::Args)]
+struct CheckArgs {
+    /// The namespace that the operator runs in.
+    #[arg(long, env = "POD_NAMESPACE")]
+    namespace: String,
+    /// The name of its Lease.
+    #[arg(long, default_value = "mqtt-operator")]
+    lease: String,
 }
 
 #[derive(clap::Args)]
@@ -56,6 +69,32 @@ struct RenderArgs {
 pub fn run() -> ExitCode {
     match Cli::parse().command {
         Command::Render(args) => print_rendered(args),
+        Command::Check(args) => print_checked(args),
+    }
+}
+
+fn print_checked(args: CheckArgs) -> ExitCode {
+    let checked = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| format!("no runtime: {error}"));
+    let checked = checked.and_then(|runtime| {
+        runtime.block_on(async {
+            let client = kube::Client::try_default()
+                .await
+                .map_err(|error| format!("no API server is known: {error}"))?;
+            check(client, &args.namespace, &args.lease).await.map_err(|missing| missing.to_string())
+        })
+    });
+    match checked {
+        Ok(holder) => {
+            println!("all kinds are served, and {holder} acts");
+            ExitCode::SUCCESS
+        }
+        Err(missing) => {
+            eprintln!("mqtt-operator: {missing}");
+            ExitCode::FAILURE
+        }
     }
 }
 
