@@ -1,6 +1,10 @@
 //! `mqtt-broker run`, what pods run: steered by mounted files that change at once, in parts or for the worse.
 
-use std::{fs, net::SocketAddr, time::Duration};
+use std::{
+    fs,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    time::Duration,
+};
 
 use anyhow::{Context, Result, ensure};
 use mqtt_broker_api::{
@@ -270,6 +274,35 @@ fn a_bad_config_is_refused_in_one_line_and_a_bad_change_leaves_the_last_good_one
         let answer = Dialogue::greet(broker.mqtt, &Login::new(Version::V5, "meter-2"))?.read()?;
         Ok(matches!(answer, Packet::ConnAck { code: 0x85, .. }).then_some(()))
     })?;
+    Ok(())
+}
+
+/// As pods listen, whichever addresses their cluster gives them.
+#[test]
+fn a_listener_on_all_addresses_serves_ipv6_as_it_serves_ipv4() -> Result<()> {
+    let authority = Authority::new("site")?;
+    let mounts = Mounts::new()?;
+    mounts.put_certificate(&authority.issue_for("meters", &["::1".into()])?)?;
+    mounts.put_acl(&acl(1, &["kept/#"])?)?;
+    let mut document = mounts.document();
+    for listener in ["mqtt", "mqtts", "admin"] {
+        let place = document.pointer_mut(&format!("/instance/listeners/{listener}"));
+        *place.context("no listener")? = json!("[::]:0");
+    }
+    mounts.put_config(&document)?;
+    let mut broker = mounts.start()?;
+    broker.ready()?;
+    let mqtts = broker.mqtts.context("no TLS listener")?;
+    for address in [IpAddr::from(Ipv4Addr::LOCALHOST), IpAddr::from(Ipv6Addr::LOCALHOST)] {
+        let at = |port| SocketAddr::new(address, port);
+        let login = Login::new(Version::V5, "meter-1");
+        let (mut device, _) = Dialogue::connect(at(broker.mqtt.port()), &login)?;
+        ensure!(device.subscribe("kept/x", 1)? == 1, "{address}");
+        let client = authority.client(TlsVersion::V13);
+        ensure!(Tls::connect(at(mqtts.port()), &client)?.login(&login)?.ping()?.is_empty(), "{address}");
+        broker.admin.set_ip(address);
+        ensure!(broker.get("/readyz")?.0 == 200, "{address}");
+    }
     Ok(())
 }
 
