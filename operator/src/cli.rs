@@ -2,6 +2,7 @@
 
 use std::{
     io::{self, Write as _},
+    net::SocketAddr,
     path::{Path, PathBuf},
     process::ExitCode,
 };
@@ -10,15 +11,18 @@ use clap::{Parser, Subcommand};
 use mqtt_broker_api::acl::AclDocument;
 use mqtt_operator_api::{
     Kind,
+    duration::Duration,
     manifests::{self, Salts},
     render::{name_of, render},
     validate::Validator,
 };
 use serde_json::Value;
+use tracing_subscriber::EnvFilter;
 
 use crate::{
     check::check,
     instance::build::{Built, Options, build},
+    run::{self, Settings},
     user::hasher::{HashKey, Hasher},
 };
 
@@ -34,10 +38,45 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Act on all objects of the four kinds in a cluster, until told to end.
+    Run(RunArgs),
     /// Print what the operator would apply for the MqttInstance in a folder of manifests, as YAML.
     Render(RenderArgs),
     /// Ask the API server whether an operator is at work: the kinds are served, and its Lease is renewed.
     Check(CheckArgs),
+}
+
+#[derive(clap::Args)]
+struct RunArgs {
+    /// The namespace that the operator runs in, where its Lease and its own Secret are.
+    #[arg(long, env = "POD_NAMESPACE")]
+    namespace: String,
+    /// Who this is among the candidates for the Lease, such as the name of the pod.
+    #[arg(long, env = "POD_NAME")]
+    identity: String,
+    /// Namespaces whose objects are acted on, with commas between; absent: all.
+    #[arg(long, value_delimiter = ',', value_name = "NAMESPACES")]
+    watch_namespaces: Vec<String>,
+    /// The broker's image, unless an instance names its own.
+    #[arg(long, default_value_t = Options::default().image)]
+    broker_image: String,
+    /// The name of the Lease.
+    #[arg(long, default_value = "mqtt-operator")]
+    lease: String,
+    /// Where health and metrics are served.
+    #[arg(long, default_value = "[::]:8080")]
+    address: SocketAddr,
+    #[arg(long, value_enum, default_value_t = LogFormat::Text)]
+    log_format: LogFormat,
+    /// What nobody announced is put back within this time.
+    #[arg(long, default_value = "10m")]
+    resync: Duration,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum LogFormat {
+    Text,
+    Json,
 }
 
 #[derive(clap::Args)]
@@ -66,10 +105,60 @@ struct RenderArgs {
     without_secrets: bool,
 }
 
-pub fn run() -> ExitCode {
+pub fn main() -> ExitCode {
     match Cli::parse().command {
+        Command::Run(args) => run_operator(args),
         Command::Render(args) => print_rendered(args),
         Command::Check(args) => print_checked(args),
+    }
+}
+
+fn run_operator(args: RunArgs) -> ExitCode {
+    begin_to_log(args.log_format);
+    let options = Options {
+        image: args.broker_image,
+        operator_namespace: args.namespace.clone(),
+        ..Options::default()
+    };
+    let settings = Settings {
+        namespace: args.namespace,
+        identity: args.identity,
+        watch_namespaces: args.watch_namespaces,
+        lease: args.lease,
+        address: args.address,
+        resync: args.resync.get(),
+        options,
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let ended = runtime.map_err(|error| format!("no runtime: {error}")).and_then(|runtime| {
+        let ended = runtime.block_on(run::run(settings)).map_err(|error| error.to_string());
+        // What blocks, such as a question to Kafka, is not waited for.
+        runtime.shutdown_background();
+        ended
+    });
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(why) => {
+            tracing::error!("{why}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// To standard error; `MQTT_LOG` is a filter of tracing.
+fn begin_to_log(format: LogFormat) {
+    let filter = EnvFilter::try_from_env("MQTT_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    // It tells of each refusal, which we do, too, and say what it means.
+    let filter = ["kube_client::client::builder=off"]
+        .iter()
+        .filter_map(|rule| rule.parse().ok())
+        .fold(filter, EnvFilter::add_directive);
+    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(false);
+    match format {
+        LogFormat::Text => lines.init(),
+        LogFormat::Json => {
+            lines.json().flatten_event(true).with_current_span(false).with_span_list(false).init()
+        }
     }
 }
 

@@ -1,15 +1,26 @@
 //! The operator: from the objects people write to those that Kubernetes runs.
 //!
-//! - [`instance`]: what belongs to one MqttInstance;
+//! - [`watch`]: what the cluster holds; [`queue`]: what of it is to be reconciled, and when;
+//! - [`instance`]: one MqttInstance with all that names it, from fetching to what is said of it;
 //! - [`parent_topic`]: the Kafka topic of one ParentTopic;
-//! - [`status`]: what is said on an object;
 //! - [`user`]: generated passwords, and the hashes of all passwords;
+//! - [`status`]: what is said on an object, as conditions; [`invalid`]: on one that can't be read;
+//! - [`apply`]: the only writer; [`leader`]: whether this process may write;
+//! - [`run`]: the process that has all of it; [`health`], [`metrics`]: what it tells of itself;
 //! - [`check`]: whether one is at work;
 //! - [`cli`]: the command line.
 
+pub mod apply;
 pub mod check;
 pub mod cli;
+pub mod health;
 pub mod instance;
+pub mod invalid;
+pub mod leader;
+pub mod metrics;
 pub mod parent_topic;
+pub mod queue;
+pub mod run;
 pub mod status;
 pub mod user;
+pub mod watch;

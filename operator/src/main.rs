@@ -3,5 +3,5 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    mqtt_operator::cli::run()
+    mqtt_operator::cli::main()
 }

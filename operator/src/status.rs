@@ -113,6 +113,7 @@ fn reason(problem: &Problem) -> &'static str {
     match problem.object.kind {
         Kind::ParentTopic if field == "spec.topic" => "Conflict",
         Kind::MqttUser if field == "spec.username" => "Conflict",
+        Kind::MqttInstance if field == "spec.kafka.bootstrapServers" => "Conflict",
         Kind::MqttUser if field == "spec.passwordSecretRef" => "NoPassword",
         Kind::TopicGrant if field.starts_with("spec.userRef") => "UserNotInForce",
         Kind::MqttInstance if field == "spec.auth.anonymousUser" => "UserNotInForce",
@@ -195,6 +196,7 @@ mod tests {
             (Kind::MqttInstance, "spec.listeners.mqtts.secretRef.name", "SecretNotFound"),
             (Kind::MqttInstance, "spec.auth.anonymousUser", "UserNotInForce"),
             (Kind::MqttInstance, "spec.kafka", "Invalid"),
+            (Kind::MqttInstance, "spec.kafka.bootstrapServers", "Conflict"),
         ] {
             let object = ObjectName { kind, namespace: "plant".into(), name: "a".into() };
             let problem = Problem { object, field: field.into(), message: "is wrong; mend it".into() };

@@ -26,6 +26,8 @@ pub struct Found {
     /// Bytes; Kafka takes nothing larger.
     pub max_record: u32,
     pub min_in_sync: u32,
+    /// It was not there before.
+    pub made: bool,
 }
 
 /// Makes the topic, or verifies an existing one and brings what the manifests name in line.
@@ -68,6 +70,7 @@ pub async fn ensure(admin: &Admin, name: &str, settings: TopicSettings, copies: 
         partitions: existing.partitions,
         max_record: number("max.message.bytes").unwrap_or(settings.record_bytes.max(SMALLEST_RECORD_BYTES)),
         min_in_sync: number("min.insync.replicas").unwrap_or(1),
+        made: made == Some(true),
     })
 }
 

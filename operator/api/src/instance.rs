@@ -9,7 +9,7 @@ use crate::{
     quantity::Quantity,
     refs::{SecretKeyRef, SecretRef},
     rules,
-    status::Status,
+    status::InstanceStatus,
     workload::{Monitoring, Pod, Service},
 };
 
@@ -20,7 +20,7 @@ use crate::{
     version = "v1alpha1",
     kind = "MqttInstance",
     namespaced,
-    status = "Status",
+    status = "InstanceStatus",
     derive = "PartialEq",
     shortname = "mqtti",
     category = "mqtt",

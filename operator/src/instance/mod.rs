@@ -1,3 +1,21 @@
-//! One MqttInstance: [`build`] makes the objects that run it.
+//! One MqttInstance, and with it all that names it: fetch → validate → build → apply, and then what is said of it.
+//!
+//! | part | does |
+//! |---|---|
+//! | [`fetch`] | gathers what the instance is rendered from |
+//! | [`rivals`] | two instances on one Kafka |
+//! | [`build`] | makes the objects that run it |
+//! | [`nodes`] | asks its brokers |
+//! | [`in_force`] | which users and grants brokers have in force |
+//! | [`verdict`], [`members`] | how the instance and what names it fare |
+//! | [`reconcile`] | the way through all of it |
 
 pub mod build;
+pub mod fetch;
+pub mod in_force;
+pub mod members;
+pub mod nodes;
+mod objects;
+pub mod reconcile;
+pub mod rivals;
+pub mod verdict;

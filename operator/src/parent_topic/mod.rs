@@ -1,57 +1,166 @@
 //! One ParentTopic: from the object to the Kafka topic that keeps its records, and to what is said on the object.
 //!
-//! | part | does |
-//! |---|---|
-//! | fetch | the loop does: it hands over a [`Wanted`] whose object is in force (no other claims its name, its instance is there) |
-//! | [`Topics::ensure`] | brings the Kafka topic in line, and says how it fares |
-//! | [`Topics::gone`] | is told that the object was deleted |
+//! | reason | whose turn | when |
+//! |---|---|---|
+//! | `Created` | nobody's | the operator made the Kafka topic |
+//! | `Adopted` | nobody's | it was there before, and does what is asked of it |
+//! | `KafkaUnreachable` | ours | Kafka could not be asked, or can't do it now |
+//! | `KafkaAccess` | a person's | no connection can be made of `spec.kafka` |
+//! | `KafkaForbidden`, `KafkaRefused` | a person's | Kafka does not allow it, or can't do it |
+//! | `TopicUnfit` | a person's | the topic is there, and does not keep what it has to |
+//!
+//! [`wants`] tells what Kafka shall have: of objects that are in force alone.
 
-use std::{sync::Arc, time::Duration};
+pub mod wants;
 
-use mqtt_broker_api::config::{Kafka, KafkaSecrets, Parent};
-use mqtt_operator_api::{instance::MqttInstance, parent_topic::ParentTopic, render::ObjectName};
+use std::{collections::HashMap, sync::Arc};
 
-use crate::status::Verdict;
+use kube::Resource as _;
+use mqtt_kafka::{Admin, Fault, Found, TopicSettings};
+use mqtt_operator_api::{
+    Kind,
+    parent_topic::ParentTopic,
+    render::{ObjectName, name_of},
+    status::READY,
+};
+use parking_lot::Mutex;
+use serde_json::{Map, json};
 
-/// What Kafka shall have for one ParentTopic.
-#[derive(Clone, Debug)]
-pub struct Wanted {
-    pub object: Arc<ParentTopic>,
-    pub instance: Arc<MqttInstance>,
-    /// The same as the instance's brokers are told.
-    pub parent: Parent,
-    pub access: Arc<Access>,
-}
+pub use self::wants::{Access, Wanted, Wants};
+use crate::{
+    apply::{Error, Subject, Writer},
+    queue::Done,
+    status::Verdict,
+    watch::World,
+};
 
-/// How the Kafka of an instance is reached.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Access {
-    pub kafka: Kafka,
-    pub secrets: KafkaSecrets,
-}
-
-/// How an object fares, and when to look at it again without a change; absent: at the next resync.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Outcome {
-    pub verdict: Verdict,
-    pub again: Option<Duration>,
-}
+/// Who this is, in what Kafka logs.
+const CLIENT: &str = "mqtt-operator";
+const CREATED: &str = "Created";
 
 /// The Kafka topics of all instances.
-#[derive(Debug, Default)]
-pub struct Topics {}
+pub struct Topics {
+    world: Arc<World>,
+    writer: Arc<Writer>,
+    wants: Arc<Wants>,
+    resync: std::time::Duration,
+    /// By instance.
+    clients: Mutex<HashMap<ObjectName, (mqtt_kafka::Access, Admin)>>,
+}
 
 impl Topics {
-    /// Brings one topic in line. Called at each change of the object or its instance, at each resync, and when it asked
-    /// for it; never twice at a time for one object. Takes a minute at most.
-    pub async fn ensure(&self, wanted: &Wanted) -> Outcome {
-        // The brokers make and check the topics that their config names.
-        let message = format!("the brokers store what is published below {}/", wanted.parent.topic);
-        Outcome { verdict: Verdict::ready("Registered", message), again: None }
+    pub fn new(
+        world: Arc<World>,
+        writer: Arc<Writer>,
+        wants: Arc<Wants>,
+        resync: std::time::Duration,
+    ) -> Self {
+        Self { world, writer, wants, resync, clients: Mutex::default() }
     }
 
-    /// The object is gone; its topic stays.
-    pub async fn gone(&self, object: &ObjectName) {
-        tracing::info!("{object} is gone; its Kafka topic is kept");
+    /// Brings the topic of one object in line: made, adopted, grown, its settings put back. Takes a minute at most.
+    pub async fn reconcile(&self, name: &ObjectName) -> Result<Done, Error> {
+        let found = self.world.topics.get(&name.namespace, &name.name);
+        let topic = match found.as_ref().map(|found| &found.0) {
+            Some(Ok(topic)) => topic,
+            Some(Err(invalid)) => {
+                crate::invalid::say(&self.writer, name, invalid).await?;
+                return Ok(Done::Settled);
+            }
+            None => {
+                self.writer.forget_status(|object| object == name);
+                return Ok(Done::Settled);
+            }
+        };
+        // Of what is not in force the instance's loop speaks.
+        let Some((instance, wanted)) = self.wants.get(name) else { return Ok(Done::Settled) };
+        let outcome = self.ensure(&instance, &wanted).await;
+        // Meanwhile it may have lost its name to another object, or its instance.
+        if self.wants.get(name).is_none() {
+            return Ok(Done::Settled);
+        }
+        let verdict = verdict(&wanted, &outcome, was_created(topic), &instance);
+        self.say(topic, &verdict).await?;
+        Ok(if outcome.is_ok() {
+            Done::Again(self.resync.mul_f64(1.0 + 0.1 * fastrand::f64()))
+        } else {
+            Done::Failed
+        })
+    }
+
+    async fn ensure(&self, instance: &ObjectName, wanted: &Wanted) -> Result<Found, mqtt_kafka::Error> {
+        let Access { kafka, secrets } = &*wanted.access;
+        let access = mqtt_kafka::Access::new(kafka.clone(), secrets.clone(), CLIENT);
+        let admin = self.client(instance, access)?;
+        let settings = TopicSettings::of_parent(&wanted.parent, wanted.packet_size);
+        mqtt_kafka::ensure(&admin, &wanted.parent.topic, settings, kafka.replication_factor).await
+    }
+
+    /// One client an instance, for as long as Kafka is reached in the same way.
+    fn client(&self, instance: &ObjectName, access: mqtt_kafka::Access) -> Result<Admin, mqtt_kafka::Error> {
+        let mut clients = self.clients.lock();
+        if let Some((_, admin)) = clients.get(instance).filter(|(same, _)| *same == access) {
+            return Ok(admin.clone());
+        }
+        let admin = Admin::new(&access, "operator")?;
+        let before = clients.insert(instance.clone(), (access, admin.clone()));
+        let used = self.wants.instances();
+        let unused: Vec<_> = clients.extract_if(|instance, _| !used.contains(instance)).collect();
+        drop(clients);
+        // The end of a client is waited for.
+        tokio::task::spawn_blocking(move || drop((before, unused)));
+        Ok(admin)
+    }
+
+    async fn say(&self, topic: &ParentTopic, verdict: &Verdict) -> Result<(), Error> {
+        let (name, seen) = (name_of(Kind::ParentTopic, topic), json!(topic.status));
+        let metadata = topic.meta();
+        let uid = metadata.uid.as_deref().unwrap_or_default();
+        let subject = Subject { object: &name, uid, generation: metadata.generation, seen: &seen };
+        self.writer.say(&subject, verdict, Map::new()).await.map(drop)
+    }
+}
+
+/// Whether the operator made the Kafka topic, as far as is told.
+fn was_created(topic: &ParentTopic) -> bool {
+    let conditions = topic.status.iter().flat_map(|status| &status.conditions);
+    conditions.into_iter().any(|condition| condition.type_ == READY && condition.reason == CREATED)
+}
+
+fn verdict(
+    wanted: &Wanted,
+    outcome: &Result<Found, mqtt_kafka::Error>,
+    was_created: bool,
+    instance: &ObjectName,
+) -> Verdict {
+    let topic = &wanted.parent.topic;
+    let error = match outcome {
+        Ok(Found { partitions, made, .. }) => {
+            let more = if *partitions > wanted.parent.partitions {
+                format!(", more than the {} asked for; Kafka can't take any away", wanted.parent.partitions)
+            } else {
+                String::new()
+            };
+            return if *made || was_created {
+                Verdict::ready(CREATED, format!("Kafka topic {topic} has {partitions} partitions{more}"))
+            } else {
+                let message = format!(
+                    "Kafka topic {topic} was there before, and is used; it has {partitions} partitions{more}"
+                );
+                Verdict::ready("Adopted", message)
+            };
+        }
+        Err(error) => error,
+    };
+    let line = error.line.clone();
+    match error.fault {
+        Fault::Passing => Verdict::reconciling(
+            "KafkaUnreachable",
+            format!("{line}; if Kafka is up, check spec.kafka of {instance}"),
+        ),
+        Fault::Access => Verdict::stalled("KafkaAccess", line),
+        Fault::Forbidden => Verdict::stalled("KafkaForbidden", line),
+        Fault::Refused => Verdict::stalled("KafkaRefused", line),
+        Fault::Unfit => Verdict::stalled("TopicUnfit", line),
     }
 }

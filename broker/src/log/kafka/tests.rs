@@ -64,7 +64,7 @@ impl Place {
         if self.log.topic(name).is_none() {
             self.cluster.create_topic(name, 2, 1).unwrap();
         }
-        let found = Found { partitions: 2, max_record: KEPT.record_bytes, min_in_sync: 1 };
+        let found = Found { partitions: 2, max_record: KEPT.record_bytes, min_in_sync: 1, made: false };
         let topic = self.log.shared.admit(name, KEPT, &found).await.unwrap();
         // The mock answers no questions about topics' settings, so none are to be verified.
         *self.log.shared.topic(name).unwrap().settings.lock() = None;

@@ -112,6 +112,21 @@ pub fn build(instance: &MqttInstance, rendered: &Rendered, options: &Options) ->
     })
 }
 
+/// The name of the StatefulSet.
+pub fn broker_name(instance: &MqttInstance, options: &Options) -> String {
+    Frame::new(instance, options).broker()
+}
+
+/// The name of the Service that devices meet.
+pub fn client_service_name(instance: &MqttInstance, options: &Options) -> String {
+    Frame::new(instance, options).client_service()
+}
+
+/// The name of the Secret of one shard of the ACL document.
+pub fn acl_secret_name(instance: &MqttInstance, options: &Options, shard: usize) -> String {
+    Frame::new(instance, options).acl(shard)
+}
+
 impl Built {
     /// All objects as JSON, in the order in which they are best applied: pods come last, and find what they mount.
     pub fn objects(&self) -> Result<Vec<Value>, serde_json::Error> {

@@ -1,0 +1,140 @@
+//! Statuses: written when they change, and told as an event when they change for the worse or back.
+//!
+//! What was written last is remembered until [`Writer::forget_status`], for a watch may lag behind it; else
+//! `lastTransitionTime` would move twice for one change.
+
+use std::collections::HashMap;
+
+use k8s_openapi::{
+    apimachinery::pkg::apis::meta::v1::{Condition, Time},
+    jiff::Timestamp,
+};
+use kube::api::{Patch, PatchParams};
+use mqtt_operator_api::{
+    Kind,
+    render::ObjectName,
+    status::{READY, STALLED},
+};
+use parking_lot::Mutex;
+use serde_json::{Map, Value, json};
+
+use super::{Error, MANAGER, Writer};
+use crate::status::{Turn, Verdict, conditions};
+
+/// The object that a status is written on.
+#[derive(Clone, Copy, Debug)]
+pub struct Subject<'a> {
+    pub object: &'a ObjectName,
+    pub uid: &'a str,
+    pub generation: Option<i64>,
+    /// The status that it was seen to have; null: none.
+    pub seen: &'a Value,
+}
+
+/// By object: its UID, and the status that was written last.
+#[derive(Default)]
+pub(super) struct Statuses(Mutex<HashMap<ObjectName, (String, Value)>>);
+
+impl Writer {
+    /// Says how an object fares, and what else there is to say. Answers the conditions.
+    pub async fn say(
+        &self,
+        subject: &Subject<'_>,
+        verdict: &Verdict,
+        more: Map<String, Value>,
+    ) -> Result<Vec<Condition>, Error> {
+        let Subject { object, uid, generation, seen } = subject;
+        let written =
+            self.statuses.0.lock().get(*object).filter(|(of, _)| of == uid).map(|(_, status)| status.clone());
+        let before = written.unwrap_or_else(|| (*seen).clone());
+        let old = conditions_in(&before);
+        let now = conditions(&old, verdict, *generation, &Time(now()));
+        let mut status = more;
+        status.insert("observedGeneration".into(), json!(generation));
+        status.insert("conditions".into(), json!(now));
+        let status = Value::Object(status);
+        if status == before {
+            return Ok(now);
+        }
+        // A merge, not server-side apply: definitions that are older than the operator drop what they do not know.
+        let gone = before.as_object().into_iter().flatten().filter(|(field, _)| status.get(*field).is_none());
+        let gone: Map<String, Value> = gone.map(|(field, _)| (field.clone(), Value::Null)).collect();
+        let all =
+            status.as_object().into_iter().flatten().map(|(field, value)| (field.clone(), value.clone()));
+        let patch = json!({"status": all.chain(gone).collect::<Map<_, _>>()});
+        let params = PatchParams { field_manager: Some(MANAGER.into()), ..PatchParams::default() };
+        let api = self.ours(object);
+        let patch = Patch::Merge(&patch);
+        let what = format!("write the status of {object}");
+        let patched = async { api.patch_status(&object.name, &params, &patch).await.map(drop) };
+        self.write(&what, super::absent_is_fine(patched)).await?;
+        self.statuses.0.lock().insert((*object).clone(), ((*uid).to_owned(), status));
+        if worth_telling(object.kind, &old, verdict) {
+            tracing::info!("{object}: {}: {}", verdict.reason, verdict.message);
+            self.tell(subject, verdict).await;
+        }
+        Ok(now)
+    }
+
+    /// What others have made of statuses counts again, or those objects are gone.
+    pub fn forget_status(&self, which: impl Fn(&ObjectName) -> bool) {
+        self.statuses.0.lock().retain(|object, _| !which(object));
+    }
+}
+
+/// Conditions come and go with whole seconds: what is read back is equal to what was written.
+fn now() -> Timestamp {
+    Timestamp::from_second(Timestamp::now().as_second()).unwrap_or(Timestamp::UNIX_EPOCH)
+}
+
+fn conditions_in(status: &Value) -> Vec<Condition> {
+    let conditions = status.get("conditions").cloned().unwrap_or_default();
+    serde_json::from_value(conditions).unwrap_or_default()
+}
+
+/// Whatever needs a person, and that it no longer does; of an instance also that it serves, or does no longer.
+fn worth_telling(kind: Kind, old: &[Condition], verdict: &Verdict) -> bool {
+    let find = |type_: &str| old.iter().find(|condition| condition.type_ == type_);
+    let stalled = find(STALLED).filter(|condition| condition.status == "True");
+    let ready = find(READY).is_some_and(|condition| condition.status == "True");
+    match verdict.turn {
+        Turn::Theirs => {
+            stalled.is_none_or(|old| (&old.reason, &old.message) != (&verdict.reason, &verdict.message))
+        }
+        Turn::Nobody => stalled.is_some() || (kind == Kind::MqttInstance && !ready),
+        Turn::Ours => kind == Kind::MqttInstance && ready,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_event_is_told_when_a_person_is_needed_and_when_no_longer() {
+        let at = Time(Timestamp::UNIX_EPOCH);
+        let of = |verdict: &Verdict| conditions(&[], verdict, None, &at);
+        let (ready, ours, theirs) = (
+            Verdict::ready("InForce", "all is well"),
+            Verdict::reconciling("Loading", "wait"),
+            Verdict::stalled("SecretNotFound", "create it"),
+        );
+        let other = Verdict::stalled("SecretNotFound", "create another");
+        for (kind, old, new, told) in [
+            (Kind::MqttUser, None, &ours, false),
+            (Kind::MqttUser, Some(&ours), &ready, false),
+            (Kind::MqttUser, Some(&ready), &ours, false),
+            (Kind::MqttUser, Some(&ready), &theirs, true),
+            (Kind::MqttUser, Some(&theirs), &theirs, false),
+            (Kind::MqttUser, Some(&theirs), &other, true),
+            (Kind::MqttUser, Some(&theirs), &ready, true),
+            (Kind::MqttInstance, None, &ours, false),
+            (Kind::MqttInstance, Some(&ours), &ready, true),
+            (Kind::MqttInstance, Some(&ready), &ours, true),
+            (Kind::MqttInstance, Some(&ready), &ready, false),
+        ] {
+            let old = old.map(of).unwrap_or_default();
+            assert_eq!(worth_telling(kind, &old, new), told, "{kind}: {old:?}, then {new:?}");
+        }
+    }
+}

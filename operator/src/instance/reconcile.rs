@@ -1,0 +1,464 @@
+//! The way of one instance through all of it, and what is remembered of it between two times.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+    time::Duration,
+};
+
+use futures_util::{StreamExt as _, stream};
+use k8s_openapi::api::core::v1::Pod;
+use kube::{Resource, ResourceExt as _};
+use mqtt_broker_api::{acl::AclDocument, shards};
+use mqtt_operator_api::{
+    Kind,
+    grant::TopicGrant,
+    instance::MqttInstance,
+    parent_topic::ParentTopic,
+    render::{ObjectName, Objects, Rendered, name_of, render},
+    user::MqttUser,
+};
+use parking_lot::Mutex;
+use serde_json::{Map, Value, json};
+use tokio::time::Instant;
+
+use super::{
+    build::{self, Built, build},
+    fetch::{self, Members},
+    in_force::Progress,
+    members::{self, Rendering},
+    nodes::{Asker, Broker},
+    objects::{self, Applied},
+    rivals,
+    verdict::{self, Facts},
+};
+use crate::{
+    apply::{Error, Owner, Subject, Writer},
+    invalid,
+    parent_topic::{Access, Wanted, Wants},
+    queue::Done,
+    status::{Verdict, is_ready},
+    user::{
+        self, Generated,
+        hasher::{A_RENDERING, HashKey, Hasher},
+    },
+    watch::{World, picked, secrets::SecretName},
+};
+
+/// Statuses that are written at a time.
+const AT_A_TIME: usize = 16;
+/// How soon brokers are asked again whether they have loaded what is new.
+const ASK_AGAIN: Duration = Duration::from_millis(500);
+/// How soon passwords that were left for another rendering are hashed.
+const RENDER_AGAIN: Duration = Duration::from_millis(100);
+/// How soon a broker that is not ready is asked why.
+const ASK_WHY: Duration = Duration::from_secs(3);
+/// A pod that was nudged so long ago and has not loaded what is new is nudged again: its kubelet may have been told
+/// before it knew of the change.
+const NUDGE_AGAIN: Duration = Duration::from_secs(3);
+/// Kubelets mount what has changed within a minute and a half; brokers that can't be asked are believed after that.
+const BELIEVED: Duration = Duration::from_secs(100);
+
+/// What all instances share.
+pub struct Instances {
+    pub world: Arc<World>,
+    pub writer: Arc<Writer>,
+    pub wants: Arc<Wants>,
+    pub options: build::Options,
+    pub key: Arc<HashKey>,
+    pub resync: Duration,
+    pub asker: Asker,
+    memories: Mutex<HashMap<ObjectName, Arc<tokio::sync::Mutex<Memory>>>>,
+}
+
+/// What is remembered of one instance. A new instance of the same name has another UID, and another memory.
+#[derive(Default)]
+struct Memory {
+    uid: String,
+    /// What was rendered last.
+    before: Option<Arc<AclDocument>>,
+    progress: Progress,
+    /// When everything was last looked at, whatever was remembered of it.
+    resynced: Option<Instant>,
+    /// Since when no broker has been ready.
+    unready: Option<Instant>,
+    /// The mounted content, since when it is so, when pods were last nudged, and how often for this content.
+    mounted: String,
+    mounted_at: Option<Instant>,
+    nudged_at: Option<Instant>,
+    nudges: u32,
+}
+
+impl Instances {
+    pub fn new(
+        world: Arc<World>,
+        writer: Arc<Writer>,
+        wants: Arc<Wants>,
+        options: build::Options,
+        key: HashKey,
+        resync: Duration,
+    ) -> Self {
+        let (asker, memories) = (Asker::default(), Mutex::default());
+        Self { world, writer, wants, options, key: Arc::new(key), resync, asker, memories }
+    }
+
+    /// Brings one instance in line, and says how it and all that names it fare.
+    pub async fn reconcile(&self, name: &ObjectName) -> Result<Done, Error> {
+        let found = self.world.instances.get(&name.namespace, &name.name);
+        match found.as_ref().map(|found| &found.0) {
+            Some(Ok(instance)) if instance.metadata.deletion_timestamp.is_none() => {
+                Box::pin(self.reconcile_one(name, instance)).await
+            }
+            Some(Err(invalid)) => {
+                invalid::say(&self.writer, name, invalid).await?;
+                self.members_wait(name).await
+            }
+            _ => {
+                self.memories.lock().remove(name);
+                self.wants.clear(name);
+                self.world.secrets.release(name);
+                self.writer.forget_status(|object| object == name);
+                let of = |object: &ObjectName| members::no_instance(object, name);
+                self.say_all(&Members::of(&self.world, name), of).await?;
+                Ok(Done::Settled)
+            }
+        }
+    }
+
+    async fn reconcile_one(&self, name: &ObjectName, instance: &MqttInstance) -> Result<Done, Error> {
+        let memory = self.memories.lock().entry(name.clone()).or_default().clone();
+        let mut memory = memory.lock().await;
+        let uid = instance.uid().unwrap_or_default();
+        if memory.uid != uid {
+            *memory = Memory { uid: uid.clone(), ..Memory::default() };
+        }
+        let thorough = memory.resynced.is_none_or(|at| at.elapsed() >= self.resync);
+        if thorough {
+            self.forget(name);
+            memory.resynced = Some(Instant::now());
+        }
+        let owner = Owner { object: name.clone(), uid };
+        if let Some(problem) = rivals::conflict(instance, &picked(&self.world.instances, |_| true)) {
+            let verdict = Verdict::of_problems([&problem]).unwrap_or_else(|| members::waits_for(name));
+            self.say_instance(instance, &verdict, Map::new()).await?;
+            return self.members_wait(name).await;
+        }
+
+        let mut objects = Members::of(&self.world, name).with(instance.clone());
+        let (mut rendered, generated) = self.render(name, &mut objects, &mut memory).await?;
+        let built = build(instance, &rendered, &self.options);
+        let built = built.map_err(|problems| rendered.problems.extend(problems)).ok();
+        // Before brokers are told: who makes a topic is who says that it was not there before.
+        self.want_topics(name, &objects, &rendered, built.is_some());
+        let applied = match &built {
+            Some(built) => {
+                Some(objects::apply(&self.writer, &self.world, &owner, instance, built, thorough).await?)
+            }
+            None => None,
+        };
+        let brokers = self.brokers(name, instance, &mut memory, applied.as_ref()).await?;
+        let hash = shards::hash(&rendered.acl);
+        let all_loaded = memory.progress.loaded(&brokers, rendered.acl.generation, &hash);
+        if !all_loaded
+            && memory.mounted_at.is_some_and(|at| at.elapsed() > BELIEVED)
+            && brokers.iter().all(|broker| broker.acl.is_none())
+        {
+            memory.progress.assume_loaded(rendered.acl.generation);
+        }
+        let failed = applied.as_ref().and_then(|applied| applied.failed.clone());
+        let ready = self
+            .say_of_instance(instance, &rendered, built.as_ref(), failed.as_ref(), &brokers, &memory)
+            .await?;
+        let rendering = Rendering {
+            problems: Rendering::by_object(&rendered.problems),
+            pending: &rendered.pending,
+            failed: &generated.failed,
+            progress: &memory.progress,
+            generation: rendered.acl.generation,
+            applied: applied.is_some(),
+        };
+        self.say_members(name, &objects, &rendering).await?;
+        if let Some(failed) = failed.or(generated.failed.into_values().next()) {
+            return Err(failed);
+        }
+        Ok(Done::Again(match () {
+            () if !rendered.pending.is_empty() => RENDER_AGAIN,
+            () if applied.is_some() && !brokers.is_empty() && !all_loaded => ASK_AGAIN,
+            () if !ready => ASK_WHY,
+            () => self.until_resync(&memory),
+        }))
+    }
+
+    /// Renders the documents; the ACL's generation rises with every change.
+    async fn render(
+        &self,
+        name: &ObjectName,
+        objects: &mut Objects,
+        memory: &mut Memory,
+    ) -> Result<(Rendered, Generated), Error> {
+        let wanted: BTreeSet<SecretName> = fetch::secrets_of(objects);
+        let mut found = self.world.secrets.fetch(name, &wanted).await?;
+        let generated = user::generate(&self.writer, &self.world.secrets, objects, &mut found).await;
+        if generated.failed.values().any(|error| *error == Error::Lost) {
+            return Err(Error::Lost);
+        }
+        objects.secrets = found.into_iter().map(|(name, value)| (name, value.data.clone())).collect();
+        let before = match &memory.before {
+            Some(before) => before.clone(),
+            None => Arc::new(self.applied_before(name, &objects.instance).await?),
+        };
+        let (key, cloned, last) = (self.key.clone(), objects.clone(), before.clone());
+        let rendering = tokio::task::spawn_blocking(move || {
+            let mut hasher = Hasher::new(&key, &last, A_RENDERING);
+            render(&cloned, last.generation, |password| hasher.hash(password))
+        });
+        let stopping =
+            |_| Error::Later { what: format!("render {name}"), why: "the operator is stopping".into() };
+        let mut rendered = rendering.await.map_err(stopping)?;
+        if rendered.acl != *before || before.generation == 0 {
+            rendered.acl.generation = before.generation.saturating_add(1);
+        }
+        // What was ready is in force as it was, as far as the operator that said so could tell.
+        let ready = ready_objects(objects);
+        memory
+            .progress
+            .rendered(&rendered.acl, &objects.users, &objects.grants, |object| ready.contains(object));
+        memory.before = Some(Arc::new(rendered.acl.clone()));
+        // Another rendering helps only those whose password is there.
+        rendered.problems.extend(generated.problems.iter().cloned());
+        let wrong: BTreeSet<_> = rendered.problems.iter().map(|problem| &problem.object).collect();
+        rendered.pending.retain(|user| !wrong.contains(user) && !generated.failed.contains_key(user));
+        Ok((rendered, generated))
+    }
+
+    async fn applied_before(&self, name: &ObjectName, instance: &MqttInstance) -> Result<AclDocument, Error> {
+        let names =
+            (0..build::ACL_SHARDS).map(|shard| build::acl_secret_name(instance, &self.options, shard));
+        fetch::applied(&self.world, &name.namespace, names).await
+    }
+
+    /// Nudges pods that are to mount something new, and asks all of them.
+    async fn brokers(
+        &self,
+        name: &ObjectName,
+        instance: &MqttInstance,
+        memory: &mut Memory,
+        applied: Option<&Applied>,
+    ) -> Result<Vec<Broker>, Error> {
+        let pods = self.pods(name, instance);
+        let brokers = self.asker.ask(&pods, instance.spec.listeners.admin.port).await;
+        if brokers.iter().any(|broker| broker.ready && !broker.ending) {
+            memory.unready = None;
+        } else {
+            memory.unready.get_or_insert_with(Instant::now);
+        }
+        let Some(Applied { mounted, .. }) = applied else { return Ok(brokers) };
+        let now = Instant::now();
+        if memory.mounted != *mounted {
+            (memory.mounted, memory.mounted_at, memory.nudges) = (mounted.clone(), Some(now), 0);
+        }
+        let generation = memory.before.as_ref().map(|before| before.generation);
+        let behind =
+            |broker: &Broker| broker.acl.as_ref().is_some_and(|acl| Some(acl.generation) != generation);
+        let late = memory.nudged_at.is_some_and(|at| at.elapsed() > NUDGE_AGAIN);
+        if late && brokers.iter().any(behind) {
+            memory.nudges += 1;
+        }
+        let mark = if memory.nudges == 0 { mounted.clone() } else { format!("{mounted}-{}", memory.nudges) };
+        for pod in pods.iter().filter(|pod| pod.metadata.deletion_timestamp.is_none()) {
+            let nudged = Writer::nudged(pod);
+            let again = memory.nudges > 0 && nudged != Some(&mark);
+            let behind = brokers.iter().any(|broker| broker.pod == pod.name_any() && behind(broker));
+            if nudged.is_none_or(|nudged| !nudged.starts_with(mounted.as_str())) || (again && behind) {
+                self.writer.nudge(&name.namespace, &pod.name_any(), &mark).await?;
+                memory.nudged_at = Some(now);
+            }
+        }
+        Ok(brokers)
+    }
+
+    fn pods(&self, name: &ObjectName, instance: &MqttInstance) -> Vec<Arc<Pod>> {
+        let broker = build::broker_name(instance, &self.options);
+        let stateful_set = self.world.stateful_sets.get(&name.namespace, &broker);
+        let uid = stateful_set.and_then(|stateful_set| stateful_set.uid()).unwrap_or_default();
+        self.world.pods_of(&name.namespace, &uid)
+    }
+
+    /// Tells the topics' loop what Kafka shall have.
+    fn want_topics(&self, name: &ObjectName, objects: &Objects, rendered: &Rendered, built: bool) {
+        let Some(kafka) = rendered.config.kafka.clone().filter(|_| built) else {
+            return self.wants.clear(name);
+        };
+        let access = Arc::new(Access { kafka, secrets: rendered.kafka_secrets.clone() });
+        let wrong: BTreeSet<_> = rendered.problems.iter().map(|problem| &problem.object).collect();
+        let wanted = objects.topics.iter().filter_map(|topic| {
+            let object = name_of(Kind::ParentTopic, topic);
+            let parent = rendered.config.parents.iter().find(|parent| parent.topic == topic.topic())?;
+            (!wrong.contains(&object)).then(|| {
+                let wanted = Wanted {
+                    generation: topic.metadata.generation,
+                    parent: parent.clone(),
+                    packet_size: rendered.config.limits.packet_size,
+                    access: access.clone(),
+                };
+                (object, wanted)
+            })
+        });
+        self.wants.set(name, wanted.collect());
+    }
+
+    async fn say_of_instance(
+        &self,
+        instance: &MqttInstance,
+        rendered: &Rendered,
+        built: Option<&Built>,
+        failed: Option<&Error>,
+        brokers: &[Broker],
+        memory: &Memory,
+    ) -> Result<bool, Error> {
+        let name = name_of(Kind::MqttInstance, instance);
+        let problems: Vec<_> = rendered.problems.iter().filter(|problem| problem.object == name).collect();
+        let notes = built.map(|built| {
+            let notes = built.notes.iter().map(|note| format!("{} {}", note.field, note.message));
+            notes.collect::<Vec<_>>().join("; ")
+        });
+        let stateful_set =
+            self.world.stateful_sets.get(&name.namespace, &build::broker_name(instance, &self.options));
+        let service =
+            self.world.services.get(&name.namespace, &build::client_service_name(instance, &self.options));
+        let facts = Facts {
+            instance,
+            problems: &problems,
+            failed,
+            stateful_set: stateful_set.as_deref(),
+            brokers,
+            service: service.as_deref(),
+            unready: memory.unready.map_or(Duration::ZERO, |since| since.elapsed()),
+            notes: notes.as_deref().unwrap_or_default(),
+        };
+        let mut more = Map::new();
+        more.insert("endpoints".into(), json!(verdict::endpoints(instance, service.as_deref())));
+        more.insert("aclGeneration".into(), json!(rendered.acl.generation));
+        let rows: Vec<_> = brokers.iter().map(Broker::row).collect();
+        if !rows.is_empty() {
+            more.insert("nodes".into(), json!(rows));
+        }
+        self.say_instance(instance, &verdict::verdict(&facts), more).await
+    }
+
+    async fn say_instance(
+        &self,
+        instance: &MqttInstance,
+        verdict: &Verdict,
+        more: Map<String, Value>,
+    ) -> Result<bool, Error> {
+        let (name, seen) = (name_of(Kind::MqttInstance, instance), json!(instance.status));
+        let conditions = self.writer.say(&subject(&name, instance.meta(), &seen), verdict, more).await?;
+        Ok(is_ready(&conditions, instance.metadata.generation))
+    }
+
+    async fn say_members(
+        &self,
+        name: &ObjectName,
+        objects: &Objects,
+        rendering: &Rendering<'_>,
+    ) -> Result<(), Error> {
+        let anonymous = objects.instance.spec.auth.anonymous_user.as_ref();
+        let users: HashMap<_, _> =
+            objects.users.iter().map(|user| (name_of(Kind::MqttUser, user), user)).collect();
+        let verdict = |object: &ObjectName| match object.kind {
+            Kind::ParentTopic => {
+                let wrong = rendering.wrong(object);
+                // The topics' loop speaks of those that are in force.
+                wrong.or_else(|| (!rendering.applied).then(|| members::waits_for(name)))
+            }
+            Kind::MqttUser => {
+                let is_anonymous = anonymous == Some(&object.name) && object.namespace == name.namespace;
+                let good = users.get(object).map(|user| members::good_user(user, is_anonymous));
+                Some(rendering.verdict(object, name, good.unwrap_or_default()))
+            }
+            Kind::MqttInstance | Kind::TopicGrant => {
+                Some(rendering.verdict(object, name, "every broker has it in force".into()))
+            }
+        };
+        self.say_each(&objects.topics, &objects.users, &objects.grants, verdict).await
+    }
+
+    /// The instance is not in force, and so is nothing that names it.
+    async fn members_wait(&self, name: &ObjectName) -> Result<Done, Error> {
+        self.wants.clear(name);
+        self.say_all(&Members::of(&self.world, name), |_| members::waits_for(name)).await?;
+        Ok(Done::Settled)
+    }
+
+    async fn say_all(
+        &self,
+        members: &Members,
+        verdict: impl Fn(&ObjectName) -> Verdict,
+    ) -> Result<(), Error> {
+        let Members { topics, users, grants } = members;
+        self.say_each(topics, users, grants, |object| Some(verdict(object))).await
+    }
+
+    async fn say_each(
+        &self,
+        topics: &[ParentTopic],
+        users: &[MqttUser],
+        grants: &[TopicGrant],
+        verdict: impl Fn(&ObjectName) -> Option<Verdict>,
+    ) -> Result<(), Error> {
+        let mut all = Vec::new();
+        all.extend(
+            topics.iter().map(|topic| (name_of(Kind::ParentTopic, topic), topic.meta(), json!(topic.status))),
+        );
+        all.extend(users.iter().map(|user| (name_of(Kind::MqttUser, user), user.meta(), json!(user.status))));
+        all.extend(
+            grants.iter().map(|grant| (name_of(Kind::TopicGrant, grant), grant.meta(), json!(grant.status))),
+        );
+        let mut said = Vec::new();
+        for (object, metadata, seen) in &all {
+            if let Some(verdict) = verdict(object) {
+                said.push(async move {
+                    self.writer.say(&subject(object, metadata, seen), &verdict, Map::new()).await.map(drop)
+                });
+            }
+        }
+        let said: Vec<Result<(), Error>> = stream::iter(said).buffer_unordered(AT_A_TIME).collect().await;
+        said.into_iter().collect()
+    }
+
+    /// What is remembered of what was written counts no longer.
+    fn forget(&self, name: &ObjectName) {
+        self.writer
+            .ledger
+            .forget(|item| item.namespace == name.namespace && item.name.starts_with(&name.name));
+        let members = Members::of(&self.world, name);
+        let mut all: BTreeSet<_> = [name.clone()].into();
+        all.extend(members.users.iter().map(|user| name_of(Kind::MqttUser, user)));
+        all.extend(members.grants.iter().map(|grant| name_of(Kind::TopicGrant, grant)));
+        self.writer.forget_status(|object| all.contains(object));
+    }
+
+    /// Resyncs are spread by chance, so that not all instances have theirs at once.
+    fn until_resync(&self, memory: &Memory) -> Duration {
+        let since = memory.resynced.map_or(Duration::ZERO, |at| at.elapsed());
+        self.resync.saturating_sub(since).mul_f64(1.0 + 0.1 * fastrand::f64())
+    }
+}
+
+/// Users and grants whose status says that they are in force as they are.
+fn ready_objects(objects: &Objects) -> BTreeSet<ObjectName> {
+    let users = objects.users.iter().filter(|user| {
+        user.status.as_ref().is_some_and(|status| is_ready(&status.conditions, user.metadata.generation))
+    });
+    let grants = objects.grants.iter().filter(|grant| {
+        grant.status.as_ref().is_some_and(|status| is_ready(&status.conditions, grant.metadata.generation))
+    });
+    let users = users.map(|user| name_of(Kind::MqttUser, user));
+    users.chain(grants.map(|grant| name_of(Kind::TopicGrant, grant))).collect()
+}
+
+fn subject<'a>(object: &'a ObjectName, metadata: &'a kube::core::ObjectMeta, seen: &'a Value) -> Subject<'a> {
+    let uid = metadata.uid.as_deref().unwrap_or_default();
+    Subject { object, uid, generation: metadata.generation, seen }
+}
