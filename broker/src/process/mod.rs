@@ -170,12 +170,15 @@ async fn prepare<S: Source>(
         }
     };
     server.awaits("the store does not answer yet");
-    let store = Store::open(&documents).await?;
+    let store = Store::open(&documents)?;
+    let mut steering = Steering { documents, acl };
+    steering.until(store.reach(|why| server.awaits(why)), &store, watcher).await;
     let mut trouble = Trouble::default();
     loop {
-        let lines = match make_node(Outside::default(), store.log(), &documents.config, &acl).await {
+        let Steering { documents, acl } = &steering;
+        let lines = match make_node(Outside::default(), store.log(), &documents.config, acl).await {
             Ok(Ok(node)) => {
-                let Documents { config: InstanceConfig { listeners, .. }, tls, .. } = documents;
+                let Documents { config: InstanceConfig { listeners, .. }, tls, .. } = steering.documents;
                 return Ok(Ok(Prepared { store, node, listeners, tls }));
             }
             Ok(Err(problems)) if !problems.may_pass => return Ok(Err(problems)),
@@ -188,7 +191,42 @@ async fn prepare<S: Source>(
         if trouble.is_due(&line) {
             lines.iter().for_each(|line| tracing::error!("{line}; trying again"));
         }
-        tokio::time::sleep(TRY_AGAIN).await;
+        steering.until(tokio::time::sleep(TRY_AGAIN), &store, watcher).await;
+    }
+}
+
+/// What a node is made of. It may hold the very mistake for which a store does not answer, so it follows its source
+/// while that is waited for.
+struct Steering {
+    documents: Documents,
+    acl: AclDocument,
+}
+
+impl Steering {
+    async fn until<S: Source>(
+        &mut self,
+        over: impl Future<Output = ()>,
+        store: &Store,
+        watcher: &mut Watcher<S>,
+    ) {
+        tokio::pin!(over);
+        loop {
+            let changed = tokio::select! {
+                () = &mut over => return,
+                changed = watcher.change() => changed,
+            };
+            match changed {
+                Ok(mut changed) => {
+                    changed.warnings.iter().for_each(|line| tracing::warn!("{line}"));
+                    store.follow(&changed);
+                    if let Some(acl) = changed.acl.take() {
+                        self.acl = acl;
+                    }
+                    self.documents = changed;
+                }
+                Err(problems) => watch::report::<S>(problems),
+            }
+        }
     }
 }
 

@@ -18,16 +18,19 @@ pub(super) enum Store {
 }
 
 impl Store {
-    /// Kafka where the config names one, and returns once it answers; else the embedded store in its folder.
-    pub(super) async fn open(documents: &Documents) -> anyhow::Result<Store> {
+    /// Kafka where the config names one, see [`Self::reach`]; else the embedded store in its folder.
+    pub(super) fn open(documents: &Documents) -> anyhow::Result<Store> {
         match (access(documents), &documents.data) {
-            (Some(access), _) => {
-                let log = KafkaLog::open(access)?;
-                log.reach().await;
-                Ok(Store::Kafka(log))
-            }
+            (Some(access), _) => Ok(Store::Kafka(KafkaLog::open(access)?)),
             (None, Some(data)) => Ok(Store::Embedded(EmbeddedLog::open(data, EmbeddedOptions::default())?)),
             (None, None) => bail!("there is no store; name a folder, or Kafka"),
+        }
+    }
+
+    /// Returns once it answers; until then `told` is told why it does not.
+    pub(super) async fn reach(&self, told: impl FnMut(&str)) {
+        if let Store::Kafka(log) = self {
+            log.reach(told).await;
         }
     }
 

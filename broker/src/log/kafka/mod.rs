@@ -121,8 +121,8 @@ impl KafkaLog {
         Ok(Arc::new(KafkaLog { shared, writer, health }))
     }
 
-    /// Returns once Kafka answers; says every minute why it does not.
-    pub(crate) async fn reach(&self) {
+    /// Returns once Kafka answers; tells after each attempt why it does not, and every minute the log.
+    pub(crate) async fn reach(&self, mut told: impl FnMut(&str)) {
         let mut spell = Spell::default();
         loop {
             let readers = &self.shared.readers;
@@ -135,12 +135,13 @@ impl KafkaLog {
                 Err(error) => Err(error.to_string()),
             };
             let Err(error) = answer else { return };
+            let access = self.shared.access();
+            let (servers, why) = (access.servers(), self.shared.vitals.last_error().unwrap_or(error));
+            told(&format!("Kafka at {servers} does not answer: {why}"));
             if spell.is_due() {
+                let seconds = spell.begun.elapsed().as_secs();
                 tracing::error!(
-                    "Kafka at {} does not answer since {} s: {}; the broker starts once it does",
-                    self.shared.access().servers(),
-                    spell.begun.elapsed().as_secs(),
-                    self.shared.vitals.last_error().unwrap_or(error)
+                    "Kafka at {servers} does not answer since {seconds} s: {why}; the broker starts once it does"
                 );
             }
             tokio::time::sleep(TRY_AGAIN).await;
