@@ -117,6 +117,7 @@ fn reason(problem: &Problem) -> &'static str {
         Kind::MqttUser if field == "spec.passwordSecretRef" => "NoPassword",
         Kind::TopicGrant if field.starts_with("spec.userRef") => "UserNotInForce",
         Kind::MqttInstance if field == "spec.auth.anonymousUser" => "UserNotInForce",
+        _ if field == "spec.instanceRef.namespace" => "NamespaceNotAllowed",
         _ if field.starts_with("spec.instanceRef") => "InstanceNotFound",
         _ if field.contains("ecretRef") && field.ends_with(".name") => "SecretNotFound",
         _ if field.contains("ecretRef") => "SecretUnusable",
@@ -187,6 +188,7 @@ mod tests {
         for (kind, field, expected) in [
             (Kind::ParentTopic, "spec.topic", "Conflict"),
             (Kind::ParentTopic, "spec.instanceRef", "InstanceNotFound"),
+            (Kind::TopicGrant, "spec.instanceRef.namespace", "NamespaceNotAllowed"),
             (Kind::MqttUser, "spec.username", "Conflict"),
             (Kind::MqttUser, "spec.passwordSecretRef", "NoPassword"),
             (Kind::MqttUser, "spec.passwordSecretRef.name", "SecretNotFound"),
@@ -194,6 +196,7 @@ mod tests {
             (Kind::TopicGrant, "spec.userRef.name", "UserNotInForce"),
             (Kind::MqttInstance, "spec.kafka.tls.caSecretRef.name", "SecretNotFound"),
             (Kind::MqttInstance, "spec.listeners.mqtts.secretRef.name", "SecretNotFound"),
+            (Kind::MqttInstance, "spec.listeners.mqtts.secretRef", "SecretUnusable"),
             (Kind::MqttInstance, "spec.auth.anonymousUser", "UserNotInForce"),
             (Kind::MqttInstance, "spec.kafka", "Invalid"),
             (Kind::MqttInstance, "spec.kafka.bootstrapServers", "Conflict"),

@@ -64,6 +64,15 @@ pub struct MqttInstanceSpec {
     #[schemars(length(max = 1000), inner(length(min = 1, max = 64), regex(pattern = r"^[A-Za-z0-9._-]+$")))]
     #[x_kube(merge_strategy = ListMerge::Set)]
     pub groups: Vec<String>,
+    /// Other namespaces whose ParentTopics, MqttUsers and TopicGrants may name this instance, `*` standing for all of
+    /// them; empty: those of its own namespace alone.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(
+        length(max = 100),
+        inner(length(min = 1, max = 63), regex(pattern = r"^([*]|[a-z0-9]([-a-z0-9]*[a-z0-9])?)$"))
+    )]
+    #[x_kube(merge_strategy = ListMerge::Set)]
+    pub allowed_namespaces: Vec<String>,
     /// Where brokers listen.
     #[serde(default)]
     #[x_kube(validation = Rule::new("self.mqtt.port != self.admin.port")
@@ -80,6 +89,13 @@ pub struct MqttInstanceSpec {
     /// Who watches the brokers on a cluster.
     #[serde(default)]
     pub monitoring: Monitoring,
+}
+
+impl MqttInstanceSpec {
+    /// Whether objects of another namespace may belong to the instance.
+    pub fn allows(&self, namespace: &str) -> bool {
+        self.allowed_namespaces.iter().any(|allowed| allowed == "*" || allowed == namespace)
+    }
 }
 
 /// The longest name of an instance: a StatefulSet's may have 52 characters, and the operator's ends with 7 of its own.

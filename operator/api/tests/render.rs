@@ -57,6 +57,19 @@ fn grant(name: &str, user: &str, filter: &str) -> Value {
            "rules": [{"action": "pubsub", "filter": filter}]}})
 }
 
+/// A user or a topic in another namespace than the instance's.
+fn foreign(name: &str) -> Value {
+    json!({"metadata": {"name": name, "namespace": "city"},
+           "spec": {"instanceRef": {"name": "meters", "namespace": "default"}}})
+}
+
+fn foreign_grant(name: &str, user: &str) -> Value {
+    let mut grant = foreign(name);
+    grant["spec"]["userRef"] = json!({"name": user});
+    grant["spec"]["rules"] = json!([{"action": "pubsub", "filter": "#"}]);
+    grant
+}
+
 fn topic(name: &str, created: &str, topic: &str) -> Value {
     json!({"metadata": {"name": name, "creationTimestamp": created},
            "spec": {"instanceRef": {"name": "meters"}, "topic": topic}})
@@ -67,7 +80,7 @@ fn a_whole_set_becomes_two_documents() {
     let set = json!({
         "instance": {"metadata": {"name": "meters", "namespace": "plant"}, "spec": {
             "limits": {"packetSize": "64Ki", "deliveryRate": 9, "characters": "Strict"},
-            "session": {"expiry": "1h30m"}, "auth": {"anonymousUser": "guest"}, "groups": ["GID-home"],
+            "session": {"expiry": "1h30m"}, "auth": {"anonymousUser": "guest"}, "groups": ["GID-home"], "allowedNamespaces": ["default"],
             "kafka": {"bootstrapServers": ["kafka-0.kafka:9092"]}, "listeners": {"mqtt": {"port": 2883}},
         }},
         "topics": [
@@ -193,6 +206,20 @@ fn a_password_is_kept_as_the_sha_256_of_salt_and_password() {
 }
 
 #[test]
+fn objects_of_another_namespace_count_where_the_instance_allows_that() {
+    for (allowed, counts) in [(json!(["city"]), true), (json!(["*"]), true), (json!(["plant", "cit"]), false)]
+    {
+        let rendered = rendered(&json!({
+            "instance": {"metadata": {"name": "meters"}, "spec": {"allowedNamespaces": allowed, "auth": {}}},
+            "users": [foreign("guest")], "grants": [foreign_grant("all", "guest")], "topics": [foreign("alarms")],
+        }));
+        let rules = rendered.acl.users.iter().map(|user| user.rules.len()).sum::<usize>();
+        let found = (rendered.config.parents.len(), rendered.acl.users.len(), rules);
+        assert_eq!(found, if counts { (1, 1, 1) } else { (0, 0, 0) }, "{allowed}");
+    }
+}
+
+#[test]
 fn a_problem_of_one_object_takes_nothing_from_the_others() {
     let good_user = |rules: Vec<Rule>| AclUser {
         username: "good".into(),
@@ -217,6 +244,15 @@ fn a_problem_of_one_object_takes_nothing_from_the_others() {
             vec![
                 "MqttUser default/u: spec.instanceRef: names MqttInstance default/others, but the only one here is default/meters; name that one, or remove this",
                 "TopicGrant default/g: spec.instanceRef: names MqttInstance b/meters, but the only one here is default/meters; name that one, or remove this",
+            ],
+        ),
+        (
+            "objects of a namespace that the instance knows nothing of",
+            json!({"users": [foreign("thief")], "grants": [foreign_grant("loot", "thief")], "topics": [foreign("stolen")]}),
+            vec![
+                "ParentTopic city/stolen: spec.instanceRef.namespace: MqttInstance default/meters takes no objects from namespace city; name it in its spec.allowedNamespaces, or make this one there",
+                "MqttUser city/thief: spec.instanceRef.namespace: MqttInstance default/meters takes no objects from namespace city; name it in its spec.allowedNamespaces, or make this one there",
+                "TopicGrant city/loot: spec.instanceRef.namespace: MqttInstance default/meters takes no objects from namespace city; name it in its spec.allowedNamespaces, or make this one there",
             ],
         ),
         (
@@ -409,7 +445,7 @@ fn a_kafka_secret_that_can_t_serve_is_a_problem_of_the_instance() {
         "half a pair",
         &[(&key, Value::Null)],
         &[
-            "tls.certificateSecretRef.name: Secret plant/kafka-user has no key \"tls.key\"; add it, or change the reference",
+            "tls.certificateSecretRef: Secret plant/kafka-user has no key \"tls.key\"; add it, or change the reference",
         ],
     );
     check(
@@ -417,8 +453,8 @@ fn a_kafka_secret_that_can_t_serve_is_a_problem_of_the_instance() {
         &[(&ca, json!("")), (&certificate, json!("")), (&key, json!("")), (&login, json!(""))],
         &[
             "tls.caSecretRef.key: Secret plant/kafka-ca has nothing under \"ca.crt\"; put a certificate in PEM there",
-            "tls.certificateSecretRef.name: Secret plant/kafka-user has nothing under \"tls.crt\"; put a certificate in PEM there",
-            "tls.certificateSecretRef.name: Secret plant/kafka-user has nothing under \"tls.key\"; put a private key in PEM there",
+            "tls.certificateSecretRef: Secret plant/kafka-user has nothing under \"tls.crt\"; put a certificate in PEM there",
+            "tls.certificateSecretRef: Secret plant/kafka-user has nothing under \"tls.key\"; put a private key in PEM there",
             "sasl.passwordSecretRef.key: Secret plant/kafka-login has nothing under \"password\"; put the password there",
         ],
     );
@@ -439,8 +475,8 @@ fn a_kafka_secret_that_can_t_serve_is_a_problem_of_the_instance() {
         ],
         &[
             "tls.caSecretRef.key: the value of \"ca.crt\" in Secret plant/kafka-ca has no line -----BEGIN CERTIFICATE-----; put certificates in PEM there",
-            "tls.certificateSecretRef.name: the value of \"tls.crt\" in Secret plant/kafka-user has no line -----BEGIN CERTIFICATE-----; put certificates in PEM there",
-            "tls.certificateSecretRef.name: the value of \"tls.key\" in Secret plant/kafka-user has no line -----BEGIN PRIVATE KEY-----; put a private key in PEM there",
+            "tls.certificateSecretRef: the value of \"tls.crt\" in Secret plant/kafka-user has no line -----BEGIN CERTIFICATE-----; put certificates in PEM there",
+            "tls.certificateSecretRef: the value of \"tls.key\" in Secret plant/kafka-user has no line -----BEGIN PRIVATE KEY-----; put a private key in PEM there",
         ],
     );
     for encrypted in [
@@ -451,7 +487,7 @@ fn a_kafka_secret_that_can_t_serve_is_a_problem_of_the_instance() {
             "an encrypted key",
             &[(&key, json!(encrypted))],
             &[
-                "tls.certificateSecretRef.name: the value of \"tls.key\" in Secret plant/kafka-user is an encrypted private key; put the key there without a password",
+                "tls.certificateSecretRef: the value of \"tls.key\" in Secret plant/kafka-user is an encrypted private key; put the key there without a password",
             ],
         );
     }
@@ -504,8 +540,8 @@ fn what_the_tls_listener_shows_stands_beside_the_config() {
         &[&json!(["plant", "meters-tls", "tls.crt", KEY])],
         None,
         &[
-            "spec.listeners.mqtts.secretRef.name: the value of \"tls.crt\" in Secret plant/meters-tls has no line -----BEGIN CERTIFICATE-----; put certificates in PEM there",
-            "spec.listeners.mqtts.secretRef.name: Secret plant/meters-tls has no key \"tls.key\"; add it, or change the reference",
+            "spec.listeners.mqtts.secretRef: the value of \"tls.crt\" in Secret plant/meters-tls has no line -----BEGIN CERTIFICATE-----; put certificates in PEM there",
+            "spec.listeners.mqtts.secretRef: Secret plant/meters-tls has no key \"tls.key\"; add it, or change the reference",
         ],
     );
 }

@@ -105,7 +105,14 @@ pub fn render(
     let instance = name_of(Kind::MqttInstance, &objects.instance);
 
     let topics = oldest_of_each(
-        members(&instance, Kind::ParentTopic, &objects.topics, |t| &t.spec.instance_ref, &mut problems),
+        members(
+            objects,
+            &instance,
+            Kind::ParentTopic,
+            &objects.topics,
+            |t| &t.spec.instance_ref,
+            &mut problems,
+        ),
         ParentTopic::topic,
         |name, topic, winner| Problem {
             object: name,
@@ -117,7 +124,7 @@ pub fn render(
         &mut problems,
     );
     let users = oldest_of_each(
-        members(&instance, Kind::MqttUser, &objects.users, |u| &u.spec.instance_ref, &mut problems),
+        members(objects, &instance, Kind::MqttUser, &objects.users, |u| &u.spec.instance_ref, &mut problems),
         MqttUser::username,
         |name, username, winner| Problem {
             object: name,
@@ -128,8 +135,14 @@ pub fn render(
         },
         &mut problems,
     );
-    let grants =
-        members(&instance, Kind::TopicGrant, &objects.grants, |g| &g.spec.instance_ref, &mut problems);
+    let grants = members(
+        objects,
+        &instance,
+        Kind::TopicGrant,
+        &objects.grants,
+        |g| &g.spec.instance_ref,
+        &mut problems,
+    );
 
     let anonymous = anonymous_user(objects, &instance, &users, &mut problems);
     let mut acl_users: BTreeMap<ObjectName, AclUser> = users
@@ -192,6 +205,7 @@ pub fn name_of<K: Resource>(kind: Kind, object: &K) -> ObjectName {
 
 /// The objects that belong to the instance, the oldest first; the others are problems.
 fn members<'a, K: Resource>(
+    all: &Objects,
     instance: &ObjectName,
     kind: Kind,
     objects: &'a [K],
@@ -203,7 +217,15 @@ fn members<'a, K: Resource>(
         let name = name_of(kind, object);
         let named = instance_ref(object);
         let namespace = named.namespace.as_ref().unwrap_or(&name.namespace);
-        if (namespace, &named.name) == (&instance.namespace, &instance.name) {
+        let is_named = (namespace, &named.name) == (&instance.namespace, &instance.name);
+        let is_foreign = name.namespace != instance.namespace && !all.instance.spec.allows(&name.namespace);
+        if is_named && is_foreign {
+            let message = format!(
+                "{instance} takes no objects from namespace {}; name it in its spec.allowedNamespaces, or make this one there",
+                name.namespace
+            );
+            problems.push(Problem { object: name, field: "spec.instanceRef.namespace".into(), message });
+        } else if is_named {
             members.push((name, object));
         } else {
             let message = format!(

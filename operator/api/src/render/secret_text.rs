@@ -45,8 +45,7 @@ impl<'a> Lookup<'a> {
             Err((part, message)) => {
                 // A SecretRef has no key of its own to point at.
                 let whole = field.ends_with("certificateSecretRef") || field.ends_with(".secretRef");
-                let part = if whole { "name" } else { part };
-                let field = format!("{field}.{part}");
+                let field = if whole && part == "key" { field.to_owned() } else { format!("{field}.{part}") };
                 // Both halves of a pair miss the same Secret.
                 let problem = Problem { object: self.instance.clone(), field, message };
                 if self.problems.last() != Some(&problem) {
