@@ -10,6 +10,8 @@ CARGO_DENY := 0.20.2
 # The release that stories run on, and the oldest that the broker works with, for KAFKA_RELEASE=3.6.2 make e2e.
 KAFKAS := 4.1.2 3.6.2
 KUBECONFORM := 0.7.0
+# Whose kind ServiceMonitor is.
+PROMETHEUS_OPERATOR := github.com/prometheus-operator/prometheus-operator@v0.85.0
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
 TARGET := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
 DEV := $(patsubst $(CURDIR)/%,%,$(TARGET))/debug
@@ -88,7 +90,8 @@ image-files:
 
 # The clients and the Kafka that the stories run, and the brokers the benchmark compares with. A second run finds them
 # there.
-tools: mosquitto $(TOOLS)/paho $(TOOLS)/mqttjs $(KAFKAS:%=$(TOOLS)/kafka-%) $(TOOLS)/kubernetes/made $(TOOLS)/bin/kubeconform
+tools: mosquitto $(TOOLS)/paho $(TOOLS)/mqttjs $(KAFKAS:%=$(TOOLS)/kafka-%) $(TOOLS)/kubernetes/made $(TOOLS)/bin/kubeconform \
+	$(TOOLS)/servicemonitors.yaml
 
 mosquitto:
 	@if ! { command -v mosquitto && command -v mosquitto_pub; } >/dev/null; then \
@@ -130,6 +133,13 @@ $(TOOLS)/bin/kubeconform:
 	$(call say,kubeconform $(KUBECONFORM))
 	@GOBIN=$(TOOLS)/bin go install github.com/yannh/kubeconform/cmd/kubeconform@v$(KUBECONFORM) 2>/dev/null \
 		|| { echo "kubeconform could not be built: is Go 1.24 there, and its module proxy within reach?" >&2; exit 1; }
+
+# The definition of a kind that is not ours, as its own authors publish it.
+$(TOOLS)/servicemonitors.yaml:
+	$(call say,the kind ServiceMonitor of $(PROMETHEUS_OPERATOR))
+	@mkdir -p $(TOOLS)
+	@folder=$$(cd / && go mod download -json $(PROMETHEUS_OPERATOR) | sed -n 's/^.*"Dir": "\(.*\)".*/\1/p'); \
+		install -m 644 "$$folder/example/prometheus-operator-crd/monitoring.coreos.com_servicemonitors.yaml" $@
 
 # Unoptimised: it is built in half the time, and what it checks here takes it a second either way.
 $(TOOLS)/bin/cargo-deny:

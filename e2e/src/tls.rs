@@ -15,7 +15,7 @@ use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, 
 use rustls::{
     ClientConfig, ClientConnection, ProtocolVersion, RootCertStore, StreamOwned,
     crypto::ring::default_provider,
-    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
+    pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject},
     version::{TLS12, TLS13},
 };
 use serde_json::{Value, json};
@@ -85,9 +85,14 @@ impl Authority {
         Ok(Pair { certificate: certificate.pem(), key: key.serialize_pem() })
     }
 
+    /// The file of its certificate.
+    pub fn ca(&self) -> PathBuf {
+        self.folder.path().join("ca.crt")
+    }
+
     /// A client that trusts this authority.
     pub fn client(&self, version: TlsVersion) -> ClientTls {
-        ClientTls { version, ca: self.folder.path().join("ca.crt"), pair: None }
+        ClientTls { version, ca: self.ca(), pair: None }
     }
 
     /// The same with a certificate of its own, kept among this authority's files.
@@ -148,11 +153,20 @@ pub struct Tls(StreamOwned<ClientConnection, TcpStream>);
 impl Tls {
     /// Connects; an alert of the broker is an error.
     pub fn connect(broker: SocketAddr, client: &ClientTls) -> Result<Self> {
+        Self::connect_to(broker, broker.ip().into(), client)
+    }
+
+    /// The same to a broker that is known by a name.
+    pub fn connect_by_name(broker: SocketAddr, name: &str, client: &ClientTls) -> Result<Self> {
+        Self::connect_to(broker, ServerName::try_from(name.to_owned())?, client)
+    }
+
+    fn connect_to(broker: SocketAddr, name: ServerName<'static>, client: &ClientTls) -> Result<Self> {
         let socket = TcpStream::connect_timeout(&broker, PATIENCE)?;
         socket.set_nodelay(true)?;
         socket.set_read_timeout(Some(PATIENCE))?;
         socket.set_write_timeout(Some(PATIENCE))?;
-        let session = ClientConnection::new(Arc::new(client.config()?), broker.ip().into())?;
+        let session = ClientConnection::new(Arc::new(client.config()?), name)?;
         let mut stream = StreamOwned::new(session, socket);
         while stream.conn.is_handshaking() {
             stream.conn.complete_io(&mut stream.sock).context("the TLS handshake")?;

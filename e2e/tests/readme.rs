@@ -112,7 +112,7 @@ fn the_examples_start_a_broker() -> Result<()> {
     Broker::start(&manifests).map(drop)
 }
 
-/// What needs a cluster is only looked at here; the stories on one do the same things.
+/// What needs a cluster is only looked at here; `kubernetes/first_use.rs` runs it on one.
 #[test]
 fn the_commands_for_a_cluster_name_what_is_there() -> Result<()> {
     let mut looked_at = 0;

@@ -10,23 +10,28 @@ use crate::kafka::{Kafka, KafkaOptions, Program};
 
 pub struct PodKafka {
     servers: String,
-    _ours: Option<Kafka>,
+    ours: Option<Kafka>,
 }
 
 impl PodKafka {
     pub(super) fn start(host: Ipv4Addr) -> Result<Self> {
         let kafka = Kafka::start(KafkaOptions { host, ..KafkaOptions::default() })?;
-        Ok(Self { servers: kafka.bootstrap(), _ours: Some(kafka) })
+        Ok(Self { servers: kafka.bootstrap(), ours: Some(kafka) })
     }
 
     pub(super) fn named() -> Result<Self> {
         let servers = std::env::var("KAFKA").context("KAFKA is needed beside KUBECONFIG")?;
-        Ok(Self { servers, _ours: None })
+        Ok(Self { servers, ours: None })
     }
 
     /// Its bootstrap servers.
     pub fn servers(&self) -> Vec<String> {
         self.servers.split(',').map(str::to_owned).collect()
+    }
+
+    /// For what a story does there beside the brokers.
+    pub fn admin(&self) -> Result<&Kafka> {
+        self.ours.as_ref().context("this can't be done to a Kafka of somebody else: run without KUBECONFIG")
     }
 
     /// Reads the records of topics from their beginning, as a member of a group.

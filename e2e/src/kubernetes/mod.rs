@@ -5,10 +5,12 @@
 //! `KAFKA` as bootstrap servers that both its pods and the tests reach. Then addresses of its Services must be reachable
 //! from here, and stories take turns on that Kafka: RUST_TEST_THREADS=1.
 
+mod audit;
 mod images;
 mod kafka;
 mod namespace;
 mod node;
+mod operator;
 
 use std::{
     ffi::OsString,
@@ -26,10 +28,12 @@ use rustix::process::Signal;
 
 use self::node::Node;
 pub use self::{
+    audit::Write,
     images::Images,
     kafka::{Consumer, PodKafka},
     namespace::Namespace,
     node::Part,
+    operator::Operator,
 };
 use crate::{clients::root, wait_until};
 
@@ -160,6 +164,18 @@ impl Cluster {
 
     fn node(&self) -> Result<&Node> {
         self.node.as_ref().context("this can't be done to a cluster of somebody else: run without KUBECONFIG")
+    }
+
+    /// Whether names of Services are known here without further ado, as in a pod.
+    fn is_ours(&self) -> bool {
+        self.node.is_some()
+    }
+
+    /// Lets what a command runs find kubectl, Helm and this cluster.
+    fn on_its_path<'a>(&self, command: &'a mut Command) -> Result<&'a mut Command> {
+        let path = std::env::var("PATH").unwrap_or_default();
+        let path = format!("{}:{path}", tools()?.join("bin").display());
+        Ok(command.env("PATH", path).env("KUBECONFIG", &self.kubeconfig))
     }
 
     fn command(&self, program: &str) -> Result<Command> {

@@ -1,22 +1,35 @@
 //! A namespace for one story, which enforces the PodSecurity profile `restricted` and goes when the story is over.
 
 use std::{
+    io::Write as _,
     net::IpAddr,
     path::Path,
-    process,
+    process::{self, Command},
     sync::atomic::{AtomicU32, Ordering},
     time::Duration,
 };
 
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
+use tempfile::NamedTempFile;
 
 use super::{Calm, Cluster};
 use crate::wait_until;
 
+/// Where the cluster's own DNS is.
+const DNS: &str = "10.96.0.10";
+
+/// Runs a program with another `/etc/resolv.conf`, which nobody else sees.
+const WITH_NAMES: &str = r#"mount --bind "$0" /etc/resolv.conf && exec "$@""#;
+
+/// Seconds that such a program may take.
+const PROGRAM_LIMIT: &str = "180";
+
 pub struct Namespace {
     cluster: &'static Cluster,
     name: String,
+    /// As pods have it in `/etc/resolv.conf`.
+    names: NamedTempFile,
     _calm: Calm,
 }
 
@@ -29,7 +42,12 @@ impl Namespace {
             "metadata": {"name": name, "labels": {"pod-security.kubernetes.io/enforce": "restricted"}},
         });
         cluster.kubectl_with(&["create", "-f", "-"], &object.to_string())?;
-        let namespace = Self { cluster, name, _calm: calm };
+        let mut names = NamedTempFile::new()?;
+        writeln!(
+            names,
+            "nameserver {DNS}\nsearch {name}.svc.cluster.local svc.cluster.local\noptions ndots:5"
+        )?;
+        let namespace = Self { cluster, name, names, _calm: calm };
         // Pods are refused until their service account is there.
         wait_until("the service account", Duration::from_secs(30), || {
             namespace.get("serviceaccount", "default").map(Some)
@@ -65,6 +83,15 @@ impl Namespace {
         self.kubectl_with(&["apply", "-f", "-"], &object.to_string()).map(drop)
     }
 
+    /// The same of several.
+    pub fn apply_all(&self, objects: &[Value]) -> Result<()> {
+        self.apply(&json!({"apiVersion": "v1", "kind": "List", "items": objects}))
+    }
+
+    pub fn delete(&self, object: &str) -> Result<()> {
+        self.kubectl(&["delete", object, "--timeout=30s"]).map(drop)
+    }
+
     /// `kubectl apply` of a file or a folder.
     pub fn apply_files(&self, path: &Path) -> Result<()> {
         self.kubectl(&["apply", "-f", &path.to_string_lossy()]).map(drop)
@@ -94,6 +121,12 @@ impl Namespace {
         self.kubectl(&["wait", &condition, object, &limit]).map(drop)
     }
 
+    /// The same of all objects of a kind, or of a category.
+    pub fn wait_all(&self, condition: &str, kind: &str, limit: Duration) -> Result<()> {
+        let (condition, limit) = (format!("--for={condition}"), format!("--timeout={}s", limit.as_secs()));
+        self.kubectl(&["wait", &condition, kind, "--all", &limit]).map(drop)
+    }
+
     /// The address of a Service inside the cluster, which this thread reaches.
     pub fn address(&self, service: &str) -> Result<IpAddr> {
         let found = self.get("service", service)?;
@@ -101,11 +134,28 @@ impl Namespace {
         address.parse().with_context(|| format!("the address of {service}: {address}"))
     }
 
+    /// Runs a program that finds Services by name, as one in a pod would; what it prints.
+    pub fn run(&self, program: &str, arguments: &[&str]) -> Result<String> {
+        let mut command = Command::new("timeout");
+        command.args(["--kill-after=1", PROGRAM_LIMIT]);
+        if self.cluster.is_ours() {
+            command.args(["unshare", "--mount", "sh", "-c", WITH_NAMES]).arg(self.names.path());
+        }
+        super::run(self.cluster.on_its_path(&mut command)?.arg(program).args(arguments), "")
+    }
+
+    /// Runs a line of a shell whose kubectl is in this namespace, as a user's would be; what it prints.
+    pub fn shell(&self, line: &str) -> Result<String> {
+        let script = format!("kubectl() {{ command kubectl --namespace {} \"$@\"; }}\n{line}", self.name);
+        self.run("sh", &["-ec", &script])
+    }
+
     /// What a person would look at first.
     fn state(&self) -> String {
         let told = |arguments: &[&str]| self.kubectl(arguments).unwrap_or_else(|error| format!("{error:#}"));
         [
             told(&["get", "all", "--output", "wide"]),
+            told(&["get", "mqtt", "--output", "yaml"]),
             told(&["get", "events", "--sort-by", "lastTimestamp"]),
             told(&["logs", "--selector", "app.kubernetes.io/part-of=mqtt", "--prefix", "--tail", "30"]),
         ]

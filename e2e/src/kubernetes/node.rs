@@ -94,6 +94,11 @@ impl Node {
         self.folder.join("kubeconfig")
     }
 
+    /// What the API server has noted of those who changed something, a JSON object a line.
+    pub(super) fn audit(&self) -> Result<String> {
+        fs::read_to_string(self.folder.join("audit.log")).context("reading the API server's audit log")
+    }
+
     /// Puts the calling thread on the node's network.
     pub(super) fn enter(&self) -> Result<()> {
         let network = File::open(self.network()).context("opening the node's network")?;

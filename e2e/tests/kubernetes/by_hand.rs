@@ -4,14 +4,15 @@ use std::{fs, net::SocketAddr, path::Path, process::Command};
 
 use anyhow::{Context, Result, ensure};
 use mqtt_e2e::{
-    Client, Driver, Login, Version,
+    Client, Dialogue, Driver, Login, Version,
     broker::{Stored, built},
     clients::{Endpoint, root},
     kubernetes::{Cluster, Namespace, PodKafka},
+    wait_until,
 };
 use serde_json::{Value, json};
 
-use crate::{JAVA, objects, objects_in};
+use crate::{JAVA, SOON, objects, objects_in};
 
 /// The objects that the operator makes of `examples/` for a namespace and the cluster's Kafka.
 fn rendered(namespace: &Namespace, kafka: &PodKafka) -> Result<Vec<Value>> {
@@ -49,6 +50,8 @@ fn what_is_rendered_runs_as_a_restricted_pod_that_devices_reach_and_kafka_gets_t
     namespace.kubectl(&["rollout", "status", "statefulset/meters-broker", "--timeout", "120s"])?;
     let mqtt = SocketAddr::new(namespace.address("meters-mqtt")?, 1883);
     let login = Login::new(Version::V5, "meter-1").user("fleet", "demo-only-fleet");
+    // The Service may lead there a moment later.
+    wait_until("the Service", SOON, || Ok(Dialogue::connect(mqtt, &login).ok()))?;
     let mut meter = Client::connect(Driver::Mosquitto, Endpoint { mqtt, mqtts: None }, &login)?;
     ensure!(meter.publish("readings/meter-1/kwh", b"17", 1)? == 0);
     let record = kafka.consumer("application", &["readings"])?.next(JAVA)?;

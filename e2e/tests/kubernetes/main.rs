@@ -1,6 +1,16 @@
 //! Stories on a real Kubernetes, in namespaces that enforce the PodSecurity profile `restricted`.
 
+mod around;
 mod by_hand;
+mod certificates;
+mod faults;
+mod first_use;
+mod grants;
+mod meters;
+mod passwords;
+mod rest;
+mod topics;
+mod whose_turn;
 
 use std::{path::Path, time::Duration};
 
@@ -10,6 +20,12 @@ use serde_json::Value;
 
 /// A Java program starts, connects, and is answered.
 const JAVA: Duration = Duration::from_secs(30);
+
+/// A pod is made, starts and is ready, on a busy machine.
+const PODS: Duration = Duration::from_secs(120);
+
+/// A changed object is seen, and what follows from it is in force.
+const SOON: Duration = Duration::from_secs(20);
 
 /// The objects in a YAML text.
 fn objects(text: &str) -> Result<Vec<Value>> {

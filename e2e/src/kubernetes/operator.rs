@@ -1,0 +1,111 @@
+//! The operator as a user installs it: its chart, once for the cluster, in a namespace that enforces the profile
+//! `restricted`, and two of it.
+
+use std::sync::OnceLock;
+
+use anyhow::{Context, Result, anyhow};
+use serde_json::{Value, json};
+
+use super::Cluster;
+use crate::clients::root;
+
+/// The namespace, the release, and what the chart calls the operator's Lease and Deployment.
+const NAME: &str = "mqtt-operator";
+
+pub struct Operator {
+    cluster: &'static Cluster,
+}
+
+impl Cluster {
+    /// This process's operator, installed when the first story asks for it.
+    pub fn operator(&'static self) -> Result<&'static Operator> {
+        static OPERATOR: OnceLock<Result<Operator, String>> = OnceLock::new();
+        let install = || Operator::install(self).map_err(|error| format!("{error:#}"));
+        OPERATOR.get_or_init(install).as_ref().map_err(|error| anyhow!("{error}"))
+    }
+}
+
+impl Operator {
+    fn install(cluster: &'static Cluster) -> Result<Self> {
+        let namespace = json!({
+            "apiVersion": "v1", "kind": "Namespace",
+            "metadata": {"name": NAME, "labels": {"pod-security.kubernetes.io/enforce": "restricted"}},
+        });
+        cluster.kubectl_with(&["apply", "-f", "-"], &namespace.to_string())?;
+        let operator = Self { cluster };
+        // Of two, one acts. What Kafka has is looked at more often than a user would want it, so that a story sees it.
+        operator
+            .upgrade(&["replicas=2", "resync=45s", "log.format=text", "log.level=info,mqtt_operator=debug"])
+            .with_context(|| operator.state())?;
+        Ok(operator)
+    }
+
+    /// `helm upgrade --install` with these values beside the images.
+    fn upgrade(&self, values: &[&str]) -> Result<()> {
+        let chart = root().join("charts/mqtt-operator").to_string_lossy().into_owned();
+        let images = self.cluster.images();
+        let mut settings = Vec::new();
+        for (place, image) in [("image", &images.operator), ("broker.image", &images.broker)] {
+            let (repository, tag) = image.rsplit_once(':').context("an image without a tag")?;
+            settings.push(format!("{place}.repository={repository}"));
+            settings.push(format!("{place}.tag={tag}"));
+        }
+        let mut arguments = vec!["upgrade", "--install", NAME, &chart, "--namespace", NAME];
+        arguments.extend(["--wait", "--timeout=150s"]);
+        for setting in settings.iter().map(String::as_str).chain(values.iter().copied()) {
+            arguments.extend(["--set", setting]);
+        }
+        // A comma would begin another value.
+        let arguments: Vec<String> = arguments.iter().map(|argument| argument.replace(',', "\\,")).collect();
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        self.cluster.helm(&arguments).map(drop)
+    }
+
+    /// `helm test`; what it prints.
+    pub fn test(&self) -> Result<String> {
+        self.cluster.helm(&["test", NAME, "--namespace", NAME, "--logs", "--timeout=120s"])
+    }
+
+    pub fn kubectl(&self, arguments: &[&str]) -> Result<String> {
+        self.cluster.kubectl(&[&["--namespace", NAME], arguments].concat())
+    }
+
+    pub fn namespace(&self) -> &'static str {
+        NAME
+    }
+
+    /// Who writes: `system:serviceaccount:…`.
+    pub fn user(&self) -> String {
+        format!("system:serviceaccount:{NAME}:{NAME}")
+    }
+
+    /// The pod that acts now.
+    pub fn leader(&self) -> Result<String> {
+        let holder = self.kubectl(&["get", "lease", NAME, "--output", "jsonpath={.spec.holderIdentity}"])?;
+        Some(holder).filter(|holder| !holder.is_empty()).context("the Lease is held by nobody")
+    }
+
+    /// Its pods.
+    pub fn pods(&self) -> Result<Vec<Value>> {
+        let text = self.kubectl(&["get", "pods", "--selector", SELECTOR, "--output", "json"])?;
+        let list: Value = serde_json::from_str(&text)?;
+        Ok(list.get("items").and_then(Value::as_array).context("no items")?.clone())
+    }
+
+    /// Waits until all of them are ready.
+    pub fn wait_until_up(&self) -> Result<()> {
+        self.kubectl(&["rollout", "status", &format!("deployment/{NAME}"), "--timeout=120s"]).map(drop)
+    }
+
+    /// What a person would look at first.
+    pub fn state(&self) -> String {
+        let told = |arguments: &[&str]| self.kubectl(arguments).unwrap_or_else(|error| format!("{error:#}"));
+        [
+            told(&["get", "pods,leases", "--output", "wide"]),
+            told(&["logs", "--selector", SELECTOR, "--prefix", "--tail", "100"]),
+        ]
+        .join("\n")
+    }
+}
+
+const SELECTOR: &str = "app.kubernetes.io/component=operator";

@@ -1,0 +1,48 @@
+//! The certificate of the TLS listener is renewed, as cert-manager would do it: in its Secret.
+
+use std::time::Instant;
+
+use anyhow::{Context, Result, ensure};
+use mqtt_e2e::{Authority, Tls, TlsVersion, wait_until};
+use serde_json::json;
+
+use crate::{
+    SOON,
+    meters::{Meters, SERVICE, TLS, certificate, meter},
+};
+
+#[test]
+fn a_certificate_is_renewed_without_a_dropped_connection_and_a_bad_one_changes_nothing() -> Result<()> {
+    let authority = Authority::new("plant")?;
+    let meters = Meters::empty()?;
+    let namespace = &meters.namespace;
+    let (first, secret) = certificate(&authority, namespace)?;
+    meters.apply(json!({"listeners": {"mqtts": {"secretRef": {"name": TLS}}}}), &[secret])?;
+    meters.wait_until_all_are_ready()?;
+    let before = meters.pod()?;
+
+    let mqtts = meters.endpoint()?.mqtts.context("no TLS")?;
+    let client = authority.client(TlsVersion::V13);
+    let shown = || Tls::connect_by_name(mqtts, SERVICE, &client)?.seen().context("no certificate");
+    ensure!(shown()? == first.der()?);
+    let mut stays = Tls::connect_by_name(mqtts, SERVICE, &client)?.login(&meter(1))?;
+
+    let (second, secret) = certificate(&authority, namespace)?;
+    let start = Instant::now();
+    namespace.apply(&secret)?;
+    wait_until("the new certificate", SOON, || Ok((shown()? == second.der()?).then_some(())))?;
+    println!("a renewed certificate is shown {:?} after kubectl apply began", start.elapsed());
+    ensure!(stays.ping()?.is_empty(), "the connection was disturbed");
+
+    let broken = json!({"stringData": {"tls.key": "none"}});
+    namespace.patch("secret", TLS, &broken)?;
+    let message = meters.told("mqttinstance/meters", "Stalled", "SecretUnusable")?;
+    ensure!(message.contains(TLS), "{message}");
+    ensure!(shown()? == second.der()?, "a certificate that can't be used is in use");
+    let (third, secret) = certificate(&authority, namespace)?;
+    namespace.apply(&secret)?;
+    meters.ready("mqttinstance/meters")?;
+    wait_until("the third certificate", SOON, || Ok((shown()? == third.der()?).then_some(())))?;
+    ensure!(stays.ping()?.is_empty() && meters.pod()? == before, "something was restarted");
+    Ok(())
+}

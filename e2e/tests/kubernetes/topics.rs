@@ -1,0 +1,60 @@
+//! ParentTopics and their Kafka topics.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use mqtt_e2e::{kafka::Topic, wait_until};
+use serde_json::json;
+
+use crate::{
+    SOON,
+    meters::{Meters, object},
+};
+
+/// What Kafka has is looked at once in the operator's resync, which is 45 s here.
+const RESYNC: Duration = Duration::from_secs(90);
+
+fn setting<'a>(topic: &'a Topic, name: &str) -> Option<&'a str> {
+    topic.settings.get(name)?.as_deref()
+}
+
+#[test]
+fn a_topic_is_made_adopted_grown_put_back_and_kept_when_its_object_goes() -> Result<()> {
+    let meters = Meters::start(json!({}))?;
+    let (namespace, kafka) = (&meters.namespace, meters.kafka.admin()?);
+    let made = kafka.topic("readings")?;
+    ensure!(made.partitions.len() == 3 && setting(&made, "retention.ms") == Some("604800000"), "{made:?}");
+
+    // One that is there already is taken over, and that is said; it grows.
+    kafka.create_topic("alarms", 2, &[("retention.ms", "1000")])?;
+    namespace.apply_all(&[
+        object("ParentTopic", "alarms", json!({"partitions": 4, "retention": {"age": "1h"}})),
+        object("ParentTopic", "readings-again", json!({"topic": "readings"})),
+    ])?;
+    let message = meters.told("parenttopic/readings-again", "Stalled", "Conflict")?;
+    ensure!(message.contains("readings"), "{message}");
+    for good in ["alarms", "readings"] {
+        meters.ready(&format!("parenttopic/{good}"))?;
+    }
+    let adopted = kafka.topic("alarms")?;
+    ensure!(
+        adopted.partitions.len() == 4 && setting(&adopted, "retention.ms") == Some("3600000"),
+        "{adopted:?}"
+    );
+    namespace.patch("parenttopic", "alarms", &json!({"spec": {"partitions": 5}}))?;
+    wait_until("growth", SOON, || Ok((kafka.topic("alarms")?.partitions.len() == 5).then_some(())))?;
+
+    kafka.set_topic("alarms", "retention.ms", Some("1000"))?;
+    wait_until("the setting that was changed behind the operator's back", RESYNC, || {
+        Ok((setting(&kafka.topic("alarms")?, "retention.ms") == Some("3600000")).then_some(()))
+    })?;
+
+    // Of two that claim one topic the second takes over when the first is gone, and records are kept.
+    let before = kafka.topic("readings")?;
+    namespace.kubectl(&["delete", "parenttopic", "readings", "alarms", "--timeout=30s"])?;
+    meters.ready("parenttopic/readings-again")?;
+    let kept = kafka.topics()?;
+    ensure!(kept.contains_key("alarms"), "a topic that was to be kept is gone: {kept:?}");
+    ensure!(kept.get("readings") == Some(&before), "{kept:?}");
+    Ok(())
+}

@@ -1,0 +1,51 @@
+//! What people get wrong: their object says whose turn it is and what to do, and comes right without a restart.
+
+use anyhow::{Result, ensure};
+use mqtt_e2e::{Authority, clients::root, wait_until};
+use serde_json::json;
+
+use crate::{
+    PODS, SOON,
+    meters::{Meters, TLS, certificate, meter, ops},
+};
+
+#[test]
+fn a_wrong_kafka_address_and_missing_secrets_are_told_and_come_right_without_a_restart() -> Result<()> {
+    let meters = Meters::empty()?;
+    let namespace = &meters.namespace;
+    // As they are, the examples name a Kafka that is not here.
+    namespace.apply_files(&root().join("examples"))?;
+    let message = meters.told_within(PODS, "mqttinstance/meters", "Stalled", "BrokersNotReady")?;
+    ensure!(message.contains("kafka-0.kafka:9092"), "{message}");
+    let before = meters.pod()?;
+    namespace.patch("mqttinstance", "meters", &json!({"spec": {"kafka": meters.on_kafka()}}))?;
+    meters.wait_until_all_are_ready()?;
+    ensure!(meters.pod()? == before, "the pod was restarted");
+
+    // A listener whose Secret is still to come.
+    let mqtts = json!({"spec": {"listeners": {"mqtts": {"secretRef": {"name": TLS}}}}});
+    namespace.patch("mqttinstance", "meters", &mqtts)?;
+    let message = meters.told("mqttinstance/meters", "Stalled", "SecretNotFound")?;
+    ensure!(message.contains(TLS) && message.contains("spec.listeners.mqtts.secretRef.name"), "{message}");
+    namespace.apply(&certificate(&Authority::new("plant")?, namespace)?.1)?;
+    meters.wait_until_all_are_ready()?;
+
+    // A Secret with another name than the user says.
+    let before = meters.pod()?;
+    let mut stays = meters.connect(&ops("desk"))?;
+    namespace.delete("secret/fleet-password")?;
+    let message = meters.told("mqttuser/fleet", "Stalled", "SecretNotFound")?;
+    ensure!(message.contains("fleet-password"), "{message}");
+    wait_until("the end of the password", SOON, || Ok((!meters.lets_in(&meter(1))?).then_some(())))?;
+    let renamed = json!({
+        "apiVersion": "v1", "kind": "Secret", "metadata": {"name": "password-of-the-fleet"},
+        "stringData": {"password": "demo-only-fleet"},
+    });
+    namespace.apply(&renamed)?;
+    let named = json!({"spec": {"passwordSecretRef": {"name": "password-of-the-fleet"}}});
+    namespace.patch("mqttuser", "fleet", &named)?;
+    meters.ready("mqttuser/fleet")?;
+    ensure!(meters.lets_in(&meter(1))?, "ready, but not let in");
+    ensure!(stays.ping()?.is_empty() && meters.pod()? == before, "others were disturbed");
+    Ok(())
+}
