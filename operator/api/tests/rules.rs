@@ -68,7 +68,16 @@ fn an_instance_is_held_to_its_bounds() {
             (json!({"replicas": null}), Some("spec.replicas: has no value; give it one")),
             (
                 json!({"replcas": 3}),
-                Some("spec.replcas: is not known; remove or rename it (known here: auth, gro"),
+                Some("spec.replcas: is not known; remove or rename it (known here: allowedNam"),
+            ),
+            (json!({"allowedNamespaces": ["plant-a", "*"]}), None),
+            (
+                json!({"allowedNamespaces": ["plant-*"]}),
+                Some("spec.allowedNamespaces[0]: \"plant-*\" has characters"),
+            ),
+            (
+                json!({"allowedNamespaces": ["a", "a"]}),
+                Some("spec.allowedNamespaces[1]: \"a\" stands here twice"),
             ),
             (json!({"limits": {"connections": 0}}), Some("spec.limits.connections: is 0")),
             (json!({"limits": {"publishRate": 0}}), Some("spec.limits.publishRate: is 0")),
