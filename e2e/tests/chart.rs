@@ -213,8 +213,14 @@ fn the_operator_may_do_what_it_must_and_no_more() -> Result<()> {
             let ours = resource.starts_with("mqtt.dms.dev/");
             let writes = ["create", "update", "delete"].iter().any(|verb| verbs.contains(*verb));
             ensure!(!(ours && writes), "what people wrote is changed: {resource}: {all}");
-            let limits: &[(&str, &[&str])] =
-                &[("/pods", &["list", "watch", "patch"]), ("events.k8s.io/events", &["create", "patch"])];
+            let limits: &[(&str, &[&str])] = &[
+                ("/pods", &["list", "watch", "patch"]),
+                ("events.k8s.io/events", &["create", "patch"]),
+                ("mqtt.dms.dev/mqttinstances", &["list", "watch"]),
+                ("mqtt.dms.dev/mqttusers", &["list", "watch"]),
+                ("mqtt.dms.dev/topicgrants", &["list", "watch"]),
+                ("mqtt.dms.dev/parenttopics", &["list", "watch", "patch"]),
+            ];
             for (limited, allowed) in limits.iter().filter(|(limited, _)| *limited == resource) {
                 let more = verbs.iter().find(|verb| !allowed.contains(&verb.as_str()));
                 ensure!(more.is_none(), "{limited}: {all}");

@@ -192,6 +192,20 @@ impl Admin {
         asked.await?.map_err(|no| self.refused(Asked::Alter, name, no.code, &no.why))
     }
 
+    /// Takes the topic away, with its records. False if there was none.
+    pub async fn delete(&self, name: &str) -> Result<bool, Error> {
+        let asked = self.client.delete_topics(&[name], &options()).await;
+        match asked.map_err(|error| not_asked(name, &error))?.pop() {
+            Some(Ok(_)) => {
+                tracing::info!("Kafka: topic {name} deleted");
+                Ok(true)
+            }
+            Some(Err((_, RDKafkaErrorCode::UnknownTopicOrPartition))) => Ok(false),
+            Some(Err((_, code))) => Err(self.refused(Asked::Delete, name, code, "")),
+            None => Err(no_answer(name)),
+        }
+    }
+
     /// For questions that block their thread until they are answered.
     async fn blocking<T: Send + 'static>(
         &self,
@@ -228,6 +242,7 @@ enum Asked {
     Make,
     Grow,
     Alter,
+    Delete,
 }
 
 impl Asked {
@@ -239,6 +254,7 @@ impl Asked {
             Asked::Make => ("make", "Create"),
             Asked::Grow => ("add partitions to", "Alter"),
             Asked::Alter => ("change the settings of", "AlterConfigs"),
+            Asked::Delete => ("delete", "Delete"),
         }
     }
 }
@@ -251,7 +267,7 @@ fn refused(who: &str, asked: Asked, name: &str, code: RDKafkaErrorCode, why: &st
         (Code::TopicAuthorizationFailed | Code::ClusterAuthorizationFailed, _) => {
             let or_so = match asked {
                 Asked::Look | Asked::Describe => "",
-                Asked::Make | Asked::Grow | Asked::Alter => ", or do it yourself",
+                Asked::Make | Asked::Grow | Asked::Alter | Asked::Delete => ", or do it yourself",
             };
             format!(
                 "Kafka does not let this {who} {what} topic {name}: allow its user {right} on the topic{or_so}"

@@ -6,6 +6,10 @@
 - apiGroups: [mqtt.dms.dev]
   resources: [mqttinstances/status, parenttopics/status, mqttusers/status, topicgrants/status]
   verbs: [patch]
+# A finalizer, where spec.deletionPolicy is Delete.
+- apiGroups: [mqtt.dms.dev]
+  resources: [parenttopics]
+  verbs: [patch]
 - apiGroups: [apps]
   resources: [statefulsets]
   verbs: [get, list, watch, create, patch, delete]

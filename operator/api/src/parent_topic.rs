@@ -76,6 +76,9 @@ pub struct ParentTopicSpec {
     /// How long stored records are kept.
     #[serde(default)]
     pub retention: Retention,
+    /// What becomes of the log topic, and of all that is stored in it, when this object is deleted.
+    #[serde(default)]
+    pub deletion_policy: DeletionPolicy,
     /// A note for people.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 1024))]
@@ -89,6 +92,15 @@ pub enum Ordering {
     #[default]
     Normal,
     PartitionOrdered,
+}
+
+/// Retain: the log topic stays as it is. Delete: the operator deletes it on Kafka; if it can't for five minutes, or if the
+/// instance is gone, the topic stays and this object goes all the same.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum DeletionPolicy {
+    #[default]
+    Retain,
+    Delete,
 }
 
 /// When stored records may go.

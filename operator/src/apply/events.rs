@@ -25,7 +25,7 @@ impl Events {
 
 impl Writer {
     /// Tells what has become of an object. It is told once, or not at all: the status is what counts.
-    pub(super) async fn tell(&self, subject: &Subject<'_>, verdict: &Verdict) {
+    pub async fn tell(&self, subject: &Subject<'_>, verdict: &Verdict) {
         let Some(left) = self.fence.left() else { return };
         let kind = super::resource(subject.object.kind);
         let reference = ObjectReference {

@@ -31,7 +31,11 @@ pub struct Members {
 impl Members {
     pub fn of(world: &World, name: &ObjectName) -> Self {
         Self {
-            topics: picked(&world.topics, |topic| instance_of(topic, &topic.spec.instance_ref) == *name),
+            // One that is being deleted is kept by its finalizer alone.
+            topics: picked(&world.topics, |topic| {
+                instance_of(topic, &topic.spec.instance_ref) == *name
+                    && topic.metadata.deletion_timestamp.is_none()
+            }),
             users: picked(&world.users, |user| instance_of(user, &user.spec.instance_ref) == *name),
             grants: picked(&world.grants, |grant| instance_of(grant, &grant.spec.instance_ref) == *name),
         }

@@ -169,3 +169,53 @@ fn shown(text: &str) -> String {
     line.truncate(line.floor_char_boundary(SHOWN_BYTES));
     line
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    #[test]
+    fn what_keeps_a_pod_from_running_is_told_in_a_line() {
+        let waiting = |reason: &str| {
+            json!([{"name": "broker", "image": "x:1", "imageID": "", "ready": false, "restartCount": 3,
+                    "state": {"waiting": {"reason": reason, "message": "because\nof it"}},
+                    "lastState": {"terminated": {"exitCode": 2}}}])
+        };
+        let check = |containers: Value, conditions: Value, expected: Option<(&str, &str)>| {
+            let pod = json!({"metadata": {"name": "p"}, "status": {"containerStatuses": containers, "conditions": conditions}});
+            let broker = of_pod(&serde_json::from_value(pod).unwrap());
+            let found =
+                broker.trouble.as_ref().map(|trouble| (trouble.reason.as_str(), trouble.message.as_str()));
+            assert_eq!(found, expected);
+            assert_eq!(broker.row().message.as_deref(), expected.map(|(_, message)| message));
+        };
+        let none = || json!([]);
+        check(none(), none(), None);
+        check(waiting("ContainerCreating"), none(), None);
+        check(
+            waiting("ImagePullBackOff"),
+            none(),
+            Some(("ImageNotPulled", "image x:1 can't be pulled: because of it")),
+        );
+        check(
+            waiting("CreateContainerConfigError"),
+            none(),
+            Some(("NotStarted", "its container can't be started: because of it")),
+        );
+        check(
+            waiting("CrashLoopBackOff"),
+            none(),
+            Some((
+                "Crashing",
+                "its broker ends again and again with status 2; kubectl logs --previous says why",
+            )),
+        );
+        let unscheduled =
+            json!([{"type": "PodScheduled", "status": "False", "message": "0/3 nodes are available"}]);
+        check(none(), unscheduled, Some(("Unschedulable", "no node takes it: 0/3 nodes are available")));
+        let ready = json!([{"type": "Ready", "status": "True"}]);
+        check(waiting("CrashLoopBackOff"), ready, None);
+    }
+}

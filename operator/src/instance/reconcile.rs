@@ -145,7 +145,13 @@ impl Instances {
         }
 
         let mut objects = Members::of(&self.world, name).with(instance.clone());
-        let (mut rendered, generated) = self.render(name, &mut objects, &mut memory).await?;
+        let (mut rendered, generated) = match self.render(name, &mut objects, &mut memory).await {
+            Ok(rendered) => rendered,
+            Err(error) => {
+                self.say_instance(instance, &error.verdict(), told_before(instance)).await?;
+                return Err(error);
+            }
+        };
         let built = build(instance, &rendered, &self.options);
         let built = built.map_err(|problems| rendered.problems.extend(problems)).ok();
         // Before brokers are told: who makes a topic is who says that it was not there before.
@@ -156,7 +162,7 @@ impl Instances {
             }
             None => None,
         };
-        let brokers = self.brokers(name, instance, &mut memory, applied.as_ref()).await?;
+        let (brokers, not_nudged) = self.brokers(name, instance, &mut memory, applied.as_ref()).await;
         let hash = shards::hash(&rendered.acl);
         let all_loaded = memory.progress.loaded(&brokers, rendered.acl.generation, &hash);
         if !all_loaded
@@ -165,7 +171,7 @@ impl Instances {
         {
             memory.progress.assume_loaded(rendered.acl.generation);
         }
-        let failed = applied.as_ref().and_then(|applied| applied.failed.clone());
+        let failed = applied.as_ref().and_then(|applied| applied.failed.clone()).or(not_nudged);
         let ready = self
             .say_of_instance(instance, &rendered, built.as_ref(), failed.as_ref(), &brokers, &memory)
             .await?;
@@ -237,14 +243,14 @@ impl Instances {
         fetch::applied(&self.world, &name.namespace, names).await
     }
 
-    /// Nudges pods that are to mount something new, and asks all of them.
+    /// Nudges pods that are to mount something new, and asks all of them. Tells, too, what kept a pod from being nudged.
     async fn brokers(
         &self,
         name: &ObjectName,
         instance: &MqttInstance,
         memory: &mut Memory,
         applied: Option<&Applied>,
-    ) -> Result<Vec<Broker>, Error> {
+    ) -> (Vec<Broker>, Option<Error>) {
         let pods = self.pods(name, instance);
         let brokers = self.asker.ask(&pods, instance.spec.listeners.admin.port).await;
         if brokers.iter().any(|broker| broker.ready && !broker.ending) {
@@ -252,7 +258,8 @@ impl Instances {
         } else {
             memory.unready.get_or_insert_with(Instant::now);
         }
-        let Some(Applied { mounted, .. }) = applied else { return Ok(brokers) };
+        let Some(Applied { mounted, .. }) = applied else { return (brokers, None) };
+        let mut failed = None;
         let now = Instant::now();
         if memory.mounted != *mounted {
             (memory.mounted, memory.mounted_at, memory.nudges) = (mounted.clone(), Some(now), 0);
@@ -270,11 +277,13 @@ impl Instances {
             let again = memory.nudges > 0 && nudged != Some(&mark);
             let behind = brokers.iter().any(|broker| broker.pod == pod.name_any() && behind(broker));
             if nudged.is_none_or(|nudged| !nudged.starts_with(mounted.as_str())) || (again && behind) {
-                self.writer.nudge(&name.namespace, &pod.name_any(), &mark).await?;
-                memory.nudged_at = Some(now);
+                match self.writer.nudge(&name.namespace, &pod.name_any(), &mark).await {
+                    Ok(()) => memory.nudged_at = Some(now),
+                    Err(error) => failed = Some(error),
+                }
             }
         }
-        Ok(brokers)
+        (brokers, failed)
     }
 
     fn pods(&self, name: &ObjectName, instance: &MqttInstance) -> Vec<Arc<Pod>> {
@@ -304,7 +313,7 @@ impl Instances {
                 (object, wanted)
             })
         });
-        self.wants.set(name, wanted.collect());
+        self.wants.set(name, &access, wanted.collect());
     }
 
     async fn say_of_instance(
@@ -456,6 +465,13 @@ fn ready_objects(objects: &Objects) -> BTreeSet<ObjectName> {
     });
     let users = users.map(|user| name_of(Kind::MqttUser, user));
     users.chain(grants.map(|grant| name_of(Kind::TopicGrant, grant))).collect()
+}
+
+/// What a status says besides its conditions: it is as true as it was.
+fn told_before(instance: &MqttInstance) -> Map<String, Value> {
+    let Value::Object(mut told) = json!(instance.status) else { return Map::new() };
+    told.retain(|field, _| field != "conditions" && field != "observedGeneration");
+    told
 }
 
 fn subject<'a>(object: &'a ObjectName, metadata: &'a kube::core::ObjectMeta, seen: &'a Value) -> Subject<'a> {

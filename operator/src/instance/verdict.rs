@@ -83,7 +83,7 @@ fn rollout(stateful_set: Option<&StatefulSet>) -> Option<String> {
     }
     let wanted = stateful_set.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1);
     let updated = if status.current_revision == status.update_revision {
-        status.current_replicas.or(status.updated_replicas)
+        status.current_replicas.max(status.updated_replicas)
     } else {
         status.updated_replicas
     };
@@ -128,4 +128,156 @@ pub fn endpoints(instance: &MqttInstance, service: Option<&Service>) -> Endpoint
     let kafka = instance.spec.kafka.as_ref();
     let applications = kafka.map(|kafka| kafka.bootstrap_servers.clone()).unwrap_or_default();
     Endpoints { devices, applications }
+}
+
+#[cfg(test)]
+mod tests {
+    use mqtt_operator_api::{Kind, render::name_of};
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::{instance::nodes::Trouble, status::Turn};
+
+    fn instance(service: &str) -> MqttInstance {
+        serde_json::from_value(json!({
+            "metadata": {"name": "meters", "namespace": "plant"},
+            "spec": {"service": {"type": service}, "listeners": {"mqtts": {"port": 8883, "secretRef": {"name": "tls"}}},
+                     "kafka": {"bootstrapServers": ["kafka:9092"]}},
+        }))
+        .unwrap()
+    }
+
+    fn service(more: &Value) -> Service {
+        let mut service = json!({"spec": {"ports": [{"name": "mqtt", "port": 1883, "nodePort": 31883}]}});
+        service["status"] = more.clone();
+        serde_json::from_value(service).unwrap()
+    }
+
+    fn stateful_set(updated: i32, revision: &str) -> StatefulSet {
+        serde_json::from_value(json!({
+            "metadata": {"generation": 2},
+            "spec": {"replicas": 1, "selector": {}, "template": {}, "serviceName": "nodes"},
+            "status": {"observedGeneration": 2, "replicas": 1, "currentReplicas": 1 - updated, "updatedReplicas": updated,
+                       "currentRevision": "1", "updateRevision": revision},
+        }))
+        .unwrap()
+    }
+
+    fn broker(ready: bool) -> Broker {
+        Broker { pod: "meters-broker-0".into(), ready, ending: false, trouble: None, said: None, acl: None }
+    }
+
+    fn facts<'a>(
+        instance: &'a MqttInstance,
+        stateful_set: &'a StatefulSet,
+        brokers: &'a [Broker],
+    ) -> Facts<'a> {
+        let (stateful_set, unready) = (Some(stateful_set), Duration::ZERO);
+        Facts {
+            instance,
+            problems: &[],
+            failed: None,
+            stateful_set,
+            brokers,
+            service: None,
+            unready,
+            notes: "",
+        }
+    }
+
+    #[test]
+    fn an_instance_is_ready_once_a_broker_is_and_else_says_whose_turn_it_is() {
+        let (plain, balanced) = (instance("ClusterIP"), instance("LoadBalancer"));
+        let (done, updating) = (stateful_set(1, "1"), stateful_set(0, "2"));
+        let check = |what: &str, facts: &Facts<'_>, turn: Turn, reason: &str, part: &str| {
+            let found = verdict(facts);
+            assert_eq!((found.turn, found.reason.as_str()), (turn, reason), "{what}: {found:?}");
+            assert!(found.message.contains(part), "{what}: {found:?}");
+        };
+        let (ready, unready) = ([broker(true)], [broker(false)]);
+        let serving = || facts(&plain, &done, &ready);
+        check("all is well", &serving(), Turn::Nobody, "Serving", "1 broker is ready");
+        check("with a note", &Facts { notes: "told", ..serving() }, Turn::Nobody, "Serving", "; told");
+        check("no pod", &facts(&plain, &done, &[]), Turn::Ours, "Starting", "waits for a broker");
+        check(
+            "a pod that starts",
+            &facts(&plain, &done, &unready),
+            Turn::Ours,
+            "Starting",
+            "waits for a broker",
+        );
+        let ending = [Broker { ending: true, ..broker(true) }];
+        check("a pod that ends", &facts(&plain, &done, &ending), Turn::Ours, "Starting", "waits");
+        let says = [Broker { said: Some("Kafka is away".into()), ..broker(false) }];
+        check(
+            "it says why",
+            &facts(&plain, &done, &says),
+            Turn::Ours,
+            "Starting",
+            "pod meters-broker-0 is not ready: Kafka is away",
+        );
+        let long = Facts { unready: PATIENCE * 2, ..facts(&plain, &done, &says) };
+        check("it says so for long", &long, Turn::Theirs, "BrokersNotReady", "Kafka is away");
+        let trouble = Trouble {
+            theirs: true,
+            reason: "ImageNotPulled".into(),
+            message: "image x can't be pulled".into(),
+        };
+        let broken = [Broker { trouble: Some(trouble), ..broker(false) }];
+        check("a bad image", &facts(&plain, &done, &broken), Turn::Theirs, "ImageNotPulled", "image x");
+        check("an update", &facts(&plain, &updating, &ready), Turn::Ours, "Updating", "0 of 1 pods");
+        check(
+            "no address yet",
+            &facts(&balanced, &done, &ready),
+            Turn::Ours,
+            "WaitsForAddress",
+            "LoadBalancer",
+        );
+        let refused =
+            Error::Theirs { reason: "Forbidden", what: "apply Service a/b".into(), why: "no".into() };
+        check(
+            "it is not let",
+            &Facts { failed: Some(&refused), ..serving() },
+            Turn::Theirs,
+            "Forbidden",
+            "apply Service a/b: no",
+        );
+        let problem = Problem {
+            object: name_of(Kind::MqttInstance, &plain),
+            field: "spec.listeners.mqtts.secretRef.name".into(),
+            message: "there is no Secret plant/tls; create it".into(),
+        };
+        check(
+            "a problem",
+            &Facts { problems: &[&problem], ..serving() },
+            Turn::Theirs,
+            "SecretNotFound",
+            "no Secret plant/tls",
+        );
+    }
+
+    #[test]
+    fn endpoints_are_those_that_devices_and_applications_use() {
+        let check = |kind: &str, status: Value, more: &[&str]| {
+            let found = endpoints(&instance(kind), Some(&service(&status)));
+            let inside = ["mqtt://meters-mqtt.plant.svc:1883", "mqtts://meters-mqtt.plant.svc:8883"];
+            assert_eq!(found.devices, [&inside, more].concat(), "{kind} {status}");
+            assert_eq!(found.applications, ["kafka:9092"]);
+        };
+        check("ClusterIP", json!({}), &[]);
+        check("NodePort", json!({}), &["mqtt://NODE:31883"]);
+        check("LoadBalancer", json!({}), &[]);
+        let ingress =
+            json!({"loadBalancer": {"ingress": [{"ip": "2001:db8::1"}, {"hostname": "mqtt.example"}]}});
+        check(
+            "LoadBalancer",
+            ingress,
+            &[
+                "mqtt://[2001:db8::1]:1883",
+                "mqtts://[2001:db8::1]:8883",
+                "mqtt://mqtt.example:1883",
+                "mqtts://mqtt.example:8883",
+            ],
+        );
+    }
 }

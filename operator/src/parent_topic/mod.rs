@@ -11,9 +11,13 @@
 //!
 //! [`wants`] tells what Kafka shall have: of objects that are in force alone.
 
+mod deletion;
 pub mod wants;
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
 
 use kube::Resource as _;
 use mqtt_kafka::{Admin, Fault, Found, TopicSettings};
@@ -46,6 +50,8 @@ pub struct Topics {
     resync: std::time::Duration,
     /// By instance.
     clients: Mutex<HashMap<ObjectName, (mqtt_kafka::Access, Admin)>>,
+    /// UIDs of objects whose topic was made by this process: their status may not have been seen to say so.
+    made: Mutex<HashSet<String>>,
 }
 
 impl Topics {
@@ -55,7 +61,7 @@ impl Topics {
         wants: Arc<Wants>,
         resync: std::time::Duration,
     ) -> Self {
-        Self { world, writer, wants, resync, clients: Mutex::default() }
+        Self { world, writer, wants, resync, clients: Mutex::default(), made: Mutex::default() }
     }
 
     /// Brings the topic of one object in line: made, adopted, grown, its settings put back. Takes a minute at most.
@@ -72,14 +78,18 @@ impl Topics {
                 return Ok(Done::Settled);
             }
         };
+        if topic.metadata.deletion_timestamp.is_some() {
+            return self.delete(name, topic).await;
+        }
         // Of what is not in force the instance's loop speaks.
         let Some((instance, wanted)) = self.wants.get(name) else { return Ok(Done::Settled) };
+        self.guard(name, topic).await?;
         let outcome = self.ensure(&instance, &wanted).await;
         // Meanwhile it may have lost its name to another object, or its instance.
         if self.wants.get(name).is_none() {
             return Ok(Done::Settled);
         }
-        let verdict = verdict(&wanted, &outcome, was_created(topic), &instance);
+        let verdict = verdict(&wanted, &outcome, self.was_created(topic, &outcome), &instance);
         self.say(topic, &verdict).await?;
         Ok(if outcome.is_ok() {
             Done::Again(self.resync.mul_f64(1.0 + 0.1 * fastrand::f64()))
@@ -89,15 +99,16 @@ impl Topics {
     }
 
     async fn ensure(&self, instance: &ObjectName, wanted: &Wanted) -> Result<Found, mqtt_kafka::Error> {
-        let Access { kafka, secrets } = &*wanted.access;
-        let access = mqtt_kafka::Access::new(kafka.clone(), secrets.clone(), CLIENT);
-        let admin = self.client(instance, access)?;
+        let admin = self.client(instance, &wanted.access)?;
         let settings = TopicSettings::of_parent(&wanted.parent, wanted.packet_size);
-        mqtt_kafka::ensure(&admin, &wanted.parent.topic, settings, kafka.replication_factor).await
+        let copies = wanted.access.kafka.replication_factor;
+        mqtt_kafka::ensure(&admin, &wanted.parent.topic, settings, copies).await
     }
 
     /// One client an instance, for as long as Kafka is reached in the same way.
-    fn client(&self, instance: &ObjectName, access: mqtt_kafka::Access) -> Result<Admin, mqtt_kafka::Error> {
+    fn client(&self, instance: &ObjectName, access: &Access) -> Result<Admin, mqtt_kafka::Error> {
+        let Access { kafka, secrets } = access;
+        let access = mqtt_kafka::Access::new(kafka.clone(), secrets.clone(), CLIENT);
         let mut clients = self.clients.lock();
         if let Some((_, admin)) = clients.get(instance).filter(|(same, _)| *same == access) {
             return Ok(admin.clone());
@@ -112,6 +123,18 @@ impl Topics {
         Ok(admin)
     }
 
+    /// Whether the operator made the Kafka topic, now or before.
+    fn was_created(&self, topic: &ParentTopic, outcome: &Result<Found, mqtt_kafka::Error>) -> bool {
+        let uid = topic.metadata.uid.as_deref().unwrap_or_default();
+        let mut made = self.made.lock();
+        if outcome.as_ref().is_ok_and(|found| found.made) {
+            made.insert(uid.to_owned());
+        }
+        let conditions = topic.status.iter().flat_map(|status| &status.conditions);
+        made.contains(uid)
+            || conditions.into_iter().any(|condition| condition.type_ == READY && condition.reason == CREATED)
+    }
+
     async fn say(&self, topic: &ParentTopic, verdict: &Verdict) -> Result<(), Error> {
         let (name, seen) = (name_of(Kind::ParentTopic, topic), json!(topic.status));
         let metadata = topic.meta();
@@ -119,12 +142,6 @@ impl Topics {
         let subject = Subject { object: &name, uid, generation: metadata.generation, seen: &seen };
         self.writer.say(&subject, verdict, Map::new()).await.map(drop)
     }
-}
-
-/// Whether the operator made the Kafka topic, as far as is told.
-fn was_created(topic: &ParentTopic) -> bool {
-    let conditions = topic.status.iter().flat_map(|status| &status.conditions);
-    conditions.into_iter().any(|condition| condition.type_ == READY && condition.reason == CREATED)
 }
 
 fn verdict(
@@ -135,13 +152,13 @@ fn verdict(
 ) -> Verdict {
     let topic = &wanted.parent.topic;
     let error = match outcome {
-        Ok(Found { partitions, made, .. }) => {
+        Ok(Found { partitions, .. }) => {
             let more = if *partitions > wanted.parent.partitions {
                 format!(", more than the {} asked for; Kafka can't take any away", wanted.parent.partitions)
             } else {
                 String::new()
             };
-            return if *made || was_created {
+            return if was_created {
                 Verdict::ready(CREATED, format!("Kafka topic {topic} has {partitions} partitions{more}"))
             } else {
                 let message = format!(
@@ -162,5 +179,71 @@ fn verdict(
         Fault::Forbidden => Verdict::stalled("KafkaForbidden", line),
         Fault::Refused => Verdict::stalled("KafkaRefused", line),
         Fault::Unfit => Verdict::stalled("TopicUnfit", line),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use mqtt_broker_api::config::{Kafka, KafkaSecrets, Ordering, Parent, Retention};
+
+    use super::*;
+    use crate::status::Turn;
+
+    #[test]
+    fn it_is_told_whether_a_topic_was_made_or_found_and_whose_turn_it_is_where_it_is_not_there() {
+        let kafka = Kafka {
+            bootstrap_servers: vec!["kafka:9092".into()],
+            replication_factor: 1,
+            rack: None,
+            tls: None,
+            sasl: None,
+        };
+        let wanted = Wanted {
+            generation: Some(1),
+            parent: Parent {
+                topic: "readings".into(),
+                ordering: Ordering::Normal,
+                partitions: 3,
+                retention: Retention::default(),
+            },
+            packet_size: 1024,
+            access: Arc::new(Access { kafka, secrets: KafkaSecrets::default() }),
+        };
+        let instance =
+            ObjectName { kind: Kind::MqttInstance, namespace: "plant".into(), name: "meters".into() };
+        let found = |made, partitions| Ok(Found { partitions, max_record: 1, min_in_sync: 1, made });
+        let failed = |fault| Err(mqtt_kafka::Error { fault, line: "Kafka says no".into() });
+        for (outcome, was_created, turn, reason, message) in [
+            (found(true, 3), true, Turn::Nobody, "Created", "Kafka topic readings has 3 partitions"),
+            (found(false, 3), true, Turn::Nobody, "Created", "Kafka topic readings has 3 partitions"),
+            (
+                found(false, 3),
+                false,
+                Turn::Nobody,
+                "Adopted",
+                "Kafka topic readings was there before, and is used; it has 3 partitions",
+            ),
+            (
+                found(false, 5),
+                false,
+                Turn::Nobody,
+                "Adopted",
+                "Kafka topic readings was there before, and is used; it has 5 partitions, more than the 3 asked for; Kafka can't take any away",
+            ),
+            (
+                failed(Fault::Passing),
+                true,
+                Turn::Ours,
+                "KafkaUnreachable",
+                "Kafka says no; if Kafka is up, check spec.kafka of MqttInstance plant/meters",
+            ),
+            (failed(Fault::Access), true, Turn::Theirs, "KafkaAccess", "Kafka says no"),
+            (failed(Fault::Forbidden), true, Turn::Theirs, "KafkaForbidden", "Kafka says no"),
+            (failed(Fault::Refused), true, Turn::Theirs, "KafkaRefused", "Kafka says no"),
+            (failed(Fault::Unfit), true, Turn::Theirs, "TopicUnfit", "Kafka says no"),
+        ] {
+            let found = verdict(&wanted, &outcome, was_created, &instance);
+            assert_eq!(found, Verdict::new(turn, reason, message), "{outcome:?}");
+        }
     }
 }

@@ -36,19 +36,26 @@ impl std::fmt::Debug for Access {
     }
 }
 
-/// By ParentTopic; with the instance that wants it.
 pub struct Wants {
     queue: Arc<Queue>,
+    /// By ParentTopic; with the instance that wants it.
     all: Mutex<HashMap<ObjectName, (ObjectName, Wanted)>>,
+    /// By instance.
+    accesses: Mutex<HashMap<ObjectName, Arc<Access>>>,
 }
 
 impl Wants {
     pub fn new(queue: Arc<Queue>) -> Self {
-        Self { queue, all: Mutex::default() }
+        Self { queue, all: Mutex::default(), accesses: Mutex::default() }
     }
 
     /// All that an instance wants; what has changed goes in the queue.
-    pub fn set(&self, instance: &ObjectName, wanted: BTreeMap<ObjectName, Wanted>) {
+    pub fn set(&self, instance: &ObjectName, access: &Arc<Access>, wanted: BTreeMap<ObjectName, Wanted>) {
+        self.accesses.lock().insert(instance.clone(), access.clone());
+        self.replace(instance, wanted);
+    }
+
+    fn replace(&self, instance: &ObjectName, wanted: BTreeMap<ObjectName, Wanted>) {
         let mut all = self.all.lock();
         all.retain(|topic, (of, _)| of != instance || wanted.contains_key(topic));
         for (topic, wanted) in wanted {
@@ -62,7 +69,20 @@ impl Wants {
 
     /// The instance is not in force.
     pub fn clear(&self, instance: &ObjectName) {
-        self.set(instance, BTreeMap::new());
+        self.accesses.lock().remove(instance);
+        self.replace(instance, BTreeMap::new());
+    }
+
+    /// How the Kafka of an instance is reached, if the instance is in force.
+    pub fn access(&self, instance: &ObjectName) -> Option<Arc<Access>> {
+        self.accesses.lock().get(instance).cloned()
+    }
+
+    /// Whether another object in force has this topic of the instance.
+    pub fn used_by_another(&self, object: &ObjectName, instance: &ObjectName, topic: &str) -> bool {
+        let all = self.all.lock();
+        all.iter()
+            .any(|(other, (of, wanted))| other != object && of == instance && wanted.parent.topic == topic)
     }
 
     pub fn get(&self, topic: &ObjectName) -> Option<(ObjectName, Wanted)> {
@@ -70,6 +90,6 @@ impl Wants {
     }
 
     pub fn instances(&self) -> BTreeSet<ObjectName> {
-        self.all.lock().values().map(|(instance, _)| instance.clone()).collect()
+        self.accesses.lock().keys().cloned().collect()
     }
 }
