@@ -200,7 +200,14 @@ where
         if let Some((reason, why)) = reason {
             let why = self.session.wants_reasons().then_some(why);
             let properties = DisconnectProperties { reason_string: why, ..DisconnectProperties::default() };
+            let before = self.backlog.len();
             Packet::Disconnect(Disconnect { reason, properties }).encode(Version::V5, &mut self.backlog);
+            if self.backlog.len() - before > self.session.maximum_packet_size() as usize {
+                // Without words it may be small enough (MQTT 5 section 3.14.2.2.3).
+                self.backlog.truncate(before);
+                let properties = DisconnectProperties::default();
+                Packet::Disconnect(Disconnect { reason, properties }).encode(Version::V5, &mut self.backlog);
+            }
         }
         (!matches!(close, Close::Gone | Close::Socket(_))).then(|| std::mem::take(&mut self.backlog))
     }

@@ -5,7 +5,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 use bytes::BytesMut;
 use mqtt_proto::{
     codec::{CodecError, ConnAck, ConnAckProperties, Connect, Packet, Reason, Version, decode, split_frame},
-    session::Terms,
+    session::{TOPIC_ALIAS_MAXIMUM, Terms},
 };
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
@@ -84,6 +84,16 @@ pub(super) enum Refused {
 }
 
 impl Refused {
+    /// Whether MQTT 3 has a word for it; where it has none, the connection is closed without one (MQTT 3.1.1 sections
+    /// 3.1.4 and 3.2.2.3).
+    fn has_a_return_code(&self) -> bool {
+        match self {
+            Refused::Codec(error) => matches!(error, CodecError::UnsupportedVersion(_)),
+            Refused::WillTopic => false,
+            _ => true,
+        }
+    }
+
     fn reason(&self) -> Option<Reason> {
         Some(match self {
             Refused::Socket(_) | Refused::Timeout | Refused::NotConnect => return None,
@@ -141,7 +151,9 @@ where
         Ok(admitted) => admitted,
         Err(refused) => {
             report(node, peer, &client_id, &refused);
-            if let (Some(reason), Some(version)) = (refused.reason(), version) {
+            if let (Some(reason), Some(version)) = (refused.reason(), version)
+                && (version == Version::V5 || refused.has_a_return_code())
+            {
                 let mut out = BytesMut::new();
                 let properties = ConnAckProperties::default();
                 Packet::ConnAck(ConnAck { session_present: false, reason, properties })
@@ -281,7 +293,7 @@ async fn let_in(
         session_expiry_interval: (expiry != given_expiry).then_some(expiry),
         maximum_packet_size: Some(limits.packet_size),
         assigned_client_id: assigned.as_deref(),
-        topic_alias_maximum: Some(0),
+        topic_alias_maximum: Some(TOPIC_ALIAS_MAXIMUM),
         shared_subscriptions_available: Some(false),
         ..ConnAckProperties::default()
     };

@@ -80,7 +80,9 @@ where
             let rest = input.get(used..).unwrap_or_default();
             let Some((frame, length)) = codec::split_frame(rest, largest)? else { break };
             used += length;
-            let packet = codec::decode(frame, self.session.version())?;
+            let mut named = None;
+            let mut packet = codec::decode(frame, self.session.version())?;
+            self.session.name_topic(&mut packet, &mut named)?;
             let effect = self.session.receive(packet, self.now, &mut scratch.out)?;
             publishes += u64::from(matches!(effect, Effect::Publish(..)));
             self.follow(effect, scratch)?;

@@ -104,7 +104,8 @@ where
         scratch: &mut Scratch,
     ) -> Result<(), Close> {
         let topic = self.topic(publish.topic);
-        if let Some(reason) = topic.refusal {
+        let refusal = topic.refusal.or_else(|| is_not_what_it_says(publish));
+        if let Some(reason) = refusal {
             return self.refuse(publish, ticket, reason, scratch);
         }
         let id = self.node.next_message_id();
@@ -331,4 +332,10 @@ where
         self.outstanding += 1;
         Completion { sink: self.settling.clone(), token }
     }
+}
+
+/// A payload that is said to be text and is none (MQTT 5 section 3.3.2.3.2).
+fn is_not_what_it_says(publish: &Publish<'_>) -> Option<Reason> {
+    let says_text = publish.properties.message.payload_is_utf8 == Some(true);
+    (says_text && str::from_utf8(publish.payload).is_err()).then_some(Reason::PayloadFormatInvalid)
 }

@@ -9,10 +9,13 @@
 //! The owner answers effects when it has done its part ([`Session::published`], [`Session::released`], …);
 //! packets to send are appended to the buffer it passes.
 
+mod aliases;
 mod inbound;
 mod outbound;
 #[cfg(test)]
 mod tests;
+
+use std::sync::Arc;
 
 use bytes::BytesMut;
 
@@ -23,6 +26,8 @@ use crate::{
     },
     message::{Delivery, Millis},
 };
+pub use aliases::TOPIC_ALIAS_MAXIMUM;
+use aliases::{InboundAliases, OutboundAliases};
 pub use inbound::Ticket;
 use inbound::{Begin, Inbound, Owed, Release};
 use outbound::{Matched, Outbound};
@@ -88,6 +93,8 @@ pub struct Terms {
     pub publish_window: u16,
     /// The Receive Maximum that the client was told: beyond it, it is closed.
     pub told_receive_maximum: u16,
+    /// The largest topic alias that the client takes; 0: it takes none.
+    pub topic_alias_maximum: u16,
     /// The client wants to be told reasons in words (MQTT 5 section 3.1.2.11.7).
     pub wants_reasons: bool,
 }
@@ -102,6 +109,7 @@ impl Terms {
             maximum_packet_size: connect.properties.maximum_packet_size.unwrap_or(u32::MAX),
             publish_window,
             told_receive_maximum: u16::MAX,
+            topic_alias_maximum: connect.properties.topic_alias_maximum,
             wants_reasons: connect.properties.request_problem_information,
         }
     }
@@ -148,6 +156,8 @@ impl Dropped {
 pub struct Session {
     terms: Terms,
     state: SessionState,
+    their_aliases: InboundAliases,
+    our_aliases: OutboundAliases,
     last_heard: Millis,
 }
 
@@ -156,7 +166,9 @@ impl Session {
     pub fn new(terms: Terms, mut state: SessionState, now: Millis) -> Session {
         state.inbound.reconnect(terms.told_receive_maximum);
         state.outbound.reconnect();
-        Session { terms, state, last_heard: now }
+        let allowed = if terms.version == Version::V5 { terms.topic_alias_maximum } else { 0 };
+        let our_aliases = OutboundAliases::new(allowed);
+        Session { terms, state, their_aliases: InboundAliases::default(), our_aliases, last_heard: now }
     }
 
     /// Ends the connection and gives back what outlives it.
@@ -174,6 +186,11 @@ impl Session {
         self.terms.wants_reasons
     }
 
+    /// The largest packet that the client takes, in bytes.
+    pub fn maximum_packet_size(&self) -> u32 {
+        self.terms.maximum_packet_size
+    }
+
     /// QoS > 0 messages that may be sent now.
     pub fn window(&self) -> usize {
         usize::from(self.terms.receive_maximum).saturating_sub(self.state.outbound.len())
@@ -189,7 +206,22 @@ impl Session {
         self.state.inbound.owed() >= usize::from(self.terms.publish_window)
     }
 
-    /// Takes one packet. Its answers, where the machine can give them alone, are appended to `out`.
+    /// Puts the topic into a PUBLISH that says a topic alias alone, and keeps it in `named` meanwhile; remembers aliases
+    /// that the packet gives. Comes before [`Session::receive`].
+    pub fn name_topic<'a>(
+        &mut self,
+        packet: &mut Packet<'a>,
+        named: &'a mut Option<Arc<str>>,
+    ) -> Result<(), Violation> {
+        if let Packet::Publish(publish) = packet
+            && let Some(topic) = self.their_aliases.resolve(publish)?
+        {
+            publish.topic = named.insert(topic);
+        }
+        Ok(())
+    }
+
+    /// Takes one packet, its topic named ([`Session::name_topic`]). Its answers, where the machine can give them alone, are appended to `out`.
     pub fn receive<'a>(
         &mut self,
         packet: Packet<'a>,
@@ -250,14 +282,14 @@ impl Session {
 
     /// Sends one message, if it may be sent now.
     pub fn deliver(&mut self, delivery: &Delivery, now: Millis, out: &mut BytesMut) -> Sent {
-        self.state.outbound.deliver(delivery, &self.terms, now, out)
+        self.state.outbound.deliver(delivery, &self.terms, &mut self.our_aliases, now, out)
     }
 
     /// After a reconnect: sends again what the client has not acknowledged, PUBRELs first, then PUBLISHes in their
     /// order as far as its window allows, some 256 KiB at once. While it returns true call it again, before new messages:
     /// when the bytes are gone, and after each [`Effect::Delivered`]. What has expired or become too large is given up: [`Session::take_dropped`].
     pub fn resend(&mut self, now: Millis, out: &mut BytesMut) -> bool {
-        self.state.outbound.resend(&self.terms, now, out)
+        self.state.outbound.resend(&self.terms, &mut self.our_aliases, now, out)
     }
 
     /// What [`Session::resend`] gave up since this was last asked.
@@ -294,12 +326,8 @@ impl Session {
         publish: Publish<'a>,
         out: &mut BytesMut,
     ) -> Result<Effect<'a>, Violation> {
-        if publish.properties.topic_alias.is_some() {
-            // CONNACK announces no Topic Alias Maximum, so none may be used (MQTT 5 section 3.2.2.3.8).
-            return Err(Violation {
-                reason: Reason::TopicAliasInvalid,
-                what: "a topic alias, though none was allowed",
-            });
+        if publish.topic.is_empty() {
+            return Err(violation("a PUBLISH without a topic"));
         }
         if !publish.properties.subscription_ids.is_empty() {
             return Err(violation("a subscription identifier in a client's PUBLISH"));

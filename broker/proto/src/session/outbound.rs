@@ -4,7 +4,10 @@ use std::collections::VecDeque;
 
 use bytes::BytesMut;
 
-use super::{DropReason, Dropped, Sent, Terms};
+use super::{
+    DropReason, Dropped, Sent, Terms,
+    aliases::{OutboundAliases, Written},
+};
 use crate::{
     codec::{self, AckKind, QoS, Reason, Version, encode_ack},
     message::{Delivery, Millis},
@@ -74,6 +77,7 @@ impl Outbound {
         &mut self,
         delivery: &Delivery,
         terms: &Terms,
+        aliases: &mut OutboundAliases,
         now: Millis,
         out: &mut BytesMut,
     ) -> Sent {
@@ -81,13 +85,14 @@ impl Outbound {
             return Sent::Dropped(DropReason::Expired);
         }
         if delivery.qos == QoS::AtMostOnce {
-            return encode(delivery, terms, 0, false, now, out).map_or_else(Sent::Dropped, |()| Sent::Now);
+            let encoded = encode(delivery, terms, aliases, (0, false), now, out);
+            return encoded.map_or_else(Sent::Dropped, |()| Sent::Now);
         }
         if self.inflight.len() >= usize::from(terms.receive_maximum) {
             return Sent::WindowFull;
         }
         let serial = self.free_serial();
-        if let Err(reason) = encode(delivery, terms, packet_id(serial), false, now, out) {
+        if let Err(reason) = encode(delivery, terms, aliases, (packet_id(serial), false), now, out) {
             return Sent::Dropped(reason);
         }
         self.next_serial = serial + 1;
@@ -101,7 +106,13 @@ impl Outbound {
     }
 
     /// PUBRELs leave at once, for they open the window again (MQTT 5 section 4.9); PUBLISHes as far as it allows.
-    pub(super) fn resend(&mut self, terms: &Terms, now: Millis, out: &mut BytesMut) -> bool {
+    pub(super) fn resend(
+        &mut self,
+        terms: &Terms,
+        aliases: &mut OutboundAliases,
+        now: Millis,
+        out: &mut BytesMut,
+    ) -> bool {
         if self.unsent == 0 {
             return false;
         }
@@ -117,7 +128,7 @@ impl Outbound {
                 return true;
             }
             *unsent -= 1;
-            let kept = match entry.repeat(terms, now, out) {
+            let kept = match entry.repeat(terms, aliases, now, out) {
                 Ok(()) => true,
                 Err(reason) => {
                     dropped.add(reason);
@@ -204,11 +215,17 @@ impl Outbound {
 
 impl Inflight {
     /// The PUBLISH once more.
-    fn repeat(&mut self, terms: &Terms, now: Millis, out: &mut BytesMut) -> Result<(), DropReason> {
+    fn repeat(
+        &mut self,
+        terms: &Terms,
+        aliases: &mut OutboundAliases,
+        now: Millis,
+        out: &mut BytesMut,
+    ) -> Result<(), DropReason> {
         if self.delivery.message.is_expired(now) {
             return Err(DropReason::Expired);
         }
-        encode(&self.delivery, terms, packet_id(self.serial), true, now, out)?;
+        encode(&self.delivery, terms, aliases, (packet_id(self.serial), true), now, out)?;
         self.sent = true;
         Ok(())
     }
@@ -234,14 +251,20 @@ fn packet_id(serial: u64) -> u16 {
 fn encode(
     delivery: &Delivery,
     terms: &Terms,
-    packet_id: u16,
-    dup: bool,
+    aliases: &mut OutboundAliases,
+    (packet_id, dup): (u16, bool),
     now: Millis,
     out: &mut BytesMut,
 ) -> Result<(), DropReason> {
     let message = &delivery.message;
-    let packet = codec::Delivery {
-        topic: message.topic(),
+    let written = aliases.write(message.topic());
+    let (topic, topic_alias) = match written {
+        Written::Plain => (message.topic(), None),
+        Written::With(alias) => (message.topic(), Some(alias)),
+        Written::As(alias) => ("", Some(alias)),
+    };
+    let mut packet = codec::Delivery {
+        topic,
         payload: message.payload(),
         qos: delivery.qos,
         packet_id,
@@ -250,12 +273,21 @@ fn encode(
         forwarded: message.forwarded(),
         expiry_interval: message.remaining_expiry(now),
         subscription_ids: delivery.subscription_ids.as_deref().unwrap_or_default(),
-        topic_alias: None,
+        topic_alias,
     };
-    if terms.version == Version::V5
-        && terms.maximum_packet_size < u32::MAX
-        && packet.encoded_len(terms.version) > terms.maximum_packet_size as usize
-    {
+    let fits = |packet: &codec::Delivery<'_>| {
+        terms.version != Version::V5
+            || terms.maximum_packet_size == u32::MAX
+            || packet.encoded_len(terms.version) <= terms.maximum_packet_size as usize
+    };
+    if matches!(written, Written::With(_)) {
+        if fits(&packet) {
+            aliases.told(message.topic());
+        } else {
+            packet.topic_alias = None;
+        }
+    }
+    if !fits(&packet) {
         return Err(DropReason::TooLarge);
     }
     packet.encode(terms.version, out);

@@ -406,9 +406,50 @@ fn packets_out_of_place_end_the_connection() {
          = violation 0x82: a packet that only a server may send
          > auth
          = violation 0x82: AUTH without an authentication method
-         > publish 1 q1 a alias
-         = violation 0x94: a topic alias, though none was allowed
          owing
          = false, full false",
+    );
+}
+
+#[test]
+fn an_alias_stands_for_its_topic_until_the_connection_ends() {
+    check(
+        "> publish 0 q0 a as=1
+         = violation 0x82: a topic alias that stands for nothing
+         > publish 0 q0 a alias=1
+         = publish a
+         > publish 0 q0 b as=1
+         = publish b
+         > publish 0 q0 c alias=17
+         = violation 0x94: a topic alias above the Topic Alias Maximum
+         connect
+         > publish 0 q0 d as=1
+         = violation 0x82: a topic alias that stands for nothing",
+    );
+}
+
+#[test]
+fn a_topic_is_written_once_to_a_client_that_takes_aliases() {
+    check(
+        "connect aliases 1
+         deliver q1 a
+         < publish 1 q1 a alias=1
+         deliver q0 b
+         < publish 0 q0 b as=1
+         connect aliases 1
+         resend
+         < publish 1 q1 a dup alias=1",
+    );
+}
+
+#[test]
+fn an_alias_that_makes_a_packet_too_large_is_left_out() {
+    check(
+        "connect packets 14 aliases 1
+         deliver q1 pay
+         < publish 1 q1 pay alias=1
+         connect packets 13 aliases 1
+         resend
+         < publish 1 q1 pay dup",
     );
 }

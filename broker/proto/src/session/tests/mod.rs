@@ -5,7 +5,7 @@
 //! - `=` an effect, the answer of a call, or a violation.
 //!
 //! [`play`] writes down what the steps and the client's packets lead to, and [`check`] compares that with
-//! what stands there. Client's packets: `publish ID qQOS PAYLOAD [dup] [alias]` (the ID is 0 for QoS 0),
+//! what stands there. Client's packets: `publish ID qQOS PAYLOAD [dup] [alias=N|as=N]` (the ID is 0 for QoS 0; `as` an alias alone),
 //! `puback ID [REASON]` and the other three, `subscribe ID FILTER`, `unsubscribe ID FILTER`, `pingreq`,
 //! `disconnect [REASON [EXPIRY]]`, `connect`, `suback`, `auth`. Steps: see [`Stage::step`].
 
@@ -69,6 +69,7 @@ fn terms(version: Version) -> Terms {
         maximum_packet_size: u32::MAX,
         publish_window: WINDOW,
         told_receive_maximum: WINDOW,
+        topic_alias_maximum: 0,
         wants_reasons: true,
     }
 }
@@ -94,7 +95,7 @@ impl Stage {
         writeln!(self.transcript, "= {text}").expect("text takes a line");
     }
 
-    /// - `connect [v3] [window N] [packets N] [keepalive N]`: another connection of the same session;
+    /// - `connect [v3] [window N] [packets N] [aliases N] [keepalive N]`: another connection of the same session;
     /// - `accept PAYLOAD`, `refuse PAYLOAD`: a publish's outcome; `released ID known|unknown`;
     /// - `subscribed ID REASON…`, `unsubscribed ID REASON…`;
     /// - `deliver qQOS PAYLOAD [expires SECONDS]`, `resend`;
@@ -172,6 +173,7 @@ impl Stage {
                 "v3" => self.terms.version = Version::V311,
                 "window" => self.terms.receive_maximum = number(value()),
                 "packets" => self.terms.maximum_packet_size = number(value()),
+                "aliases" => self.terms.topic_alias_maximum = number(value()),
                 "keepalive" => self.terms.keep_alive = number(value()),
                 other => panic!("no such option: {other}"),
             }
@@ -213,16 +215,22 @@ impl Stage {
         let version = self.terms.version;
         let mut wire = BytesMut::new();
         packet(&words, version).encode(version, &mut wire);
-        let packets = read(&wire, version);
-        let (mut out, now) = (std::mem::take(&mut self.out), self.now);
-        for packet in packets {
-            let effect = self.session().receive(packet, now, &mut out);
-            let said = describe(effect, &mut self.tickets);
-            self.out = std::mem::take(&mut out);
-            self.note_sent();
-            if let Some(said) = said {
-                self.say(said);
-            }
+        let mut named = None;
+        let mut packet = read(&wire, version).pop().expect("one packet");
+        let now = self.now;
+        let mut out = std::mem::take(&mut self.out);
+        let effect = match self.session().name_topic(&mut packet, &mut named) {
+            Ok(()) => self.session().receive(packet, now, &mut out),
+            Err(violation) => Err(violation),
+        };
+        if let Ok(Effect::Publish(publish, _)) = &effect {
+            assert_eq!(publish.topic, "t");
+        }
+        let said = describe(effect, &mut self.tickets);
+        self.out = out;
+        self.note_sent();
+        if let Some(said) = said {
+            self.say(said);
         }
     }
 
@@ -280,12 +288,13 @@ fn packet<'a>(words: &[&'a str], version: Version) -> Packet<'a> {
                 dup: flags.contains(&"dup"),
                 qos: qos(quality),
                 retain: false,
-                topic: "t",
+                topic: if flags.iter().any(|flag| flag.starts_with("as=")) { "" } else { "t" },
                 packet_id: number(id),
                 properties: Default::default(),
                 payload: payload.as_bytes(),
             };
-            publish.properties.topic_alias = flags.contains(&"alias").then_some(1);
+            publish.properties.topic_alias =
+                flags.iter().find_map(|flag| flag.split_once('=')).map(|(_, alias)| number(alias));
             Packet::Publish(publish)
         }
         ["puback", rest @ ..] => Packet::PubAck(of(rest)),
@@ -357,7 +366,12 @@ fn written(packet: &Packet<'_>) -> String {
             let dup = if publish.dup { " dup" } else { "" };
             let expiry = publish.properties.message.expiry_interval;
             let expiry = expiry.map(|seconds| format!(" expires {seconds}")).unwrap_or_default();
-            format!("publish {} q{} {payload}{dup}{expiry}", publish.packet_id, publish.qos as u8)
+            let alias = match (publish.properties.topic_alias, publish.topic) {
+                (None, _) => String::new(),
+                (Some(alias), "") => format!(" as={alias}"),
+                (Some(alias), _) => format!(" alias={alias}"),
+            };
+            format!("publish {} q{} {payload}{dup}{expiry}{alias}", publish.packet_id, publish.qos as u8)
         }
         Packet::PubAck(inner) => ack("puback", inner),
         Packet::PubRec(inner) => ack("pubrec", inner),

@@ -161,6 +161,8 @@ impl World {
             maximum_packet_size,
             publish_window,
             told_receive_maximum,
+            // Sometimes some.
+            topic_alias_maximum: receive_maximum % 2,
             wants_reasons: true,
         };
         if self.publisher.link.is_none() {
