@@ -1,0 +1,5 @@
+//! The fuzzer's inputs for [`mqtt_proto_fuzz::codec`].
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| mqtt_proto_fuzz::codec(data));
