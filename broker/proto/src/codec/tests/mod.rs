@@ -5,6 +5,7 @@
 
 mod generated;
 mod malformed;
+mod packets;
 mod wire;
 
 use bytes::BytesMut;
