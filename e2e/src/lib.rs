@@ -11,6 +11,7 @@ pub mod kafka;
 pub mod kubernetes;
 pub mod load;
 pub mod manifests;
+pub mod rumqttd_stoppers;
 pub mod store;
 pub mod tls;
 pub mod volume;
