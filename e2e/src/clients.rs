@@ -1,4 +1,5 @@
-//! Real clients that nobody here wrote, each in a process of its own: Eclipse Paho, MQTT.js, mosquitto's.
+//! Real clients that nobody here wrote, each in a process of its own: Eclipse Paho for three languages, MQTT.js, rumqttc,
+//! mosquitto's.
 //!
 //! A driver in `e2e/clients` reads one command a line on standard input and writes one event a line on
 //! standard output, both as JSON, payloads in base64. The commands are `connect`, `subscribe`, `unsubscribe`,
@@ -21,13 +22,17 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::{Broker, Login, PATIENCE};
+use crate::{Broker, Login, PATIENCE, broker::built};
 
 /// Which library drives the connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Driver {
+    /// For Python.
     Paho,
+    PahoJava,
+    PahoGo,
     MqttJs,
+    Rumqttc,
     /// mosquitto_pub and mosquitto_sub: a publisher or a subscriber of one filter, not both.
     Mosquitto,
 }
@@ -129,13 +134,26 @@ impl Client {
     }
 
     fn start(driver: Driver, name: &str) -> Result<Self> {
-        let (program, script) = match driver {
-            Driver::Paho => (root().join(".tools/venv/bin/python"), "drive_paho.py"),
-            Driver::MqttJs => (PathBuf::from("node"), "drive_mqttjs.mjs"),
-            Driver::Mosquitto => (root().join(".tools/venv/bin/python"), "drive_mosquitto.py"),
+        let drivers = root().join("e2e/clients");
+        let (program, arguments) = match driver {
+            Driver::Paho => (root().join(".tools/venv/bin/python"), vec![drivers.join("drive_paho.py")]),
+            Driver::PahoJava => {
+                let classes = root().join(".tools/paho-java");
+                let path = format!("{}:{}", classes.display(), classes.join("*").display());
+                // Quick to start, as it is used for a moment.
+                let quick = ["-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-cp", &path, "DrivePaho"];
+                (PathBuf::from("java"), quick.map(PathBuf::from).to_vec())
+            }
+            Driver::PahoGo => (root().join(".tools/bin/drive-paho-go"), vec![]),
+            Driver::MqttJs => (PathBuf::from("node"), vec![drivers.join("drive_mqttjs.mjs")]),
+            // An example, so that it is built with the tests and no binary of ours depends on rumqttc.
+            Driver::Rumqttc => (built("examples/drive_rumqttc")?, vec![]),
+            Driver::Mosquitto => {
+                (root().join(".tools/venv/bin/python"), vec![drivers.join("drive_mosquitto.py")])
+            }
         };
         let mut process = Command::new(&program)
-            .arg(root().join("e2e/clients").join(script))
+            .args(arguments)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
