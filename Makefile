@@ -18,12 +18,14 @@ DEV := $(patsubst $(CURDIR)/%,%,$(TARGET))/debug
 TOOLS := $(CURDIR)/.tools
 say = @echo "==> $(1)"
 
-.PHONY: help test fmt lint deny unit e2e build demo bench crds images image-files tools mosquitto
+.PHONY: help test fmt lint deny unit e2e build demo bench rumqttd-stops fuzz crds images image-files tools mosquitto
 
 help:
 	@echo "make test   everything a change must pass: format, lints, licences, all tests"
 	@echo "make demo   a small metering fleet on one machine, in seconds"
 	@echo "make bench  CPU time a message and memory a connection, beside other brokers"
+	@echo "make rumqttd-stops  does to rumqttd what README says stops it"
+	@echo "make fuzz   the fuzz targets, FUZZ_SECONDS (300) each, FUZZ_TARGETS to choose"
 	@echo "make crds   writes crds/, its copy in the chart and JSON schemas from the resource types"
 	@echo "make images builds the images of the broker and the operator, optimised; REGISTRY=host/path/ goes before their names"
 	@echo "make fmt    formats the code"
@@ -47,6 +49,7 @@ deny: $(TOOLS)/bin/cargo-deny
 unit:
 	$(call say,unit tests)
 	@cargo test --quiet --workspace --exclude mqtt-e2e
+	@cargo test --quiet --manifest-path broker/proto/differential/Cargo.toml --target-dir $(TARGET)/differential
 
 e2e: tools build
 	$(call say,user stories)
@@ -65,6 +68,27 @@ bench: mosquitto $(TOOLS)/bin/rumqttd $(TOOLS)/kafka-$(firstword $(KAFKAS))
 	$(call say,the broker and the load generator$(comma) optimised)
 	@cargo build --quiet --release -p mqtt-broker -p mqtt-e2e
 	@MQTT_BROKER=$(TARGET)/release/mqtt-broker RUMQTTD=$(TOOLS)/bin/rumqttd $(TARGET)/release/mqtt-bench $(BENCH)
+
+# What README says of it is true as long as this passes.
+rumqttd-stops: $(TOOLS)/bin/rumqttd
+	$(call say,what stops rumqttd)
+	@cargo run --quiet -p mqtt-e2e --example rumqttd_stops $<
+
+# libFuzzer takes its coverage from what any compiler of ours can do; a sanitizer, which needs a nightly one, would find
+# nothing more, as mqtt-proto has no unsafe code. What is found new is kept in target/fuzz, what breaks is said.
+FUZZ_SECONDS ?= 300
+FUZZ_TARGETS ?= codec session trie acl records
+FUZZ_HOST := $(shell rustc -vV | sed -n 's/^host: //p')
+FUZZ_FLAGS := -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=3 \
+	-Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
+	-Cllvm-args=-sanitizer-coverage-trace-compares
+fuzz:
+	$(call say,fuzz targets: $(FUZZ_TARGETS))
+	@cd broker/proto/fuzz && RUSTFLAGS="$(FUZZ_FLAGS)" cargo build --quiet --release --target $(FUZZ_HOST) --target-dir $(TARGET)/fuzz
+	@for name in $(FUZZ_TARGETS); do mkdir -p $(TARGET)/fuzz/found/$$name; echo "==> $$name: $(FUZZ_SECONDS) s"; \
+		$(TARGET)/fuzz/$(FUZZ_HOST)/release/$$name -max_total_time=$(FUZZ_SECONDS) -max_len=4096 -verbosity=0 \
+			-artifact_prefix=$(TARGET)/fuzz/$$name- $(TARGET)/fuzz/found/$$name broker/proto/fuzz/corpus/$$name \
+			|| { echo "$$name failed; its input is above" >&2; exit 1; }; done
 
 crds:
 	$(call say,crds/)
@@ -90,8 +114,8 @@ image-files:
 
 # The clients and the Kafka that the stories run, and the brokers the benchmark compares with. A second run finds them
 # there.
-tools: mosquitto $(TOOLS)/paho $(TOOLS)/mqttjs $(KAFKAS:%=$(TOOLS)/kafka-%) $(TOOLS)/kubernetes/made $(TOOLS)/bin/kubeconform \
-	$(TOOLS)/servicemonitors.yaml
+tools: mosquitto $(TOOLS)/paho $(TOOLS)/paho-java $(TOOLS)/bin/drive-paho-go $(TOOLS)/mqttjs $(KAFKAS:%=$(TOOLS)/kafka-%) \
+	$(TOOLS)/kubernetes/made $(TOOLS)/bin/kubeconform $(TOOLS)/servicemonitors.yaml
 
 mosquitto:
 	@if ! { command -v mosquitto && command -v mosquitto_pub; } >/dev/null; then \
@@ -104,6 +128,20 @@ $(TOOLS)/paho: e2e/clients/requirements.txt
 	@python3 -m venv --clear $(TOOLS)/venv
 	@$(TOOLS)/venv/bin/pip install --quiet --disable-pip-version-check -r $<
 	@touch $@
+
+$(TOOLS)/paho-java: e2e/clients/java/pom.xml e2e/clients/java/DrivePaho.java
+	$(call say,Eclipse Paho for Java)
+	@if ! { command -v mvn && command -v javac; } >/dev/null; then e2e/apt-install maven default-jdk-headless; fi
+	@rm -rf $@ $@.part
+	@said=$$(mvn -q -B -f $< dependency:copy-dependencies -DoutputDirectory=$@.part 2>&1) \
+		|| { echo "$$said" >&2; exit 1; }
+	@javac -cp '$@.part/*' -d $@.part e2e/clients/java/DrivePaho.java
+	@mv $@.part $@
+	@touch $@
+
+$(TOOLS)/bin/drive-paho-go: $(wildcard e2e/clients/go/*)
+	$(call say,Eclipse Paho for Go)
+	@cd e2e/clients/go && go build -o $@ .
 
 $(TOOLS)/mqttjs: e2e/clients/package.json e2e/clients/package-lock.json
 	$(call say,MQTT.js)
