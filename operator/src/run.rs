@@ -147,8 +147,9 @@ async fn act(
     // A worker ends when told to, and only then.
     let everything = async {
         loop {
-            world.all_instances().into_iter().for_each(|instance| queue.add(instance));
-            world.secrets.prune();
+            let instances = world.all_instances();
+            world.secrets.prune(&instances.iter().map(|instance| instance.namespace.as_str()).collect());
+            instances.into_iter().for_each(|instance| queue.add(instance));
             world.listed().await;
         }
     };

@@ -76,7 +76,12 @@ impl Writer {
         Ok(now)
     }
 
-    /// What others have made of statuses counts again, or those objects are gone.
+    /// The object is gone.
+    pub fn gone(&self, object: &ObjectName) {
+        self.statuses.0.lock().remove(object);
+    }
+
+    /// What others have made of statuses counts again.
     pub fn forget_status(&self, which: impl Fn(&ObjectName) -> bool) {
         self.statuses.0.lock().retain(|object, _| !which(object));
     }

@@ -117,7 +117,6 @@ impl Instances {
                 self.memories.lock().remove(name);
                 self.wants.clear(name);
                 self.world.secrets.release(name);
-                self.writer.forget_status(|object| object == name);
                 let of = |object: &ObjectName| members::no_instance(object, name);
                 self.say_all(&Members::of(&self.world, name), of).await?;
                 Ok(Done::Settled)

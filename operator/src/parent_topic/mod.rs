@@ -73,10 +73,7 @@ impl Topics {
                 crate::invalid::say(&self.writer, name, invalid).await?;
                 return Ok(Done::Settled);
             }
-            None => {
-                self.writer.forget_status(|object| object == name);
-                return Ok(Done::Settled);
-            }
+            None => return Ok(Done::Settled),
         };
         if topic.metadata.deletion_timestamp.is_some() {
             return self.delete(name, topic).await;

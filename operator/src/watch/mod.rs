@@ -80,18 +80,19 @@ impl World {
         let listed = Arc::new(Notify::new());
         let children = Children { queue: queue.clone(), writer: writer.clone() };
         Self {
-            instances: scope.watch(None, ours(queue, &listed, Kind::MqttInstance, |_: &MqttInstance| None)),
+            instances: scope.watch(None, children.ours(&listed, Kind::MqttInstance, |_: &MqttInstance| None)),
             topics: scope.watch(
                 None,
-                ours(queue, &listed, Kind::ParentTopic, |topic: &ParentTopic| Some(&topic.spec.instance_ref)),
+                children
+                    .ours(&listed, Kind::ParentTopic, |topic: &ParentTopic| Some(&topic.spec.instance_ref)),
             ),
             users: scope.watch(
                 None,
-                ours(queue, &listed, Kind::MqttUser, |user: &MqttUser| Some(&user.spec.instance_ref)),
+                children.ours(&listed, Kind::MqttUser, |user: &MqttUser| Some(&user.spec.instance_ref)),
             ),
             grants: scope.watch(
                 None,
-                ours(queue, &listed, Kind::TopicGrant, |grant: &TopicGrant| Some(&grant.spec.instance_ref)),
+                children.ours(&listed, Kind::TopicGrant, |grant: &TopicGrant| Some(&grant.spec.instance_ref)),
             ),
             stateful_sets: scope.watch(Some(OURS), children.of("StatefulSet")),
             services: scope.watch(Some(OURS), children.of("Service")),
@@ -222,40 +223,6 @@ fn controller(metadata: &ObjectMeta) -> Option<&OwnerReference> {
     metadata.owner_references.iter().flatten().find(|owner| owner.controller == Some(true))
 }
 
-/// What a change of one of the four kinds sets off.
-fn ours<K: Resource<DynamicType = ()> + Clone>(
-    queue: &Arc<Queue>,
-    listed: &Arc<Notify>,
-    kind: Kind,
-    named: impl Fn(&K) -> Option<&InstanceRef> + Clone + Send + Sync + 'static,
-) -> impl Fn(Seen<'_, Read<K>>) + Clone + Send + Sync + 'static {
-    let (queue, listed) = (queue.clone(), listed.clone());
-    move |seen| {
-        let object = match seen {
-            // A status that was written, by us as a rule.
-            Seen::Changed(object, Some(before)) if same_but_for_status(object.meta(), before.meta()) => {
-                return;
-            }
-            Seen::Changed(object, _) | Seen::Gone(object) => object,
-            Seen::Listed => return listed.notify_one(),
-        };
-        match &object.0 {
-            Ok(object) => {
-                let instance = named(object).map(|named| instance_of(object, named));
-                queue.add(instance.unwrap_or_else(|| name_of(kind, object)));
-            }
-            Err(_) => queue.add(name_of(kind, object)),
-        }
-        match kind {
-            // Another instance may have waited for its Kafka.
-            Kind::MqttInstance => listed.notify_one(),
-            // Its topic in Kafka, too.
-            Kind::ParentTopic => queue.add(name_of(kind, object)),
-            Kind::MqttUser | Kind::TopicGrant => {}
-        }
-    }
-}
-
 fn same_but_for_status(one: &ObjectMeta, other: &ObjectMeta) -> bool {
     let parts = |metadata: &ObjectMeta| {
         let ObjectMeta { uid, generation, annotations, finalizers, deletion_timestamp, .. } =
@@ -273,6 +240,44 @@ pub(crate) struct Children {
 }
 
 impl Children {
+    /// What a change of one of the four kinds sets off.
+    fn ours<K: Resource<DynamicType = ()> + Clone>(
+        &self,
+        listed: &Arc<Notify>,
+        kind: Kind,
+        named: impl Fn(&K) -> Option<&InstanceRef> + Clone + Send + Sync + 'static,
+    ) -> impl Fn(Seen<'_, Read<K>>) + Clone + Send + Sync + 'static {
+        let (Self { queue, writer }, listed) = (self.clone(), listed.clone());
+        move |seen| {
+            let object = match seen {
+                // A status that was written, by us as a rule.
+                Seen::Changed(object, Some(before)) if same_but_for_status(object.meta(), before.meta()) => {
+                    return;
+                }
+                Seen::Changed(object, _) => object,
+                Seen::Gone(object) => {
+                    writer.gone(&name_of(kind, object));
+                    object
+                }
+                Seen::Listed => return listed.notify_one(),
+            };
+            match &object.0 {
+                Ok(object) => {
+                    let instance = named(object).map(|named| instance_of(object, named));
+                    queue.add(instance.unwrap_or_else(|| name_of(kind, object)));
+                }
+                Err(_) => queue.add(name_of(kind, object)),
+            }
+            match kind {
+                // Another instance may have waited for its Kafka.
+                Kind::MqttInstance => listed.notify_one(),
+                // Its topic in Kafka, too.
+                Kind::ParentTopic => queue.add(name_of(kind, object)),
+                Kind::MqttUser | Kind::TopicGrant => {}
+            }
+        }
+    }
+
     fn of<K: Resource<DynamicType = ()>>(
         &self,
         kind: &'static str,

@@ -135,10 +135,14 @@ impl Secrets {
         self.asked.lock().set(instance, &BTreeSet::new());
     }
 
-    /// Forgets what nobody asks for any more.
-    pub fn prune(&self) {
+    /// Forgets what nobody asks for any more, and watches no namespace besides those that are in use.
+    pub fn prune(&self, in_use: &BTreeSet<&str>) {
         let asked = self.asked.lock();
         self.values.lock().retain(|name, _| asked.0.contains_key(name));
+        let named: HashSet<&str> = asked.0.keys().map(|(namespace, _)| namespace.as_str()).collect();
+        self.namespaces
+            .lock()
+            .retain(|namespace, _| named.contains(namespace.as_str()) || in_use.contains(namespace.as_str()));
     }
 
     /// The metadata of all Secrets of a namespace in use.
