@@ -10,6 +10,11 @@ impl Counter {
         self.0.fetch_add(n, Ordering::Relaxed);
     }
 
+    /// For what rises and falls.
+    pub(crate) fn set(&self, n: u64) {
+        self.0.store(n, Ordering::Relaxed);
+    }
+
     pub(crate) fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
@@ -48,6 +53,24 @@ counters! {
     logins_busy,
     /// TLS handshakes that a client broke off, could not make or did not finish in time.
     tls_handshakes_failed,
+    /// When the TLS certificate expires, in seconds since the Unix epoch; 0 without one.
+    tls_certificate_expires_at,
+    /// Requests that opened no WebSocket, or did not end in time.
+    ws_handshakes_failed,
+    /// Connections without the PROXY header that was asked for.
+    proxy_headers_missing,
+    /// Times that connections were accepted more slowly for the connect rate.
+    connect_rate_pauses,
+    /// Connections closed before their CONNECT, the oldest of too many.
+    half_open_evicted,
+    /// Connections refused because their address has as many as it may.
+    connections_over_address_limit,
+    /// Logins that had to wait, or were refused, after too many wrong passwords of their address and user.
+    logins_slowed,
+    /// Connections refused because memory was short.
+    connects_without_memory,
+    /// Connections closed because memory was short and much waited for them.
+    connections_shed,
     /// Connections refused over the instance's limit.
     connections_over_limit,
     /// Publishes without a grant.

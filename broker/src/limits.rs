@@ -14,23 +14,23 @@ const BURST_NANOS: u64 = 100_000_000;
 /// How often a trouble that goes on is said.
 const EVERY: Duration = Duration::from_secs(60);
 
-/// Slows publishers down to a rate, all together. Nothing is ever refused.
+/// Slows down to a rate whatever is reckoned by it, all together. Nothing is ever refused.
 #[derive(Debug, Default)]
-pub(crate) struct PublishRate {
+pub(crate) struct Rate {
     /// When all that was taken in is paid for, in nanoseconds of the caller's clock.
     paid_at: AtomicU64,
     /// The rate that it was reckoned by: a new one begins without debt.
     per_second: AtomicU64,
 }
 
-impl PublishRate {
-    /// Takes `messages` into account, and says how long their connection must wait before it reads on.
+impl Rate {
+    /// Takes so many into account, and says how long to wait before the next.
     /// `per_second` 0 means no cap.
-    pub(crate) fn spend(&self, messages: u64, per_second: u64, now_nanos: u64) -> Option<Duration> {
-        if per_second == 0 || messages == 0 {
+    pub(crate) fn spend(&self, count: u64, per_second: u64, now_nanos: u64) -> Option<Duration> {
+        if per_second == 0 || count == 0 {
             return None;
         }
-        let cost = messages.saturating_mul(1_000_000_000) / per_second;
+        let cost = count.saturating_mul(1_000_000_000) / per_second;
         let earliest = now_nanos.saturating_sub(BURST_NANOS);
         if self.per_second.swap(per_second, Ordering::Relaxed) != per_second {
             self.paid_at.store(earliest, Ordering::Relaxed);
@@ -155,6 +155,14 @@ pub(crate) struct Notices {
     pub(crate) connection_limit: Notice<1>,
     pub(crate) busy_login: Notice<1>,
     pub(crate) tls_handshake: Notice<1>,
+    pub(crate) ws_handshake: Notice<1>,
+    pub(crate) proxy: Notice<1>,
+    pub(crate) connect_rate: Notice<1>,
+    pub(crate) half_open: Notice<1>,
+    pub(crate) address_limit: Notice<1>,
+    pub(crate) failed_login: Notice<1>,
+    pub(crate) memory: Notice<1>,
+    pub(crate) shed: Notice<1>,
     pub(crate) refused_publish: Notice,
     pub(crate) refused_subscribe: Notice,
     pub(crate) subscription_limit: Notice<1>,
@@ -170,7 +178,7 @@ mod tests {
 
     #[test]
     fn publishers_over_the_rate_wait_for_what_they_sent_beyond_the_burst() {
-        let rate = PublishRate::default();
+        let rate = Rate::default();
         let second = 1_000_000_000;
         // 1000/s lets 100 messages pass at once; the 101st costs a millisecond.
         assert_eq!(rate.spend(100, 1000, 10 * second), None);

@@ -1,6 +1,7 @@
 //! The `mqtt-broker` binary: serves devices, and talks to a running broker.
 
 mod admin;
+mod admission;
 mod auth;
 mod bridge;
 mod cli;
@@ -22,6 +23,10 @@ mod simulation;
 mod standalone;
 
 use std::process::ExitCode;
+
+/// What is freed must be seen to be free, for newcomers are refused while the process has too much memory; glibc keeps it.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
     cli::run()

@@ -13,10 +13,11 @@ use mqtt_proto::message::{Message, MessageId, Millis};
 use tokio::time::Instant;
 
 use crate::{
+    admission::Admission,
     auth::Logins,
     bridge::Bridge,
     counters::Counters,
-    limits::{Connections, Notices, PublishRate, Sockets},
+    limits::{Connections, Notices, Rate, Sockets},
     log::Log,
     outside::Outside,
     router::{Router, fanout::Fanout},
@@ -38,7 +39,8 @@ pub(crate) struct Node {
     pub(crate) notices: Notices,
     pub(crate) connections: Connections,
     pub(crate) sockets: Sockets,
-    pub(crate) publish_rate: PublishRate,
+    pub(crate) publish_rate: Rate,
+    pub(crate) admission: Admission,
     settings: ArcSwap<Settings>,
     next_message: AtomicU64,
     started: Instant,
@@ -67,7 +69,8 @@ impl Node {
             notices: Notices::default(),
             connections: Connections::default(),
             sockets: Sockets::default(),
-            publish_rate: PublishRate::default(),
+            publish_rate: Rate::default(),
+            admission: Admission::default(),
             settings: ArcSwap::from_pointee(settings),
             next_message: AtomicU64::new(1),
             started: Instant::now(),

@@ -9,9 +9,10 @@ use tokio::{net::TcpListener, sync::watch, task::JoinSet, time::timeout};
 
 use crate::{
     admin::{self, Stage},
+    admission::memory,
     bridge::mq2mqtt,
     connection::closing,
-    listener::{self, tls},
+    listener::{self, Listener, tls},
     log::BoxFuture,
     node::Node,
 };
@@ -48,17 +49,14 @@ impl Server {
     }
 
     /// Lets devices in.
-    pub(crate) fn serve(
-        &mut self,
-        node: Arc<Node>,
-        mqtt: TcpListener,
-        mqtts: Option<(TcpListener, Arc<tls::Terms>)>,
-    ) {
-        let stop = &self.stop;
-        self.tasks.spawn(listener::tcp(node.clone(), mqtt, stop.subscribe()));
-        if let Some((listener, terms)) = mqtts {
-            self.tasks.spawn(tls::listen(node.clone(), listener, terms, stop.subscribe()));
+    pub(crate) fn serve(&mut self, node: Arc<Node>, listeners: Vec<Listener>) {
+        if let Some(current) = listeners.iter().find_map(|listener| listener.tls.clone()) {
+            self.tasks.spawn(tls::watch_expiry(node.clone(), current));
         }
+        for listener in listeners {
+            self.tasks.spawn(listener::listen(node.clone(), listener, self.stop.subscribe()));
+        }
+        self.tasks.spawn(memory::watch(node.clone()));
         for task in background(&node) {
             self.tasks.spawn(task);
         }

@@ -15,7 +15,8 @@ function connect(command) {
   const tls = command.tls;
   const file = (path) => (path ? fs.readFileSync(path) : undefined);
   const client = mqtt.connect({
-    protocol: tls ? "mqtts" : "mqtt",
+    protocol: command.webSocket ? (tls ? "wss" : "ws") : tls ? "mqtts" : "mqtt",
+    path: "/mqtt",
     ...(tls && {
       ca: file(tls.ca),
       cert: file(tls.certificate),

@@ -51,6 +51,7 @@ def connect(command):
         client_id=command["clientId"],
         protocol=version,
         reconnect_on_failure=command["reconnect"],
+        transport="websockets" if command["webSocket"] else "tcp",
         **options,
     )
     client.reconnect_delay_set(0.05, 0.2)

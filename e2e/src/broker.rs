@@ -5,6 +5,7 @@
 
 use std::{
     borrow::Cow,
+    collections::BTreeMap,
     fs::{self, File},
     io::{Read, Write},
     net::{SocketAddr, TcpStream},
@@ -40,6 +41,9 @@ pub struct Broker {
     pub mqtt: SocketAddr,
     /// Its TLS listener, if it has one.
     pub mqtts: Option<SocketAddr>,
+    /// Its WebSocket listeners, if it has them.
+    pub ws: Option<SocketAddr>,
+    pub wss: Option<SocketAddr>,
     pub admin: SocketAddr,
     starts: u32,
     /// Flags of its own.
@@ -51,6 +55,8 @@ struct Ready {
     mqtt: SocketAddr,
     admin: SocketAddr,
     mqtts: Option<SocketAddr>,
+    ws: Option<SocketAddr>,
+    wss: Option<SocketAddr>,
 }
 
 /// Where its data is.
@@ -84,11 +90,29 @@ impl Broker {
         Self::start_in(home, data, manifests, &[])
     }
 
+    /// A counter of `/v1/counters`.
+    pub fn counter(&self, name: &str) -> Result<u64> {
+        let counters: serde_json::Value = serde_json::from_str(&self.get("/v1/counters")?.1)?;
+        counters.get(name).and_then(serde_json::Value::as_u64).with_context(|| format!("no counter {name}"))
+    }
+
     /// The same for manifests with `spec.listeners.mqtts`, that on a free port, too.
     pub fn start_with_tls(manifests: &Manifests) -> Result<Self> {
+        Self::start_with(manifests, &["--mqtts", "127.0.0.1:0"])
+    }
+
+    /// The same with further flags.
+    pub fn start_with(manifests: &Manifests, flags: &[&str]) -> Result<Self> {
         let home = tempfile::tempdir()?;
         let data = Data::Folder(home.path().join("data"));
-        Self::start_in(home, data, manifests, &["--mqtts", "127.0.0.1:0"])
+        Self::start_in(home, data, manifests, flags)
+    }
+
+    /// The same with MQTT at this address.
+    pub fn start_at(mqtt: &str, manifests: &Manifests, flags: &[&str]) -> Result<Self> {
+        let home = tempfile::tempdir()?;
+        let data = Data::Folder(home.path().join("data"));
+        Self::start_listening(mqtt, home, data, manifests, flags)
     }
 
     /// Starts `run --config CONFIG`, and does not wait for the ready line: [`Self::ready`] does.
@@ -96,15 +120,25 @@ impl Broker {
         let process = spawn(home.path(), Command::new(binary()?).arg("run").arg("--config").arg(config))?;
         let nowhere = SocketAddr::from(([0, 0, 0, 0], 0));
         let data = Data::Folder(home.path().join("data"));
-        let (mqtt, mqtts, admin) = (nowhere, None, nowhere);
-        Ok(Self { home, data, process, mqtt, mqtts, admin, starts: 1, flags: Vec::new() })
+        let ready = Ready { mqtt: nowhere, admin: nowhere, mqtts: None, ws: None, wss: None };
+        Ok(Self::new(home, data, process, &ready, Vec::new()))
     }
 
     /// Waits for the ready line, and knows the addresses then.
     pub fn ready(&mut self) -> Result<()> {
         let ready = wait_for_ready(self.home.path(), &mut self.process, self.starts)?;
-        (self.mqtt, self.mqtts, self.admin) = (ready.mqtt, ready.mqtts, ready.admin);
+        self.serves_at(&ready);
         Ok(())
+    }
+
+    fn new(home: TempDir, data: Data, process: Child, ready: &Ready, flags: Vec<String>) -> Self {
+        let Ready { mqtt, admin, mqtts, ws, wss } = *ready;
+        Self { home, data, process, mqtt, mqtts, ws, wss, admin, starts: 1, flags }
+    }
+
+    fn serves_at(&mut self, ready: &Ready) {
+        let Ready { mqtt, admin, mqtts, ws, wss } = *ready;
+        (self.mqtt, self.admin, self.mqtts, self.ws, self.wss) = (mqtt, admin, mqtts, ws, wss);
     }
 
     /// The same with the data in a folder of the caller's.
@@ -143,11 +177,21 @@ impl Broker {
     }
 
     fn start_in(home: TempDir, data: Data, manifests: &Manifests, flags: &[&str]) -> Result<Self> {
+        Self::start_listening("127.0.0.1:0", home, data, manifests, flags)
+    }
+
+    fn start_listening(
+        mqtt: &str,
+        home: TempDir,
+        data: Data,
+        manifests: &Manifests,
+        flags: &[&str],
+    ) -> Result<Self> {
         data.fit(manifests)?.write_to(&home.path().join("manifests"))?;
         let flags: Vec<String> = flags.iter().map(|&flag| flag.to_owned()).collect();
-        let mut process = serve(home.path(), &data, "127.0.0.1:0", "127.0.0.1:0", &flags)?;
-        let Ready { mqtt, admin, mqtts } = wait_for_ready(home.path(), &mut process, 1)?;
-        Ok(Self { home, data, process, mqtt, mqtts, admin, starts: 1, flags })
+        let mut process = serve(home.path(), &data, mqtt, "127.0.0.1:0", &flags)?;
+        let ready = wait_for_ready(home.path(), &mut process, 1)?;
+        Ok(Self::new(home, data, process, &ready, flags))
     }
 
     /// Writes the manifests live, as the only ones.
@@ -167,12 +211,12 @@ impl Broker {
         ensure!(self.process.try_wait()?.is_some(), "it still runs");
         let (mqtt, admin) = (self.mqtt.to_string(), self.admin.to_string());
         self.process = serve(self.home.path(), &self.data, &mqtt, &admin, &self.flags)?;
-        let Ready { mqtt, admin, mqtts } =
-            wait_for_ready(self.home.path(), &mut self.process, self.starts + 1)?;
+        let ready = wait_for_ready(self.home.path(), &mut self.process, self.starts + 1)?;
         // One that refused to start has not said that it is ready.
         self.starts += 1;
-        ensure!((mqtt, admin) == (self.mqtt, self.admin), "it serves elsewhere than it was told");
-        self.mqtts = mqtts;
+        let stayed = (ready.mqtt, ready.admin) == (self.mqtt, self.admin);
+        ensure!(stayed, "it serves elsewhere than it was told");
+        self.serves_at(&ready);
         Ok(())
     }
 
@@ -429,17 +473,20 @@ fn wait_for_ready(home: &Path, process: &mut Child, starts: u32) -> Result<Ready
     }
 }
 
-/// `ready mqtt=ADDR admin=ADDR`, and perhaps ` mqtts=ADDR`.
+/// `ready mqtt=ADDR admin=ADDR`, and further listeners behind it.
 fn parse_ready(line: &str) -> Result<Ready> {
-    let (mqtt, rest) = line
-        .strip_prefix("ready mqtt=")
-        .and_then(|rest| rest.split_once(" admin="))
-        .context("not of the form `ready mqtt=ADDR admin=ADDR[ mqtts=ADDR]`")?;
-    let (admin, mqtts) = match rest.split_once(" mqtts=") {
-        Some((admin, mqtts)) => (admin, Some(mqtts.parse()?)),
-        None => (rest, None),
-    };
-    Ok(Ready { mqtt: mqtt.parse()?, admin: admin.parse()?, mqtts })
+    let rest = line.strip_prefix("ready mqtt=").context("not of the form `ready mqtt=ADDR admin=ADDR…`")?;
+    let rest = format!("mqtt={rest}");
+    let mut addresses = BTreeMap::new();
+    for word in rest.split(' ') {
+        let (name, address) = word.split_once('=').with_context(|| format!("{word} names no address"))?;
+        addresses.insert(name.to_owned(), address.parse::<SocketAddr>()?);
+    }
+    let mut take = |name| addresses.remove(name);
+    let (mqtt, admin) = (take("mqtt").context("no mqtt")?, take("admin").context("no admin")?);
+    let ready = Ready { mqtt, admin, mqtts: take("mqtts"), ws: take("ws"), wss: take("wss") };
+    ensure!(addresses.is_empty(), "unknown listeners: {addresses:?}");
+    Ok(ready)
 }
 
 fn wait_for_exit(process: &mut Child, limit: Duration) -> Result<ExitStatus> {

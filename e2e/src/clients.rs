@@ -78,11 +78,13 @@ pub struct Message {
 pub struct Endpoint {
     pub mqtt: SocketAddr,
     pub mqtts: Option<SocketAddr>,
+    pub ws: Option<SocketAddr>,
+    pub wss: Option<SocketAddr>,
 }
 
 impl From<&Broker> for Endpoint {
     fn from(broker: &Broker) -> Self {
-        Self { mqtt: broker.mqtt, mqtts: broker.mqtts }
+        Self { mqtt: broker.mqtt, mqtts: broker.mqtts, ws: broker.ws, wss: broker.wss }
     }
 }
 
@@ -111,12 +113,16 @@ impl Client {
     pub fn try_connect(driver: Driver, to: impl Into<Endpoint>, login: &Login) -> Result<(Self, Event)> {
         let to = to.into();
         let mut client = Self::start(driver, &login.client_id)?;
-        let address = match login.tls {
-            None => to.mqtt,
-            Some(_) => to.mqtts.context("the broker has no TLS listener")?,
+        let address = match (login.websocket, &login.tls) {
+            (false, None) => Some(to.mqtt),
+            (false, Some(_)) => to.mqtts,
+            (true, None) => to.ws,
+            (true, Some(_)) => to.wss,
         };
+        let address = address.context("the broker has no such listener")?;
         client.command(json!({
             "do": "connect", "host": address.ip().to_string(), "port": address.port(),
+            "webSocket": login.websocket,
             "tls": login.tls.as_ref().map(crate::ClientTls::to_json),
             "version": login.version.level(), "clientId": login.client_id,
             "username": login.username, "password": login.password,

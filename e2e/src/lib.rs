@@ -17,6 +17,7 @@ pub mod tls;
 pub mod volume;
 pub mod wait;
 pub mod wire;
+pub mod ws;
 
 pub use broker::Broker;
 pub use clients::{Client, Driver};
@@ -27,3 +28,4 @@ pub use tls::{Authority, ClientTls, Tls, TlsVersion};
 pub use volume::Volume;
 pub use wait::{PATIENCE, wait_until};
 pub use wire::{Dialogue, Login, Packet, Version};
+pub use ws::Ws;

@@ -7,7 +7,7 @@ use std::{
     net::{SocketAddr, TcpStream},
     path::PathBuf,
     sync::Arc,
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use anyhow::{Context, Result};
@@ -74,6 +74,18 @@ impl Authority {
     /// A certificate for 127.0.0.1, of a server or a client.
     pub fn issue(&self, name: &str) -> Result<Pair> {
         self.issue_for(name, &[])
+    }
+
+    /// The same, valid until so many days from now.
+    pub fn issue_until(&self, name: &str, days: i64) -> Result<Pair> {
+        let key = KeyPair::generate()?;
+        let mut params = named(name)?;
+        let now = SystemTime::now();
+        let distance = Duration::from_secs(days.unsigned_abs() * 24 * 3600);
+        let end = if days < 0 { now - distance } else { now + distance };
+        params.not_after = end.into();
+        let certificate = params.signed_by(&key, &self.issuer)?;
+        Ok(Pair { certificate: certificate.pem(), key: key.serialize_pem() })
     }
 
     /// The same for further hosts: names or addresses.
@@ -148,6 +160,7 @@ impl ClientTls {
 }
 
 /// A TLS connection after its handshake.
+#[derive(Debug)]
 pub struct Tls(StreamOwned<ClientConnection, TcpStream>);
 
 impl Tls {
@@ -166,6 +179,16 @@ impl Tls {
         socket.set_nodelay(true)?;
         socket.set_read_timeout(Some(PATIENCE))?;
         socket.set_write_timeout(Some(PATIENCE))?;
+        Self::over_as(socket, client, name)
+    }
+
+    /// The same on a connection that is there.
+    pub fn over(socket: TcpStream, client: &ClientTls) -> Result<Self> {
+        let name = socket.peer_addr()?.ip().into();
+        Self::over_as(socket, client, name)
+    }
+
+    fn over_as(socket: TcpStream, client: &ClientTls, name: ServerName<'static>) -> Result<Self> {
         let session = ClientConnection::new(Arc::new(client.config()?), name)?;
         let mut stream = StreamOwned::new(session, socket);
         while stream.conn.is_handshaking() {

@@ -38,6 +38,8 @@ pub struct Login {
     pub reconnect: bool,
     /// Real clients use TLS so; absent: they don't.
     pub tls: Option<ClientTls>,
+    /// Real clients use WebSocket.
+    pub websocket: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -104,6 +106,12 @@ pub trait Transport: Read + Write + Send {
     fn wait_at_most(&self, limit: Duration) -> std::io::Result<()>;
 }
 
+impl Transport for Box<dyn Transport> {
+    fn wait_at_most(&self, limit: Duration) -> std::io::Result<()> {
+        (**self).wait_at_most(limit)
+    }
+}
+
 impl Transport for TcpStream {
     fn wait_at_most(&self, limit: Duration) -> std::io::Result<()> {
         self.set_read_timeout(Some(limit))
@@ -141,6 +149,7 @@ impl Login {
             will: None,
             reconnect: false,
             tls: None,
+            websocket: false,
         }
     }
 
@@ -160,6 +169,10 @@ impl Login {
 
     pub fn over_tls(self, tls: &ClientTls) -> Self {
         Self { tls: Some(tls.clone()), ..self }
+    }
+
+    pub fn over_websocket(self) -> Self {
+        Self { websocket: true, ..self }
     }
 
     pub fn reconnecting(self) -> Self {

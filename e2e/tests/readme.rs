@@ -55,7 +55,8 @@ fn manifests_of_the_readme(pair: &Pair) -> Result<Manifests> {
 
 /// A broker on the README's manifests.
 fn start() -> Result<Broker> {
-    Broker::start_with_tls(&manifests_of_the_readme(&Authority::new("site")?.issue("meters")?)?)
+    let flags = ["--mqtts", "--ws", "--wss"].map(|flag| [flag, "127.0.0.1:0"]).concat();
+    Broker::start_with(&manifests_of_the_readme(&Authority::new("site")?.issue("meters")?)?, &flags)
 }
 
 #[test]

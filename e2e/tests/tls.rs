@@ -223,6 +223,46 @@ fn where_devices_need_certificates_those_of_the_right_authority_are_let_in() -> 
 }
 
 #[test]
+fn a_certificate_may_name_the_user() -> Result<()> {
+    let (site, devices) = (Authority::new("site")?, Authority::new("devices")?);
+    let fields =
+        json!({"clientCaSecretRef": {"name": "devices", "key": "ca.crt"}, "userFromCertificate": true});
+    let manifests = manifests(&site.issue("broker")?, fields)
+        .secret_of("devices", json!({"ca.crt": devices.pem()}))
+        .user("meter-7", "meter-secret")
+        .grant("meter-7", "meter-7", &[("sub", "commands/${username}")]);
+    let broker = Broker::start_with_tls(&manifests)?;
+    let client = |name: &str| site.client_with(V13, name, &devices.issue(name)?);
+    let login = |name: &str, login: &Login| Tls::connect(mqtts(&broker)?, &client(name)?)?.login(login);
+    let bare = Login::new(Version::V5, "device");
+    let mut device = login("meter-7", &bare)?;
+    ensure!(device.subscribe("commands/meter-7", 1)? == 1, "it is not the certificate's user");
+    ensure!(device.subscribe("commands/fleet", 1)? == 0x87);
+    login("meter-7", &bare.clone().user("meter-7", "no matter"))?;
+    ensure!(login("meter-7", &fleet(Version::V5, "device")).is_err(), "it named another user");
+    ensure!(login("stranger", &bare).is_err(), "there is no such user");
+    // Elsewhere passwords are asked for as ever.
+    let (plain, _) = Dialogue::connect(broker.mqtt, &fleet(Version::V5, "plain"))?;
+    drop(plain);
+    ensure!(Dialogue::connect(broker.mqtt, &bare).is_err());
+    let expires = counter(&broker, "tls_certificate_expires_at")?;
+    ensure!(expires > 4_000_000_000, "the certificates of these tests last for ever, not until {expires}");
+    Ok(())
+}
+
+#[test]
+fn a_certificate_that_expires_soon_is_told() -> Result<()> {
+    let authority = Authority::new("site")?;
+    let broker = Broker::start_with_tls(&manifests(&authority.issue_until("broker", 5)?, json!({})))?;
+    broker.wait_for_log(&["the TLS certificate expires in", "replace it"])?;
+    broker.apply(&manifests(&authority.issue_until("broker", -1)?, json!({})))?;
+    broker.wait_for_log(&["the TLS certificate has expired"])?;
+    let lines = broker.log_lines(&["the TLS certificate"])?.len();
+    ensure!(lines == 2, "told {lines} times");
+    Ok(())
+}
+
+#[test]
 fn clients_that_never_finish_their_handshake_hold_nobody_up() -> Result<()> {
     let authority = Authority::new("site")?;
     let broker = Broker::start_with_tls(&manifests(&authority.issue("broker")?, json!({})))?;

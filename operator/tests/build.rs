@@ -201,6 +201,8 @@ fn the_config_is_what_a_broker_reads_and_names_what_is_mounted() {
         let listeners = [
             Some(&config.instance.listeners.mqtt),
             config.instance.listeners.mqtts.as_ref(),
+            config.instance.listeners.ws.as_ref(),
+            config.instance.listeners.wss.as_ref(),
             Some(&config.instance.listeners.admin),
         ];
         let listens: BTreeSet<String> =
@@ -352,7 +354,7 @@ fn lets_in(rule: &Value) -> (Vec<u64>, Vec<&str>) {
 fn devices_come_from_anywhere_and_to_the_admin_port_only_who_must() {
     for (instance, devices, admin, from, kafka) in [
         (MINIMAL, vec![1883], 9090, vec!["mqtt-operator"], vec![9092]),
-        (FULL, vec![2883, 443], 9091, vec!["monitoring", "mqtt-operator"], vec![9093, 9094]),
+        (FULL, vec![2883, 443, 8083, 444], 9091, vec!["monitoring", "mqtt-operator"], vec![9093, 9094]),
     ] {
         let policy = serde_json::to_value(good(instance, &options()).1.network_policy).unwrap();
         let spec = &policy["spec"];

@@ -35,11 +35,24 @@ pub struct Limits {
     #[serde(default)]
     pub delivery_rate: Option<u64>,
     pub subscriptions: u64,
+    /// Connections accepted a second; over it they are accepted more slowly.
+    #[serde(default = "connect_rate")]
+    pub connect_rate: u64,
+    /// Connections of one address at a time; absent: no cap.
+    #[serde(default)]
+    pub connections_per_address: Option<u64>,
+    /// Bytes that a broker's process may take; absent: four fifths of what there is.
+    #[serde(default)]
+    pub memory: Option<u64>,
     /// Bytes of a whole MQTT packet, fixed header included.
     pub packet_size: u32,
     /// Characters (Unicode scalar values).
     pub client_id_length: u32,
     pub characters: Characters,
+}
+
+fn connect_rate() -> u64 {
+    2000
 }
 
 /// Which characters client IDs and topics may have.
@@ -92,14 +105,73 @@ pub struct Retention {
 }
 
 /// Socket addresses as `HOST:PORT`; port 0 picks a free one.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Listeners {
     pub mqtt: String,
     /// MQTT over TLS; absent: none. Certificate and key are told beside the config: see [`TlsSecrets`].
     #[serde(default)]
     pub mqtts: Option<String>,
+    /// MQTT over WebSocket; absent: none.
+    #[serde(default)]
+    pub ws: Option<String>,
+    /// MQTT over WebSocket over TLS, with the secrets of `mqtts`; absent: none.
+    #[serde(default)]
+    pub wss: Option<String>,
     pub admin: String,
+    /// Web pages of these origins may open WebSockets; empty: those of all.
+    #[serde(default)]
+    pub origins: Vec<String>,
+    /// Those before which proxies stand that say by the PROXY protocol whom they speak for.
+    #[serde(default)]
+    pub proxy_protocol: Vec<DeviceListener>,
+    /// The subject's common name in a device's certificate is its user name, and the certificate its password.
+    #[serde(default)]
+    pub user_from_certificate: bool,
+}
+
+/// A listener that devices come to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum DeviceListener {
+    Mqtt,
+    Mqtts,
+    Ws,
+    Wss,
+}
+
+impl DeviceListener {
+    pub fn name(self) -> &'static str {
+        match self {
+            DeviceListener::Mqtt => "mqtt",
+            DeviceListener::Mqtts => "mqtts",
+            DeviceListener::Ws => "ws",
+            DeviceListener::Wss => "wss",
+        }
+    }
+
+    pub fn is_tls(self) -> bool {
+        matches!(self, DeviceListener::Mqtts | DeviceListener::Wss)
+    }
+
+    pub fn is_websocket(self) -> bool {
+        matches!(self, DeviceListener::Ws | DeviceListener::Wss)
+    }
+}
+
+impl Listeners {
+    /// Whether any of them shows the certificate of [`TlsSecrets`].
+    pub fn use_tls(&self) -> bool {
+        self.mqtts.is_some() || self.wss.is_some()
+    }
+
+    /// Whether these sockets are where those are.
+    pub fn are_where(&self, others: &Listeners) -> bool {
+        let addresses = |of: &Listeners| {
+            [Some(of.mqtt.clone()), of.mqtts.clone(), of.ws.clone(), of.wss.clone(), Some(of.admin.clone())]
+        };
+        addresses(self) == addresses(others)
+    }
 }
 
 /// The Kafka cluster that keeps what is stored, but for what must stay secret: see [`KafkaSecrets`].

@@ -20,7 +20,7 @@ pub struct NodeConfig {
     /// [`KAFKA_KEY`] and [`KAFKA_PASSWORD`], as far as it needs it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kafka_secrets: Option<PathBuf>,
-    /// There if and only if `instance.listeners.mqtts` is.
+    /// There if and only if `instance.listeners.mqtts` or `wss` is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tls: Option<TlsFiles>,
     /// The folder of the embedded store: there if and only if `instance.kafka` is not.

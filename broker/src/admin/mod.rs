@@ -97,6 +97,9 @@ async fn counters(Serving(node): Serving) -> Json<Value> {
     all.insert("presence_drops".to_owned(), Value::from(node.bridge.presence_drops.get()));
     all.insert("trace_drops".to_owned(), Value::from(node.bridge.trace_drops.get()));
     all.insert("password_hashes".to_owned(), Value::from(node.logins.hashes()));
+    let (resident, bound) = node.admission.memory.figures();
+    all.insert("memory_resident_bytes".to_owned(), Value::from(resident));
+    all.insert("memory_bound_bytes".to_owned(), Value::from(bound));
     all.insert("connections".to_owned(), Value::from(node.connections.count()));
     all.insert("subscriptions".to_owned(), Value::from(node.router.subscriptions()));
     Json(Value::Object(all))

@@ -13,7 +13,7 @@ use mqtt_proto::{
     topic::client_id_matches,
 };
 
-pub(crate) use self::logins::Logins;
+pub(crate) use self::logins::{Credentials, Logins};
 use self::password::{Fingerprint, Password, Slow, is_fast};
 
 /// All users, ready to decide.

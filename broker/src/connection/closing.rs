@@ -1,6 +1,6 @@
 //! The end of a connection: a last word to the client, then its session is kept or ended, and its will published.
 
-use std::{borrow::Cow, io, sync::Arc, time::Duration};
+use std::{borrow::Cow, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use bytes::BytesMut;
 use mqtt_proto::{
@@ -44,6 +44,8 @@ pub(super) enum Close {
     /// A publish's outcome did not come in time.
     AckTimeout,
     LogFailed,
+    /// Memory was short, and much waited for it.
+    NoMemory,
     ShuttingDown,
 }
 
@@ -59,6 +61,9 @@ impl Close {
             Close::KeepAlive => (Reason::KeepAliveTimeout, "nothing heard for one and a half keep alives"),
             Close::AckTimeout | Close::LogFailed => {
                 (Reason::ServerBusy, "a publish could not be made durable")
+            }
+            Close::NoMemory => {
+                (Reason::ServerBusy, "the broker is short of memory, and much waits for this client")
             }
             Close::ShuttingDown => (Reason::ServerShuttingDown, "the broker is stopping"),
         })
@@ -151,7 +156,7 @@ pub(crate) fn end_session(node: &Node, held: &mut Held) {
 
 /// Sends these bytes and closes the socket so that they arrive: what the client still sends is read first, for a socket that is
 /// closed with unread bytes is reset. Whether the client listens is its own business.
-pub(super) async fn last_word<S>(stream: &mut S, bytes: &[u8])
+pub(crate) async fn last_word<S>(stream: &mut S, bytes: &[u8])
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
@@ -164,6 +169,16 @@ where
     let _ = said.await;
 }
 
+/// Whether the client broke the rules of what MQTT goes over: WebSocket, TLS.
+pub(super) fn is_violation(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::InvalidData
+}
+
+pub(super) fn report_violation(node: &Node, client_id: &str, peer: SocketAddr, what: &io::Error) {
+    node.counters.protocol_violations.add(1);
+    notice!(node, violation, client_id, %peer, "closed: {what}");
+}
+
 fn report<S>(connection: &Connection<S>, close: &Close) {
     let node = &connection.node;
     let (client_id, peer) = (&*connection.held.slot.client_id, connection.peer);
@@ -171,6 +186,7 @@ fn report<S>(connection: &Connection<S>, close: &Close) {
         Close::Gone | Close::Goodbye { .. } | Close::ShuttingDown => {
             tracing::debug!(client_id, %peer, "disconnected")
         }
+        Close::Socket(error) if is_violation(error) => report_violation(node, client_id, peer, error),
         Close::Socket(error) => tracing::debug!(client_id, %peer, "connection lost: {error}"),
         Close::TakenOver => tracing::info!(client_id, %peer, "closed: the client ID connected again"),
         Close::KeepAlive => {
@@ -185,6 +201,10 @@ fn report<S>(connection: &Connection<S>, close: &Close) {
         Close::Refused(why) => tracing::info!(client_id, %peer, "closed: {why}"),
         Close::AckTimeout => {
             tracing::warn!(client_id, %peer, "closed: a publish was not durable within {} s", ACK_TIMEOUT.as_secs());
+        }
+        Close::NoMemory => {
+            node.counters.connections_shed.add(1);
+            notice!(node, shed, client_id, %peer, "closed: memory is short, and much waits for it");
         }
         Close::LogFailed => tracing::warn!(client_id, %peer, "closed: a publish could not be made durable"),
     }

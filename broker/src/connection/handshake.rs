@@ -13,11 +13,13 @@ use tokio::{
 };
 
 use super::{
+    closing,
     trace::{self, Arrival},
     will::Will,
 };
 use crate::{
-    auth::{LoginError, User},
+    admission::{Newcomer, TooMany},
+    auth::{Credentials, LoginError, User},
     limits::notice,
     log::Health,
     node::Node,
@@ -75,6 +77,12 @@ pub(super) enum Refused {
     AuthMethod,
     #[error("the will's topic is not valid")]
     WillTopic,
+    #[error("its address has {0} connections already: see spec.limits.connectionsPerAddress")]
+    AddressLimit(u64),
+    #[error("too many wrong passwords came from its address for its user; it may try again")]
+    TooManyFailures,
+    #[error("memory is short")]
+    NoMemory,
     #[error("all {0} connections of the instance are in use")]
     ConnectionLimit(u64),
     #[error("sessions can't be kept while the log takes nothing; a clean session would be let in")]
@@ -108,7 +116,8 @@ impl Refused {
             }
             Refused::AuthMethod => Reason::BadAuthenticationMethod,
             Refused::WillTopic => Reason::TopicNameInvalid,
-            Refused::ConnectionLimit(_) => Reason::QuotaExceeded,
+            Refused::ConnectionLimit(_) | Refused::AddressLimit(_) => Reason::QuotaExceeded,
+            Refused::TooManyFailures | Refused::NoMemory => Reason::ServerBusy,
             // "Session taken over" is none that CONNACK may carry (MQTT 5 section 3.2.2.2).
             Refused::LogAway | Refused::Claim(_) => Reason::ServerUnavailable,
         })
@@ -116,14 +125,26 @@ impl Refused {
 }
 
 /// Lets a client in, or tells it why not. One line is logged about whoever is refused.
-pub(super) async fn admit<S>(node: &Arc<Node>, stream: &mut S, peer: SocketAddr) -> Option<Admitted>
+pub(super) async fn admit<S>(node: &Arc<Node>, stream: &mut S, newcomer: &mut Newcomer) -> Option<Admitted>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
+    let peer = newcomer.peer;
     let mut buffer = BytesMut::with_capacity(FIRST_READ);
     let settings = node.settings().clone();
-    let length = match timeout(CONNECT_TIMEOUT, read_frame(stream, &mut buffer, &settings)).await {
+    let place = newcomer.place.take()?;
+    let read = place.hold(timeout(CONNECT_TIMEOUT, read_frame(stream, &mut buffer, &settings))).await;
+    drop(place);
+    let Ok(read) = read else {
+        tracing::debug!(%peer, "closed before its CONNECT: others came");
+        return None;
+    };
+    let length = match read {
         Ok(Ok(length)) => length,
+        Ok(Err(Refused::Socket(error))) if closing::is_violation(&error) => {
+            closing::report_violation(node, "", peer, &error);
+            return None;
+        }
         Ok(Err(Refused::Socket(error))) => {
             tracing::debug!(%peer, "gone before CONNECT: {error}");
             return None;
@@ -144,7 +165,7 @@ where
         Err(refused) => (version_for_refusal(&buffer), String::new(), Err(refused)),
         Ok(connect) => {
             let client_id = connect.client_id.to_owned();
-            (Some(connect.version), client_id, let_in(node, &settings, &connect, unread).await)
+            (Some(connect.version), client_id, let_in(node, &settings, &connect, newcomer, unread).await)
         }
     };
     let (admitted, connack) = match outcome {
@@ -159,7 +180,7 @@ where
                 Packet::ConnAck(ConnAck { session_present: false, reason, properties })
                     .encode(version, &mut out);
                 // Whether it still hears the refusal is its own business.
-                super::closing::last_word(stream, &out).await;
+                closing::last_word(stream, &out).await;
             }
             return None;
         }
@@ -169,7 +190,7 @@ where
     match timeout(CONNECT_TIMEOUT, stream.write_all(&connack)).await {
         Ok(Ok(())) => Some(admitted),
         _ => {
-            super::closing::leave_unused(node, admitted);
+            closing::leave_unused(node, admitted);
             None
         }
     }
@@ -209,6 +230,7 @@ async fn let_in(
     node: &Arc<Node>,
     settings: &Arc<Settings>,
     connect: &Connect<'_>,
+    newcomer: &mut Newcomer,
     unread: Vec<u8>,
 ) -> Result<(Admitted, BytesMut), Refused> {
     let limits = settings.limits();
@@ -237,19 +259,31 @@ async fn let_in(
         return Err(Refused::AuthMethod);
     }
     let credentials = match (connect.username, connect.password) {
+        // Its certificate is its password.
+        _ if newcomer.user.is_some() => None,
         (None, None) => None,
         (Some(username), Some(password)) => Some((username, password)),
         _ => return Err(LoginError::BadCredentials.into()),
     };
-    // What holds is what holds when the password has been checked.
-    let current = || node.settings().clone();
-    let (settings, user) = &node.logins.login(current, credentials, client_id).await?;
+    if node.admission.memory.is_short() {
+        return Err(Refused::NoMemory);
+    }
+    let (settings, user) = &match &newcomer.user {
+        Some(name) => certified(node, name, connect.username, client_id)?,
+        None => login(node, newcomer.peer, credentials, client_id).await?,
+    };
     let limits = settings.limits();
     let will = connect.will.as_ref().map(Will::parse).transpose().map_err(|_| Refused::WillTopic)?;
     if expiry > 0 && !log_works(node).await {
         return Err(Refused::LogAway);
     }
     // A client that is there already takes no more room: it takes its own connection over.
+    let address_limit = limits.connections_per_address.unwrap_or(u64::MAX);
+    let address_limit = if node.registry.is_online(client_id) { u64::MAX } else { address_limit };
+    newcomer.seat = node.admission.addresses.enter(newcomer.peer.ip(), address_limit);
+    if newcomer.seat.is_none() {
+        return Err(Refused::AddressLimit(address_limit));
+    }
     let entered = node.connections.enter(limits.connections)
         || (node.registry.is_online(client_id) && node.connections.enter(u64::MAX));
     if !entered {
@@ -274,7 +308,7 @@ async fn let_in(
         had_session: held.core.user.is_some(),
     };
     if !session_present {
-        super::closing::end_session(node, &mut held);
+        closing::end_session(node, &mut held);
         held.core.user = Some(user.name.clone());
         if connect.clean_start {
             node.give_up_unreleased(client_id);
@@ -302,7 +336,7 @@ async fn let_in(
     let admitted = Admitted {
         held,
         user: user.clone(),
-        anonymous: connect.username.is_none(),
+        anonymous: connect.username.is_none() && newcomer.user.is_none(),
         settings: settings.clone(),
         terms: Terms::of(connect, INFLIGHT_CAP, PUBLISH_WINDOW),
         will,
@@ -311,6 +345,43 @@ async fn let_in(
         arrival,
     };
     Ok((admitted, out))
+}
+
+/// Whom its certificate names, unless it gives another user's name.
+fn certified(
+    node: &Node,
+    name: &str,
+    given: Option<&str>,
+    client_id: &str,
+) -> Result<(Arc<Settings>, Arc<User>), LoginError> {
+    let settings = node.settings().clone();
+    let user = settings.access.user(name).filter(|_| given.is_none_or(|given| given == name));
+    let user = user.cloned().ok_or(LoginError::BadCredentials)?;
+    if user.may_use(client_id) { Ok((settings, user)) } else { Err(LoginError::ClientIdNotAllowed) }
+}
+
+/// Who it is, under the settings in force when that is known. Who has tried too often must wait.
+async fn login(
+    node: &Arc<Node>,
+    peer: SocketAddr,
+    credentials: Credentials<'_>,
+    client_id: &str,
+) -> Result<(Arc<Settings>, Arc<User>), Refused> {
+    let current = || node.settings().clone();
+    let Some((name, _)) = credentials else { return Ok(node.logins.login(current, None, client_id).await?) };
+    let failures = &node.admission.failures;
+    let suspect = failures.suspect(peer.ip(), name);
+    let turn = failures.turn(suspect, node.now()).map_err(|TooMany| Refused::TooManyFailures)?;
+    if let Some(wait) = turn {
+        node.counters.logins_slowed.add(1);
+        notice!(node, failed_login, %peer, "wrong passwords come too often from there for one user: they are slowed down");
+        tokio::time::sleep(wait).await;
+    }
+    let outcome = node.logins.login(current, credentials, client_id).await;
+    if turn.is_none() && matches!(outcome, Err(LoginError::BadCredentials)) {
+        failures.note(suspect, node.now());
+    }
+    Ok(outcome?)
 }
 
 /// Waits a while for a log that is away.
@@ -326,6 +397,18 @@ fn report(node: &Node, peer: SocketAddr, client_id: &str, refused: &Refused) {
         Refused::ConnectionLimit(_) => {
             node.counters.connections_over_limit.add(1);
             notice!(node, connection_limit, %peer, client_id, "connection refused: {refused}");
+        }
+        Refused::AddressLimit(_) => {
+            node.counters.connections_over_address_limit.add(1);
+            notice!(node, address_limit, %peer, client_id, "connection refused: {refused}");
+        }
+        Refused::TooManyFailures => {
+            node.counters.logins_slowed.add(1);
+            notice!(node, failed_login, %peer, client_id, "connection refused: {refused}");
+        }
+        Refused::NoMemory => {
+            node.counters.connects_without_memory.add(1);
+            notice!(node, memory, %peer, client_id, "connection refused: {refused}");
         }
         Refused::Login(LoginError::Busy | LoginError::TooSlow) => {
             node.counters.logins_busy.add(1);

@@ -41,6 +41,7 @@ use self::{
     will::Will,
 };
 use crate::{
+    admission::Newcomer,
     auth::User,
     limits::notice,
     log::{AppendSink, BoxFuture, Outcome},
@@ -120,17 +121,19 @@ thread_local! {
 }
 
 /// Serves one device until it goes.
-pub(crate) async fn serve<S>(node: Arc<Node>, mut stream: S, peer: SocketAddr)
+pub(crate) async fn serve<S>(node: Arc<Node>, mut stream: S, mut newcomer: Newcomer)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send,
 {
     let _open = node.sockets.open();
-    let Some(admitted) = Box::pin(handshake::admit(&node, &mut stream, peer)).await else { return };
+    let peer = newcomer.peer;
+    let Some(admitted) = Box::pin(handshake::admit(&node, &mut stream, &mut newcomer)).await else { return };
     node.bridge.connected(&admitted.held.slot.client_id, node.wall());
     trace::came(&node, peer, &admitted);
     let mut connection = Box::new(Connection::new(node.clone(), stream, peer, admitted));
     let close = std::future::poll_fn(|context| connection.poll(context)).await;
     Box::pin(closing::close(*connection, close)).await;
+    drop(newcomer);
 }
 
 impl<S> Connection<S>
@@ -179,6 +182,11 @@ where
         }
     }
 
+    /// What is kept in memory for this client until it reads, or has sent the rest.
+    fn waiting_bytes(&self) -> usize {
+        self.backlog.capacity() + self.unread.capacity() + self.mailbox.bytes()
+    }
+
     fn client_id(&self) -> &str {
         &self.held.slot.client_id
     }
@@ -215,6 +223,9 @@ where
             }
             if mail.called && self.node.is_stopping() {
                 return Err(Close::ShuttingDown);
+            }
+            if mail.called && self.node.admission.memory.is_too_much(self.waiting_bytes()) {
+                return Err(Close::NoMemory);
             }
             self.follow_settings()?;
             outcome?;

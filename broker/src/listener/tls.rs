@@ -8,9 +8,8 @@ use std::{fmt, net::SocketAddr, sync::Arc, time::Duration};
 use arc_swap::ArcSwap;
 use mqtt_broker_api::config::TlsSecrets;
 use tokio::{
-    net::{TcpListener, TcpStream},
-    sync::watch,
-    time::timeout,
+    net::TcpStream,
+    time::{Instant, timeout},
 };
 use tokio_rustls::{
     TlsAcceptor,
@@ -23,17 +22,32 @@ use tokio_rustls::{
         },
         server::{NoClientAuth, WebPkiClientVerifier, danger::ClientCertVerifier},
     },
+    server::TlsStream,
 };
+use x509_parser::{certificate::X509Certificate, prelude::FromDer};
 
-use crate::{connection, limits::notice, node::Node};
+use super::{HANDSHAKE_TIMEOUT, not_finished};
+use crate::{limits::notice, node::Node};
 
-/// How long a handshake may take.
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How often it is looked at how long the certificate lasts.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+const DAY: Duration = Duration::from_secs(24 * 3600);
+const SECONDS_A_DAY: i64 = 24 * 3600;
+/// A certificate that expires within so many days is spoken of.
+const SOON_DAYS: i64 = 14;
 /// What the protocol is called in ALPN; a client need not name one.
 const ALPN: &[u8] = b"mqtt";
 
 /// What new connections are met with; replaced while others live.
-pub(crate) type Terms = ArcSwap<ServerConfig>;
+pub(crate) type Current = ArcSwap<Terms>;
+
+/// What connections are met with.
+#[derive(Debug)]
+pub(crate) struct Terms {
+    config: Arc<ServerConfig>,
+    /// When the certificate expires, in seconds since the Unix epoch.
+    expires_at: i64,
+}
 
 /// Why secrets can't serve.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -63,11 +77,11 @@ impl fmt::Display for Part {
 /// Makes terms of secrets; the same secrets keep their terms, and with them the tickets that clients resume with.
 #[derive(Default)]
 pub(crate) struct Compiler {
-    last: Option<(TlsSecrets, Arc<ServerConfig>)>,
+    last: Option<(TlsSecrets, Arc<Terms>)>,
 }
 
 impl Compiler {
-    pub(crate) fn compile(&mut self, secrets: TlsSecrets) -> Result<Arc<ServerConfig>, Unusable> {
+    pub(crate) fn compile(&mut self, secrets: TlsSecrets) -> Result<Arc<Terms>, Unusable> {
         if let Some((last, terms)) = &self.last
             && *last == secrets
         {
@@ -79,8 +93,9 @@ impl Compiler {
     }
 }
 
-fn compile(secrets: &TlsSecrets) -> Result<ServerConfig, Unusable> {
+fn compile(secrets: &TlsSecrets) -> Result<Terms, Unusable> {
     let chain = certificates(&secrets.certificate, Part::Certificate)?;
+    let expires_at = chain.first().and_then(|own| parsed(own, |own| own.validity().not_after.timestamp()));
     let key = PrivateKeyDer::from_pem_slice(secrets.key.as_bytes())
         .map_err(|error| Unusable { part: Part::Key, why: pem_error(&error) })?;
     let provider = Arc::new(default_provider());
@@ -113,7 +128,7 @@ fn compile(secrets: &TlsSecrets) -> Result<ServerConfig, Unusable> {
     // Clients keep what they resume with: the broker remembers nothing of them.
     config.ticketer =
         Ticketer::new().map_err(|error| Unusable { part: Part::Key, why: error.to_string() })?;
-    Ok(config)
+    Ok(Terms { config: Arc::new(config), expires_at: expires_at.unwrap_or(i64::MAX) })
 }
 
 fn certificates(text: &str, part: Part) -> Result<Vec<CertificateDer<'static>>, Unusable> {
@@ -137,27 +152,76 @@ fn pem_error(error: &pem::Error) -> String {
     }
 }
 
-/// Accepts connections until `shutdown` says true. Each gets a task of its own, its handshake included.
-pub(crate) async fn listen(
-    node: Arc<Node>,
-    listener: TcpListener,
-    terms: Arc<Terms>,
-    shutdown: watch::Receiver<bool>,
-) {
-    let serve = |stream, peer| drop(tokio::spawn(serve(node.clone(), stream, peer, terms.load_full())));
-    super::accept(listener, shutdown, serve).await;
+/// Reads something in a certificate.
+fn parsed<T>(certificate: &CertificateDer<'_>, get: impl FnOnce(&X509Certificate<'_>) -> T) -> Option<T> {
+    Some(get(&X509Certificate::from_der(certificate).ok()?.1))
 }
 
-async fn serve(node: Arc<Node>, stream: TcpStream, peer: SocketAddr, terms: Arc<ServerConfig>) {
-    // Boxed: an idle connection's task should hold no room for a handshake.
-    let handshake = Box::pin(timeout(HANDSHAKE_TIMEOUT, TlsAcceptor::from(terms).accept(stream)));
-    let why = match handshake.await {
-        Ok(Ok(stream)) => return connection::serve(node, Box::new(stream), peer).await,
-        Ok(Err(error)) => error.to_string(),
-        Err(_) => format!("not finished within {} s", HANDSHAKE_TIMEOUT.as_secs()),
+/// Whom the device's certificate names: the last common name of its subject.
+pub(super) fn subject(stream: &TlsStream<TcpStream>) -> Option<Box<str>> {
+    let certificate = stream.get_ref().1.peer_certificates()?.first()?;
+    let name = |own: &X509Certificate<'_>| {
+        own.subject().iter_common_name().last().and_then(|name| name.as_str().ok()).map(Box::from)
+    };
+    parsed(certificate, name).flatten()
+}
+
+/// Says that the certificate expires soon, once a day and for each new one, until its task is aborted.
+pub(crate) async fn watch_expiry(node: Arc<Node>, current: Arc<Current>) {
+    let mut ticks = tokio::time::interval(LOOK_EVERY);
+    let mut told: Option<(Arc<Terms>, Instant)> = None;
+    loop {
+        ticks.tick().await;
+        let terms = current.load_full();
+        node.counters.tls_certificate_expires_at.set(u64::try_from(terms.expires_at).unwrap_or(0));
+        let now = i64::try_from(node.wall() / 1000).unwrap_or(i64::MAX);
+        let Some(line) = expiry_line(terms.expires_at, now) else { continue };
+        let known = told.as_ref().is_some_and(|(of, at)| Arc::ptr_eq(of, &terms) && at.elapsed() < DAY);
+        if !known {
+            tracing::warn!("{line}");
+            told = Some((terms, Instant::now()));
+        }
+    }
+}
+
+/// What there is to say of a certificate that expires then; both in seconds since the Unix epoch.
+fn expiry_line(expires_at: i64, now: i64) -> Option<String> {
+    let left = expires_at.saturating_sub(now);
+    let days = left / SECONDS_A_DAY;
+    match left {
+        ..=0 => Some("the TLS certificate has expired: devices that check it stay away; replace it".into()),
+        _ if days < SOON_DAYS => Some(format!("the TLS certificate expires in {days} days; replace it")),
+        _ => None,
+    }
+}
+
+/// Makes a TLS connection of a socket; none where that failed, which was told.
+pub(super) async fn handshake(
+    node: &Node,
+    stream: TcpStream,
+    peer: SocketAddr,
+    terms: Arc<Terms>,
+) -> Option<TlsStream<TcpStream>> {
+    let greeted = async {
+        // Whoever only looks whether somebody listens says nothing, and goes.
+        if stream.peek(&mut [0]).await.is_ok_and(|bytes| bytes > 0) {
+            Some(TlsAcceptor::from(terms.config.clone()).accept(stream).await)
+        } else {
+            None
+        }
+    };
+    let why = match timeout(HANDSHAKE_TIMEOUT, greeted).await {
+        Ok(Some(Ok(stream))) => return Some(stream),
+        Ok(Some(Err(error))) => error.to_string(),
+        Ok(None) => {
+            tracing::debug!(%peer, "gone before its TLS handshake");
+            return None;
+        }
+        Err(_) => not_finished(),
     };
     node.counters.tls_handshakes_failed.add(1);
     notice!(node, tls_handshake, %peer, "TLS handshake failed: {why}");
+    None
 }
 
 #[cfg(test)]
@@ -251,6 +315,23 @@ mod tests {
         assert!(compiler.compile(broken).is_err());
         assert!(Arc::ptr_eq(&first, &compiler.compile(one).unwrap()), "a bad one takes nothing away");
         assert!(!Arc::ptr_eq(&first, &compiler.compile(other).unwrap()));
+    }
+
+    #[test]
+    fn a_certificate_is_spoken_of_when_it_expires_soon() {
+        let check = |left: i64, expected: Option<&str>| {
+            let line = expiry_line(1_000_000_000 + left, 1_000_000_000);
+            assert_eq!(
+                line.as_deref().map(|line| line.split([':', ';']).next().unwrap()),
+                expected,
+                "{left}"
+            );
+        };
+        check(14 * SECONDS_A_DAY, None);
+        check(14 * SECONDS_A_DAY - 1, Some("the TLS certificate expires in 13 days"));
+        check(1, Some("the TLS certificate expires in 0 days"));
+        check(0, Some("the TLS certificate has expired"));
+        check(i64::MIN, Some("the TLS certificate has expired"));
     }
 
     #[test]

@@ -11,20 +11,19 @@ use std::{path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
 use anyhow::{Context, bail};
 use mqtt_broker_api::{
     acl::AclDocument,
-    config::{InstanceConfig, KafkaSecrets, Listeners},
+    config::{DeviceListener, InstanceConfig, KafkaSecrets, Listeners},
 };
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
 };
-use tokio_rustls::rustls::ServerConfig;
 
 use self::{store::Store, watch::Watcher};
 use crate::{
     auth::Logins,
     bridge::{Bridge, SystemTopics},
     limits::Trouble,
-    listener::tls,
+    listener::{Listener, tls},
     log::{Log, LogError},
     node::Node,
     outside::Outside,
@@ -43,8 +42,8 @@ pub(crate) struct Documents {
     pub(crate) config: InstanceConfig,
     /// Those that go with `config.kafka`.
     pub(crate) kafka_secrets: KafkaSecrets,
-    /// There if and only if `config.listeners.mqtts` is.
-    pub(crate) tls: Option<Arc<ServerConfig>>,
+    /// There if and only if `config.listeners` use it.
+    pub(crate) tls: Option<Arc<tls::Terms>>,
     /// Absent: there has been no complete one so far.
     pub(crate) acl: Option<AclDocument>,
     /// The folder of the embedded store, used where `config.kafka` is absent.
@@ -114,21 +113,26 @@ async fn serve<S: Source>(mut watcher: Watcher<S>, documents: Documents) -> anyh
             return Ok(ExitCode::from(BAD_DOCUMENTS));
         }
     };
-    let mqtt = bind::<S>(&listeners.mqtt, "mqtt").await?;
-    let mqtts = match (&listeners.mqtts, tls) {
-        (Some(address), Some(terms)) => {
-            Some((bind::<S>(address, "mqtts").await?, Arc::new(tls::Terms::new(terms))))
-        }
-        (None, _) => None,
-        (Some(_), None) => bail!("there is no certificate for {listeners:?}"),
-    };
-    let mut line = format!("ready mqtt={} admin={}", mqtt.local_addr()?, server.admin);
-    if let Some((mqtts, _)) = &mqtts {
-        line.push_str(&format!(" mqtts={}", mqtts.local_addr()?));
+    let terms = tls.map(|terms| Arc::new(tls::Current::new(terms)));
+    if listeners.use_tls() && terms.is_none() {
+        bail!("there is no certificate for {listeners:?}");
     }
-    let terms = mqtts.as_ref().map(|(_, terms)| terms.clone());
-    server.serve(node.clone(), mqtt, mqtts);
-    println!("{line}");
+    let mut ready = Vec::new();
+    let mut open = Vec::new();
+    for (name, address) in [
+        (DeviceListener::Mqtt, Some(&listeners.mqtt)),
+        (DeviceListener::Mqtts, listeners.mqtts.as_ref()),
+        (DeviceListener::Ws, listeners.ws.as_ref()),
+        (DeviceListener::Wss, listeners.wss.as_ref()),
+    ] {
+        let Some(address) = address else { continue };
+        let socket = bind::<S>(address, name.name()).await?;
+        ready.push(format!("{}={}", name.name(), socket.local_addr()?));
+        open.push(Listener { name, socket, tls: terms.clone().filter(|_| name.is_tls()) });
+    }
+    ready.insert(1, format!("admin={}", server.admin));
+    server.serve(node.clone(), open);
+    println!("ready {}", ready.join(" "));
 
     let watching = tokio::spawn(watch::run(watcher, watch::Steered { node, store, terms, listeners }));
     stop_signal().await?;
@@ -143,7 +147,7 @@ struct Prepared {
     store: Store,
     node: Arc<Node>,
     listeners: Listeners,
-    tls: Option<Arc<ServerConfig>>,
+    tls: Option<Arc<tls::Terms>>,
 }
 
 /// Everything that is needed before devices are let in. Waits for a log that can't be asked, and for the first ACL.

@@ -16,7 +16,7 @@ use parking_lot::Mutex;
 use tokio::time::sleep;
 
 use super::{Documents, Source, store::Store};
-use crate::{listener::tls::Terms, node::Node, settings::Settings};
+use crate::{listener::tls::Current, node::Node, settings::Settings};
 
 const TRY_AGAIN: Duration = Duration::from_secs(5);
 const LOOK_EVERY: Duration = Duration::from_millis(100);
@@ -30,8 +30,8 @@ pub(crate) type Fingerprint = Vec<(PathBuf, u64, u64, i64, i64, i64, i64)>;
 pub(super) struct Steered {
     pub(super) node: Arc<Node>,
     pub(super) store: Store,
-    /// Of the TLS listener.
-    pub(super) terms: Option<Arc<Terms>>,
+    /// Of the listeners that speak TLS.
+    pub(super) terms: Option<Arc<Current>>,
     /// Where the sockets are: they stay.
     pub(super) listeners: Listeners,
 }
@@ -103,7 +103,7 @@ async fn apply<S: Source>(steered: &Steered, documents: Documents) -> bool {
     for warning in &documents.warnings {
         tracing::warn!("{warning}");
     }
-    if documents.config.listeners != *listeners {
+    if !documents.config.listeners.are_where(listeners) {
         tracing::warn!("the listeners stay where they are until the broker is started again");
     }
     store.follow(&documents);

@@ -45,17 +45,17 @@ impl File {
         if acl.is_empty() {
             found.push(("acl", "is empty; name the folder that the shards of the ACL document are in"));
         }
-        match (&instance.listeners.mqtts, tls) {
-            (Some(_), None) => {
+        match (instance.listeners.use_tls(), tls) {
+            (true, None) => {
                 found.push((
                     "tls",
-                    "is missing; name the certificate for instance.listeners.mqtts, or remove that",
+                    "is missing; name the certificate for instance.listeners.mqtts and wss, or remove those",
                 ));
             }
-            (None, Some(_)) => {
-                found.push(("tls", "has no listener; set instance.listeners.mqtts, or remove this"));
+            (false, Some(_)) => {
+                found.push(("tls", "has no listener; set instance.listeners.mqtts or wss, or remove this"));
             }
-            (Some(_), Some(_)) | (None, None) => {}
+            (true, Some(_)) | (false, None) => {}
         }
         match (&instance.kafka, data) {
             (None, None) => {

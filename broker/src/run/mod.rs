@@ -15,7 +15,6 @@ use mqtt_broker_api::{
     config::{InstanceConfig, KafkaSecrets, TlsSecrets},
     node::{KAFKA_CA, KAFKA_CERTIFICATE, KAFKA_KEY, KAFKA_PASSWORD, NodeConfig, TlsFiles},
 };
-use tokio_rustls::rustls::ServerConfig;
 
 use self::files::{File, read_acl, read_text};
 use crate::{
@@ -41,7 +40,7 @@ struct Run {
     watched: Vec<PathBuf>,
     acl: Option<AclDocument>,
     compiler: tls::Compiler,
-    terms: Option<Arc<ServerConfig>>,
+    terms: Option<Arc<tls::Terms>>,
 }
 
 impl Run {
@@ -66,7 +65,7 @@ impl Run {
         &mut self,
         files: &TlsFiles,
         warnings: &mut Vec<String>,
-    ) -> Result<Arc<ServerConfig>, Vec<String>> {
+    ) -> Result<Arc<tls::Terms>, Vec<String>> {
         match (read_terms(&mut self.compiler, files), &self.terms) {
             (Ok(terms), _) => {
                 self.terms = Some(terms.clone());
@@ -116,7 +115,7 @@ impl Source for Run {
     }
 }
 
-fn read_terms(compiler: &mut tls::Compiler, files: &TlsFiles) -> Result<Arc<ServerConfig>, String> {
+fn read_terms(compiler: &mut tls::Compiler, files: &TlsFiles) -> Result<Arc<tls::Terms>, String> {
     let TlsFiles { certificate_file, key_file, client_ca_file } = files;
     let secrets = TlsSecrets {
         certificate: read_text(certificate_file)?,

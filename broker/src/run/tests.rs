@@ -128,13 +128,15 @@ fn a_bad_config_is_told_in_one_line_a_problem() {
     check(
         "a certificate without a listener",
         without("/instance/listeners/mqtts"),
-        &["DIR/node.yaml: line 41: tls: has no listener; set instance.listeners.mqtts, or remove this"],
+        &[
+            "DIR/node.yaml: line 41: tls: has no listener; set instance.listeners.mqtts or wss, or remove this",
+        ],
     );
     check(
         "a listener without a certificate",
         without("/tls"),
         &[
-            "DIR/node.yaml: line 1: tls: is missing; name the certificate for instance.listeners.mqtts, or remove that",
+            "DIR/node.yaml: line 1: tls: is missing; name the certificate for instance.listeners.mqtts and wss, or remove those",
         ],
     );
     check(

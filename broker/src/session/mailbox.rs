@@ -139,6 +139,12 @@ impl Mailbox {
         posted
     }
 
+    /// Bytes of topics and payloads that wait; what waits elsewhere, too, is counted in full.
+    pub(crate) fn bytes(&self) -> usize {
+        let of = |delivery: &Delivery| delivery.message.topic().len() + delivery.message.payload().len();
+        self.inner.lock().queue.iter().map(of).sum()
+    }
+
     /// Leaves retained messages for a new subscription: all of them, whatever is waiting.
     pub(crate) fn post_retained(&self, deliveries: Vec<Delivery>) {
         self.inner.lock().queue.extend(deliveries);

@@ -169,7 +169,8 @@ impl World {
         let window = if random.u32(0..5) == 0 { 2000 } else { 100_000 };
         let (client, stream, _) = net::connect(random, 0..3, window);
         let peer = SocketAddr::from((Ipv4Addr::LOCALHOST, 1));
-        machine.spawn(Box::pin(connection::serve(node.clone(), stream, peer)));
+        let (newcomer, _) = node.admission.meet(peer, 1000);
+        machine.spawn(Box::pin(connection::serve(node.clone(), stream, newcomer)));
         Some((client, node.boot))
     }
 
@@ -419,6 +420,9 @@ fn config(offline: u32, online: u32) -> InstanceConfig {
             publish_rate: 100_000,
             delivery_rate: None,
             subscriptions: 10_000,
+            connect_rate: 0,
+            connections_per_address: None,
+            memory: None,
             packet_size: 65_536,
             client_id_length: 100,
             characters: Characters::Any,
@@ -426,7 +430,7 @@ fn config(offline: u32, online: u32) -> InstanceConfig {
         session: SessionRules { expiry_seconds: 3600, offline_messages: offline, online_messages: online },
         groups: Vec::new(),
         parents: vec![parent("m", Ordering::PartitionOrdered), parent("n", Ordering::Normal)],
-        listeners: Listeners { mqtt: String::new(), mqtts: None, admin: String::new() },
+        listeners: Listeners::default(),
         kafka: None,
     }
 }

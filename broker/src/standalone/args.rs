@@ -20,9 +20,15 @@ pub(crate) struct Args {
     /// Where devices connect, HOST:PORT; port 0 picks one. Overrides the manifest.
     #[arg(long)]
     pub(super) mqtt: Option<String>,
-    /// The same over TLS, if the manifest has that listener and its certificate. Overrides the manifest.
+    /// The same over TLS, if the manifest has that listener. Overrides the manifest.
     #[arg(long)]
     pub(super) mqtts: Option<String>,
+    /// The same over WebSocket, if the manifest has that listener. Overrides the manifest.
+    #[arg(long)]
+    pub(super) ws: Option<String>,
+    /// The same over WebSocket and TLS, if the manifest has that listener. Overrides the manifest.
+    #[arg(long)]
+    pub(super) wss: Option<String>,
     /// Where the admin endpoint listens, HOST:PORT.
     #[arg(long)]
     pub(super) admin: Option<String>,

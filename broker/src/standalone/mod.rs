@@ -37,19 +37,24 @@ impl Source for Standalone {
         let loaded =
             loaded.map_err(|problems| problems.iter().map(ToString::to_string).collect::<Vec<_>>())?;
         let manifests::Loaded { mut config, kafka_secrets, tls, acl, mut warnings } = loaded;
-        let Args { data, mqtt, mqtts, admin, .. } = &self.args;
+        let Args { data, mqtt, mqtts, ws, wss, admin, .. } = &self.args;
         let listeners = &mut config.listeners;
         for (flag, listener) in [(mqtt, &mut listeners.mqtt), (admin, &mut listeners.admin)] {
             if let Some(address) = flag {
                 listener.clone_from(address);
             }
         }
-        match (mqtts, &mut listeners.mqtts) {
-            (Some(address), Some(listener)) => listener.clone_from(address),
-            (Some(_), None) => warnings.push(
-                "--mqtts is ignored: the MqttInstance has no spec.listeners.mqtts with a certificate".into(),
-            ),
-            (None, _) => {}
+        for (name, flag, listener) in [
+            ("mqtts", mqtts, &mut listeners.mqtts),
+            ("ws", ws, &mut listeners.ws),
+            ("wss", wss, &mut listeners.wss),
+        ] {
+            match (flag, listener) {
+                (Some(address), Some(listener)) => listener.clone_from(address),
+                (Some(_), None) => warnings
+                    .push(format!("--{name} is ignored: the MqttInstance has no spec.listeners.{name}")),
+                (None, _) => {}
+            }
         }
         Ok(Documents { config, kafka_secrets, tls, acl: Some(acl), data: data.clone(), warnings })
     }

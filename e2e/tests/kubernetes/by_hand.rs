@@ -52,7 +52,8 @@ fn what_is_rendered_runs_as_a_restricted_pod_that_devices_reach_and_kafka_gets_t
     let login = Login::new(Version::V5, "meter-1").user("fleet", "demo-only-fleet");
     // The Service may lead there a moment later.
     wait_until("the Service", SOON, || Ok(Dialogue::connect(mqtt, &login).ok()))?;
-    let mut meter = Client::connect(Driver::Mosquitto, Endpoint { mqtt, mqtts: None }, &login)?;
+    let mut meter =
+        Client::connect(Driver::Mosquitto, Endpoint { mqtt, mqtts: None, ws: None, wss: None }, &login)?;
     ensure!(meter.publish("readings/meter-1/kwh", b"17", 1)? == 0);
     let record = kafka.consumer("application", &["readings"])?.next(JAVA)?;
     let stored = Stored::of(&record)?;

@@ -135,7 +135,7 @@ impl Meters {
     pub(crate) fn endpoint(&self) -> Result<Endpoint> {
         let address = self.namespace.address(SERVICE)?;
         let port = |port| SocketAddr::new(address, port);
-        Ok(Endpoint { mqtt: port(1883), mqtts: Some(port(8085)) })
+        Ok(Endpoint { mqtt: port(1883), mqtts: Some(port(8085)), ws: None, wss: None })
     }
 
     pub(crate) fn connect(&self, login: &Login) -> Result<Dialogue> {

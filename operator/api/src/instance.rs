@@ -79,6 +79,14 @@ pub struct MqttInstanceSpec {
         .message("mqtt and admin need different ports; change one"))]
     #[x_kube(validation = Rule::new("!has(self.mqtts) || !(self.mqtts.port in [self.mqtt.port, self.admin.port])")
         .message("mqtts needs a port of its own; change it"))]
+    #[x_kube(validation = Rule::new("!has(self.ws) || !(self.ws.port in [self.mqtt.port, self.admin.port]) && !(has(self.mqtts) && self.ws.port == self.mqtts.port)")
+        .message("ws needs a port of its own; change it"))]
+    #[x_kube(validation = Rule::new("!has(self.wss) || !(self.wss.port in [self.mqtt.port, self.admin.port]) && !(has(self.mqtts) && self.wss.port == self.mqtts.port) && !(has(self.ws) && self.wss.port == self.ws.port)")
+        .message("wss needs a port of its own; change it"))]
+    #[x_kube(validation = Rule::new("!has(self.mqtts) || !has(self.mqtts.userFromCertificate) || !self.mqtts.userFromCertificate || has(self.mqtts.clientCaSecretRef)")
+        .message("mqtts.userFromCertificate needs mqtts.clientCaSecretRef, by which certificates are checked; add it"))]
+    #[x_kube(validation = Rule::new("!has(self.wss) || has(self.mqtts)")
+        .message("wss shows the certificate of mqtts; add mqtts"))]
     pub listeners: Listeners,
     /// The Service through which devices reach the brokers on a cluster.
     #[serde(default)]
@@ -118,6 +126,20 @@ pub struct Limits {
     /// Subscriptions at a time.
     #[schemars(range(min = 1, max = 1_000_000_000))]
     pub subscriptions: u64,
+    /// New connections a second; over it they are accepted more slowly. Twice as many may be on their way to CONNECT: then
+    /// the oldest of those gives way.
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub connect_rate: u64,
+    /// Connections of one address (of IPv6: of a network of 64 bits) at a time; absent: no limit. Devices behind one router
+    /// share an address.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1_000_000_000))]
+    pub connections_per_address: Option<u64>,
+    /// Bytes that a broker's process may take; absent: four fifths of the pod's limit, or of the machine. From nine tenths
+    /// of it on new connections are refused; beyond it those for whom most waits are closed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("x-kubernetes-validations" = [rules::bytes_between("64Mi", "1Ti")]))]
+    pub memory: Option<Quantity>,
     /// Bytes of a whole MQTT packet.
     #[schemars(extend("x-kubernetes-validations" = [rules::bytes_between("128", "256Mi")]))]
     pub packet_size: Quantity,
@@ -135,6 +157,9 @@ impl Default for Limits {
             publish_rate: 20_000,
             delivery_rate: None,
             subscriptions: 100_000,
+            connect_rate: 2000,
+            connections_per_address: None,
+            memory: None,
             packet_size: Quantity::kibi(128),
             client_id_length: 128,
             characters: Characters::Any,
@@ -260,14 +285,51 @@ pub struct Listeners {
     /// MQTT over TLS (1.2 and 1.3), on all addresses; absent: none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mqtts: Option<TlsListener>,
+    /// MQTT over WebSocket, on all addresses, under any path; absent: none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ws: Option<WsListener>,
+    /// The same over TLS, with the certificate of mqtts and what that asks of devices; absent: none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub wss: Option<WssListener>,
+    /// Web pages of these origins, such as https://app.example, may open WebSockets; empty: those of all. Devices name no
+    /// origin and are let in.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(
+        length(max = 100),
+        inner(length(max = 300), regex(pattern = r"^[a-z][a-z0-9+.-]*://[a-z0-9._-]+(:[0-9]{1,5})?$"))
+    )]
+    pub origins: Vec<String>,
+    /// Listeners that proxies stand before which say by the PROXY protocol (version 1 or 2) whom they speak for. There a
+    /// connection without its header is refused, so name one only if nobody else can reach it.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 4))]
+    pub proxy_protocol: Vec<DeviceListener>,
     /// The admin endpoint; a standalone broker has it on 127.0.0.1 alone.
     pub admin: Listener,
 }
 
 impl Default for Listeners {
     fn default() -> Self {
-        Self { mqtt: Listener { port: 1883 }, mqtts: None, admin: Listener { port: 9090 } }
+        Self {
+            mqtt: Listener { port: 1883 },
+            mqtts: None,
+            ws: None,
+            wss: None,
+            origins: Vec::new(),
+            proxy_protocol: Vec::new(),
+            admin: Listener { port: 9090 },
+        }
     }
+}
+
+/// A listener that devices come to, by its name here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum DeviceListener {
+    Mqtt,
+    Mqtts,
+    Ws,
+    Wss,
 }
 
 /// A TCP port.
@@ -292,10 +354,44 @@ pub struct TlsListener {
     /// and passwords are asked for all the same.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub client_ca_secret_ref: Option<SecretKeyRef>,
+    /// The common name of the subject in a device's certificate is its user name, and the certificate takes the password's
+    /// place. A device whose certificate has no common name logs in as others do.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub user_from_certificate: bool,
+}
+
+fn is_false(flag: &bool) -> bool {
+    !flag
 }
 
 fn mqtts_port() -> u16 {
     8085
+}
+
+/// A TCP port for WebSocket.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct WsListener {
+    #[serde(default = "ws_port")]
+    #[schemars(range(min = 1))]
+    pub port: u16,
+}
+
+fn ws_port() -> u16 {
+    8083
+}
+
+/// A TCP port for WebSocket over TLS.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct WssListener {
+    #[serde(default = "wss_port")]
+    #[schemars(range(min = 1))]
+    pub port: u16,
+}
+
+fn wss_port() -> u16 {
+    8084
 }
 
 fn three() -> u32 {

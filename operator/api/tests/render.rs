@@ -139,6 +139,9 @@ fn a_whole_set_becomes_two_documents() {
                 publish_rate: 20_000,
                 delivery_rate: Some(9),
                 subscriptions: 100_000,
+                connect_rate: 2000,
+                connections_per_address: None,
+                memory: None,
                 packet_size: 65_536,
                 client_id_length: 128,
                 characters: config::Characters::Strict,
@@ -165,8 +168,8 @@ fn a_whole_set_becomes_two_documents() {
             ],
             listeners: config::Listeners {
                 mqtt: "[::]:2883".into(),
-                mqtts: None,
                 admin: "127.0.0.1:9090".into(),
+                ..config::Listeners::default()
             },
             kafka: Some(config::Kafka {
                 bootstrap_servers: vec!["kafka-0.kafka:9092".into()],

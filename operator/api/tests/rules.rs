@@ -2,49 +2,12 @@
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
+mod common;
+
+use common::{check, merged, problems};
 use kube::core::cel;
-use mqtt_operator_api::{Kind, crds, validate::Validator};
+use mqtt_operator_api::{Kind, crds};
 use serde_json::{Value, json};
-
-/// The problems of `spec` (an object named `name` of the kind), as `FIELD: MESSAGE`, updated from `old` if given.
-fn problems(kind: Kind, name: &str, spec: Value, old: Option<Value>) -> Vec<String> {
-    let object = |spec| {
-        json!({"apiVersion": "mqtt.dms.dev/v1alpha1", "kind": kind.name(),
-               "metadata": {"name": name, "namespace": "plant"}, "spec": spec})
-    };
-    let validator = Validator::new().unwrap();
-    let found = validator.check(kind, &object(spec), old.map(object).as_ref());
-    found.into_iter().map(|invalid| format!("{}: {}", invalid.field, invalid.message)).collect()
-}
-
-fn merged(base: Value, change: Value) -> Value {
-    match (base, change) {
-        (Value::Object(mut base), Value::Object(change)) => {
-            for (key, value) in change {
-                let old = base.remove(&key).unwrap_or(Value::Null);
-                base.insert(key, merged(old, value));
-            }
-            Value::Object(base)
-        }
-        (_, change) => change,
-    }
-}
-
-/// Each case: what is added to the base, and the beginning of the only problem there is, or none.
-fn check(kind: Kind, base: &Value, cases: &[(Value, Option<&str>)]) {
-    for (change, expected) in cases {
-        let found = problems(kind, "sample", merged(base.clone(), change.clone()), None);
-        match expected {
-            None => assert!(found.is_empty(), "{kind} with {change}: {found:#?}"),
-            Some(start) => {
-                assert!(
-                    found.len() == 1 && found[0].starts_with(start),
-                    "{kind} with {change}: {found:#?}, not {start:?}"
-                );
-            }
-        }
-    }
-}
 
 #[test]
 fn an_instance_is_held_to_its_bounds() {
@@ -79,6 +42,9 @@ fn an_instance_is_held_to_its_bounds() {
                 json!({"allowedNamespaces": ["a", "a"]}),
                 Some("spec.allowedNamespaces[1]: \"a\" stands here twice"),
             ),
+            (json!({"limits": {"memory": "64Mi", "connectRate": 1, "connectionsPerAddress": 1}}), None),
+            (json!({"limits": {"memory": "1Mi"}}), Some("spec.limits.memory: must lie between 64Mi and 1Ti")),
+            (json!({"limits": {"connectRate": 0}}), Some("spec.limits.connectRate: is 0")),
             (json!({"limits": {"connections": 0}}), Some("spec.limits.connections: is 0")),
             (json!({"limits": {"publishRate": 0}}), Some("spec.limits.publishRate: is 0")),
             (json!({"limits": {"deliveryRate": 0}}), Some("spec.limits.deliveryRate: is 0")),
@@ -141,40 +107,6 @@ fn an_instance_is_held_to_its_bounds() {
             (
                 json!({"auth": {"anonymousUser": "Guest"}}),
                 Some("spec.auth.anonymousUser: \"Guest\" is not a name"),
-            ),
-            (json!({"listeners": {"mqtt": {"port": 2883}}}), None),
-            (json!({"listeners": {"mqtt": {"port": 0}}}), Some("spec.listeners.mqtt.port: is 0")),
-            (json!({"listeners": {"mqtt": {"port": 65536}}}), Some("spec.listeners.mqtt.port: is 65536")),
-            (
-                json!({"listeners": {"mqtt": {"port": 9090}}}),
-                Some("spec.listeners: mqtt and admin need different ports"),
-            ),
-            (json!({"listeners": {"mqtts": {"secretRef": {"name": "meters-tls"}}}}), None),
-            (
-                json!({"listeners": {"mqtts": {"port": 8883, "secretRef": {"name": "meters-tls"},
-                                               "clientCaSecretRef": {"name": "devices", "key": "ca.crt"}}}}),
-                None,
-            ),
-            (
-                json!({"listeners": {"mqtts": {"port": 8883}}}),
-                Some("spec.listeners.mqtts.secretRef: is missing"),
-            ),
-            (
-                json!({"listeners": {"mqtts": {"port": 0, "secretRef": {"name": "meters-tls"}}}}),
-                Some("spec.listeners.mqtts.port: is 0"),
-            ),
-            (
-                json!({"listeners": {"mqtts": {"port": 1883, "secretRef": {"name": "meters-tls"}}}}),
-                Some("spec.listeners: mqtts needs a port of its own"),
-            ),
-            (
-                json!({"listeners": {"admin": {"port": 8085}, "mqtts": {"secretRef": {"name": "meters-tls"}}}}),
-                Some("spec.listeners: mqtts needs a port of its own"),
-            ),
-            (
-                json!({"listeners": {"mqtts": {"secretRef": {"name": "meters-tls"},
-                                               "clientCaSecretRef": {"name": "devices"}}}}),
-                Some("spec.listeners.mqtts.clientCaSecretRef.key: is missing"),
             ),
         ],
     );
@@ -598,7 +530,7 @@ fn every_rule_compiles_says_what_to_do_and_is_cheap() {
             + items.map(|items| check(items, &format!("{path}[]"))).sum::<usize>()
     }
     for (kind, rules) in
-        [(Kind::MqttInstance, 16), (Kind::ParentTopic, 11), (Kind::MqttUser, 4), (Kind::TopicGrant, 7)]
+        [(Kind::MqttInstance, 21), (Kind::ParentTopic, 11), (Kind::MqttUser, 4), (Kind::TopicGrant, 7)]
     {
         assert_eq!(check(&crds::schema(kind).unwrap(), kind.name()), rules, "rules of {kind}");
     }

@@ -19,7 +19,6 @@ use mqtt_operator_api::{
     render::{self, Password, Problem, render},
     validate::{self, Validator},
 };
-use tokio_rustls::rustls::ServerConfig;
 
 use crate::listener::tls::{self, Part};
 
@@ -49,8 +48,8 @@ pub(crate) struct Loaded {
     pub(crate) config: InstanceConfig,
     /// Those that go with `config.kafka`.
     pub(crate) kafka_secrets: KafkaSecrets,
-    /// There if and only if `config.listeners.mqtts` is.
-    pub(crate) tls: Option<Arc<ServerConfig>>,
+    /// There if and only if `config.listeners` use it.
+    pub(crate) tls: Option<Arc<tls::Terms>>,
     /// Its generation rises with every load that brought a change.
     pub(crate) acl: AclDocument,
     /// One line each: what has no effect on one machine, and what is doubtful.

@@ -21,7 +21,7 @@ use sha2::{Digest as _, Sha256};
 use crate::{
     DEFAULT_NAMESPACE, Kind,
     grant::{self, TopicGrant},
-    instance::{Characters, MqttInstance},
+    instance::{Characters, DeviceListener, MqttInstance},
     parent_topic::{Ordering, ParentTopic},
     refs::{InstanceRef, SecretKeyRef},
     user::{MqttUser, PASSWORD, PREVIOUS_PASSWORD},
@@ -419,6 +419,9 @@ fn config(
             publish_rate: limits.publish_rate,
             delivery_rate: limits.delivery_rate,
             subscriptions: limits.subscriptions,
+            connect_rate: limits.connect_rate,
+            connections_per_address: limits.connections_per_address,
+            memory: limits.memory.as_ref().map(crate::quantity::Quantity::bytes),
             packet_size: u32::try_from(limits.packet_size.bytes()).unwrap_or(u32::MAX),
             client_id_length: limits.client_id_length,
             characters: match limits.characters {
@@ -436,9 +439,27 @@ fn config(
         listeners: config::Listeners {
             mqtt: format!("[::]:{}", spec.listeners.mqtt.port),
             mqtts: spec.listeners.mqtts.as_ref().map(|mqtts| format!("[::]:{}", mqtts.port)),
+            ws: spec.listeners.ws.as_ref().map(|ws| format!("[::]:{}", ws.port)),
+            wss: spec.listeners.wss.as_ref().map(|wss| format!("[::]:{}", wss.port)),
+            origins: spec.listeners.origins.clone(),
+            user_from_certificate: spec
+                .listeners
+                .mqtts
+                .as_ref()
+                .is_some_and(|mqtts| mqtts.user_from_certificate),
+            proxy_protocol: spec.listeners.proxy_protocol.iter().map(|&name| device_listener(name)).collect(),
             admin: format!("127.0.0.1:{}", spec.listeners.admin.port),
         },
         kafka,
+    }
+}
+
+fn device_listener(name: DeviceListener) -> config::DeviceListener {
+    match name {
+        DeviceListener::Mqtt => config::DeviceListener::Mqtt,
+        DeviceListener::Mqtts => config::DeviceListener::Mqtts,
+        DeviceListener::Ws => config::DeviceListener::Ws,
+        DeviceListener::Wss => config::DeviceListener::Wss,
     }
 }
 

@@ -11,13 +11,17 @@ use super::names::Frame;
 /// Names of ports, of containers as of Services.
 pub(super) const MQTT: &str = "mqtt";
 pub(super) const MQTTS: &str = "mqtts";
+pub(super) const WS: &str = "ws";
+pub(super) const WSS: &str = "wss";
 pub(super) const ADMIN: &str = "admin";
 
 /// The ports that devices may use.
 pub(super) fn device_ports(frame: &Frame<'_>) -> Vec<(&'static str, u16)> {
     let listeners = &frame.spec().listeners;
     let mqtts = listeners.mqtts.as_ref().map(|mqtts| (MQTTS, mqtts.port));
-    [(MQTT, listeners.mqtt.port)].into_iter().chain(mqtts).collect()
+    let ws = listeners.ws.as_ref().map(|ws| (WS, ws.port));
+    let wss = listeners.wss.as_ref().map(|wss| (WSS, wss.port));
+    [(MQTT, listeners.mqtt.port)].into_iter().chain(mqtts).chain(ws).chain(wss).collect()
 }
 
 pub(super) fn client(frame: &Frame<'_>) -> Service {
