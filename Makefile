@@ -141,7 +141,9 @@ $(TOOLS)/paho-java: e2e/clients/java/pom.xml e2e/clients/java/DrivePaho.java
 
 $(TOOLS)/bin/drive-paho-go: $(wildcard e2e/clients/go/*)
 	$(call say,Eclipse Paho for Go)
-	@cd e2e/clients/go && go build -o $@ .
+	@mkdir -p $(@D)
+	@cd e2e/clients/go && go build -o $@ . \
+		|| { echo "the driver could not be built: is Go 1.24 there, and its module proxy within reach?" >&2; exit 1; }
 
 $(TOOLS)/mqttjs: e2e/clients/package.json e2e/clients/package-lock.json
 	$(call say,MQTT.js)
