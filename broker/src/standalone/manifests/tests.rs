@@ -347,7 +347,7 @@ fn kafka_s_secrets_are_needed_only_where_kafka_keeps_the_records() {
         "other keys",
         &[kafka, ("s.yaml", &wrong_key)],
         &[
-            "DIR/a.yaml: document 1 (MqttInstance meters), line 11: spec.kafka.tls.certificateSecretRef.name: Secret default/kafka has no key \"tls.key\"; add it, or change the reference",
+            "DIR/a.yaml: document 1 (MqttInstance meters), line 11: spec.kafka.tls.certificateSecretRef: Secret default/kafka has no key \"tls.key\"; add it, or change the reference",
             "DIR/a.yaml: document 1 (MqttInstance meters), line 15: spec.kafka.sasl.passwordSecretRef.key: Secret default/kafka has no key \"password\"; add it, or change the reference",
         ],
     );
@@ -356,8 +356,8 @@ fn kafka_s_secrets_are_needed_only_where_kafka_keeps_the_records() {
         &[kafka, ("s.yaml", &bad_pem)],
         &[
             "DIR/a.yaml: document 1 (MqttInstance meters), line 10: spec.kafka.tls.caSecretRef.key: the value of \"ca.crt\" in Secret default/kafka has no line -----BEGIN CERTIFICATE-----; put certificates in PEM there",
-            "DIR/a.yaml: document 1 (MqttInstance meters), line 11: spec.kafka.tls.certificateSecretRef.name: the value of \"tls.crt\" in Secret default/kafka has no line -----BEGIN CERTIFICATE-----; put certificates in PEM there",
-            "DIR/a.yaml: document 1 (MqttInstance meters), line 11: spec.kafka.tls.certificateSecretRef.name: the value of \"tls.key\" in Secret default/kafka has no line -----BEGIN PRIVATE KEY-----; put a private key in PEM there",
+            "DIR/a.yaml: document 1 (MqttInstance meters), line 11: spec.kafka.tls.certificateSecretRef: the value of \"tls.crt\" in Secret default/kafka has no line -----BEGIN CERTIFICATE-----; put certificates in PEM there",
+            "DIR/a.yaml: document 1 (MqttInstance meters), line 11: spec.kafka.tls.certificateSecretRef: the value of \"tls.key\" in Secret default/kafka has no line -----BEGIN PRIVATE KEY-----; put a private key in PEM there",
         ],
     );
     // What a cluster would refuse is refused with either store.
