@@ -19,7 +19,7 @@ fn setting<'a>(topic: &'a Topic, name: &str) -> Option<&'a str> {
 }
 
 #[test]
-fn a_topic_is_made_adopted_grown_put_back_and_kept_when_its_object_goes() -> Result<()> {
+fn a_topic_is_made_adopted_grown_put_back_and_goes_only_where_that_was_asked_for() -> Result<()> {
     let meters = Meters::start(json!({}))?;
     let (namespace, kafka) = (&meters.namespace, meters.kafka.admin()?);
     let made = kafka.topic("readings")?;
@@ -29,11 +29,12 @@ fn a_topic_is_made_adopted_grown_put_back_and_kept_when_its_object_goes() -> Res
     kafka.create_topic("alarms", 2, &[("retention.ms", "1000")])?;
     namespace.apply_all(&[
         object("ParentTopic", "alarms", json!({"partitions": 4, "retention": {"age": "1h"}})),
+        object("ParentTopic", "short-lived", json!({"deletionPolicy": "Delete"})),
         object("ParentTopic", "readings-again", json!({"topic": "readings"})),
     ])?;
     let message = meters.told("parenttopic/readings-again", "Stalled", "Conflict")?;
     ensure!(message.contains("readings"), "{message}");
-    for good in ["alarms", "readings"] {
+    for good in ["alarms", "short-lived", "readings"] {
         meters.ready(&format!("parenttopic/{good}"))?;
     }
     let adopted = kafka.topic("alarms")?;
@@ -44,10 +45,17 @@ fn a_topic_is_made_adopted_grown_put_back_and_kept_when_its_object_goes() -> Res
     namespace.patch("parenttopic", "alarms", &json!({"spec": {"partitions": 5}}))?;
     wait_until("growth", SOON, || Ok((kafka.topic("alarms")?.partitions.len() == 5).then_some(())))?;
 
+    // This one has the operator wait a while for brokers to forget it.
+    ensure!(kafka.topics()?.contains_key("short-lived"), "no topic to delete");
+    namespace.kubectl(&["delete", "parenttopic", "short-lived", "--wait=false"])?;
+
     kafka.set_topic("alarms", "retention.ms", Some("1000"))?;
     wait_until("the setting that was changed behind the operator's back", RESYNC, || {
         Ok((setting(&kafka.topic("alarms")?, "retention.ms") == Some("3600000")).then_some(()))
     })?;
+
+    namespace.wait("delete", "parenttopic/short-lived", RESYNC)?;
+    ensure!(!kafka.topics()?.contains_key("short-lived"), "its object is gone, the topic is not");
 
     // Of two that claim one topic the second takes over when the first is gone, and records are kept.
     let before = kafka.topic("readings")?;
