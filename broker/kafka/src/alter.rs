@@ -1,7 +1,7 @@
 //! What rdkafka does not wrap of topic settings: incremental changes, where what is not named stays as it is
 //! (KIP-339; the older request resets it), and why settings are not told (rdkafka drops the error of a topic).
 //!
-//! So this calls librdkafka itself. The only file of the project with unsafe code.
+//! So this calls librdkafka itself.
 #![allow(unsafe_code)]
 
 use std::{

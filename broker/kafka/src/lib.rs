@@ -1,5 +1,6 @@
 //! What both sides, broker and operator, say to Kafka as administrators: how it is reached, and topics made, verified
-//! and altered. Because they share this, whoever comes first does what the other one would have done.
+//! and altered. Because they share this, whoever comes first does what the other one would have done. And, for the
+//! broker alone, records in bulk.
 //!
 //! | part | owns |
 //! |---|---|
@@ -8,11 +9,15 @@
 //! | [`plan`] | what an existing topic lacks, decided without asking Kafka |
 //! | [`admin`] | the single questions to Kafka, each with a bound, and what its answers mean |
 //! | [`topics`] | the whole way from a name and settings to a topic that is in line |
-//! | [`alter`] | the calls that rdkafka does not wrap; the only unsafe code |
+//! | [`alter`] | questions that rdkafka does not wrap |
+//! | [`bulk`] | records and their outcomes, many at a time |
+//!
+//! `alter` and `bulk` call librdkafka itself: the only unsafe code of the project.
 
 pub mod access;
 pub mod admin;
 mod alter;
+pub mod bulk;
 pub mod plan;
 pub mod settings;
 pub mod topics;

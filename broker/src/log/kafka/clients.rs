@@ -9,6 +9,9 @@ use rdkafka::ClientConfig;
 /// come, which Kafka does not.
 const IN_FLIGHT: &str = if cfg!(test) { "1" } else { "5" };
 
+/// Of the records in one request to a partition.
+pub(super) const BATCH_BYTES: usize = 1_000_000;
+
 pub(super) fn producer(access: &Access) -> ClientConfig {
     let mut producer = access.client();
     producer
@@ -27,7 +30,7 @@ pub(super) fn producer(access: &Access) -> ClientConfig {
         .set("queue.buffering.max.messages", "0")
         .set("queue.buffering.max.kbytes", "2147483647")
         .set("message.max.bytes", "1000000000")
-        .set("batch.size", "1000000")
+        .set("batch.size", BATCH_BYTES.to_string())
         // Batches form by themselves while requests are on their way.
         .set("linger.ms", "0")
         .set("statistics.interval.ms", "1000");

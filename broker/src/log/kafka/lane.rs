@@ -6,6 +6,10 @@
 //! A partition that does not know the producer takes any sequence number to begin with (KIP-360). If of two requests
 //! on their way the first were refused, by a node that is just becoming leader, and the second taken, librdkafka
 //! would count both as stored. So the first record goes alone, until the partition has shown that it knows.
+//!
+//! Otherwise what waits is handed over while few records are under way, so that it goes at once when little comes; else
+//! all of it together once they have their outcomes. librdkafka has one such request for a partition on its way, and
+//! would look without rest whether the next one may follow.
 
 use std::{
     collections::{HashSet, VecDeque},
@@ -16,17 +20,22 @@ use std::{
     time::{Duration, Instant},
 };
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 
-use super::producer::{Handover, Producer};
+use super::producer::{Number, Producer, Seat, Stored};
 use crate::log::{Completion, Offset, Outcome, Record, Topic, room::Room};
 
 /// Bytes that a record costs besides its own.
 const OVERHEAD: usize = 100;
 /// How long Kafka surely remembers a producer that sends nothing; by default it is a day (`producer.id.expiration.ms`).
 const MEMORY: Duration = Duration::from_secs(600);
+/// With fewer on their way, an idempotent librdkafka sends what it is given at once (`RD_KAFKA_IDEMP_MAX_INFLIGHT`).
+const FEW: usize = 5;
+/// What is handed over together at most: librdkafka puts as much into a request.
+const REQUEST_RECORDS: usize = 10_000;
+const REQUEST_BYTES: usize = super::clients::BATCH_BYTES;
 /// Records handed over in one go: others append meanwhile.
-const HANDOVER: usize = 1000;
+const HANDOVER: usize = 64;
 const JUST_NOW: Duration = Duration::from_secs(1);
 
 pub(super) struct Lane {
@@ -43,14 +52,17 @@ pub(super) struct Lane {
 
 struct Waiting {
     entries: VecDeque<Entry>,
-    /// Number of the first entry.
-    first: u64,
-    /// How many, from the front, are with the producer.
+    /// Names the first entry.
+    first: Number,
+    /// How many, from the front, are with the producer, and how large they are.
     submitted: usize,
+    submitted_bytes: usize,
     /// Of the producer that has them, even when no more go to it.
     generation: u64,
     /// Takes what comes; absent: it waits for the writer.
-    producer: Option<Arc<Producer>>,
+    seat: Option<Seat>,
+    /// The producer has been asked to come for what waits.
+    called: bool,
     /// When the partition last confirmed something of this producer.
     confirmed: Option<Instant>,
     room: Arc<Room>,
@@ -99,10 +111,12 @@ impl Lane {
     ) -> Lane {
         let waiting = Waiting {
             entries: VecDeque::new(),
-            first: 0,
+            first: Number::default(),
             submitted: 0,
+            submitted_bytes: 0,
             generation: 0,
-            producer: None,
+            seat: None,
+            called: false,
             confirmed: None,
             room,
             aside: false,
@@ -132,7 +146,7 @@ impl Lane {
         }
         waiting.room.take(size);
         waiting.entries.push_back(Entry { record, done, size, since: Instant::now() });
-        waiting.submit(self);
+        waiting.call();
         true
     }
 
@@ -145,22 +159,25 @@ impl Lane {
         }
         let mut waiting = self.waiting.lock();
         waiting.submitted = 0;
+        waiting.submitted_bytes = 0;
         waiting.confirmed = None;
         waiting.generation = producer.number();
-        waiting.producer = Some(producer.clone());
-        waiting.submit(self);
+        waiting.seat = Some(producer.seat(self));
+        waiting.called = false;
+        waiting.call();
     }
 
     /// What comes waits, until [`Lane::open`].
     pub(super) fn hold(&self) {
-        self.waiting.lock().producer = None;
+        self.waiting.lock().seat = None;
     }
 
     /// The producer that had its records has ended: none of its outcomes counts any more.
     pub(super) fn take_back(&self) {
         let mut waiting = self.waiting.lock();
-        waiting.producer = None;
+        waiting.seat = None;
         waiting.submitted = 0;
+        waiting.submitted_bytes = 0;
         waiting.generation = 0;
     }
 
@@ -175,40 +192,63 @@ impl Lane {
         waiting.overfull = false;
     }
 
-    /// Kafka has the record; `offset` is absent where a repeat was recognised.
-    pub(super) fn delivered(
-        self: &Arc<Self>,
-        generation: u64,
-        number: u64,
-        offset: Option<Offset>,
-        now: Instant,
-    ) {
+    /// Hands over what waits, in order, if few records are under way. On the producer's thread alone.
+    pub(super) fn hand_over(self: &Arc<Self>) {
         let mut waiting = self.waiting.lock();
-        // Of a former producer, or behind one that failed: it will be sent again and told then.
-        if waiting.generation != generation || waiting.first != number || waiting.submitted == 0 {
+        waiting.called = false;
+        if waiting.submitted >= FEW {
             return;
         }
-        let Some(entry) = waiting.entries.pop_front() else { return };
-        waiting.first += 1;
-        waiting.submitted -= 1;
-        waiting.room.free(entry.size, 1);
-        waiting.confirmed = Some(now);
-        waiting.submit(self);
-        drop(waiting);
-        if let Some(offset) = offset {
-            self.end.fetch_max(offset + 1, Ordering::Relaxed);
+        let is_known = waiting.confirmed.is_some_and(|at| at.elapsed() < MEMORY);
+        let most = if is_known { REQUEST_RECORDS } else { 1 };
+        while waiting.submit(self, most) {
+            MutexGuard::bump(&mut waiting);
         }
-        entry.tell(Outcome::Durable(offset.unwrap_or_else(|| self.known_end())));
+    }
+
+    /// Kafka has these records. On the producer's thread alone.
+    pub(super) fn delivered(self: &Arc<Self>, generation: u64, stored: &[Stored], now: Instant) {
+        let mut told = Vec::with_capacity(stored.len());
+        let mut waiting = self.waiting.lock();
+        let mut size = 0;
+        for Stored { number, offset } in stored {
+            // Of a former producer, or behind one that failed: it will be sent again and told then.
+            if waiting.generation != generation || waiting.first != *number || waiting.submitted == 0 {
+                continue;
+            }
+            let Some(entry) = waiting.entries.pop_front() else { continue };
+            waiting.first = waiting.first.plus(1);
+            waiting.submitted -= 1;
+            size += entry.size;
+            told.push((entry, *offset));
+        }
+        if told.is_empty() {
+            return;
+        }
+        waiting.submitted_bytes = waiting.submitted_bytes.saturating_sub(size);
+        waiting.room.free(size, told.len());
+        waiting.confirmed = Some(now);
+        drop(waiting);
+        // First of all: Kafka has nothing to do meanwhile.
+        self.hand_over();
+        if let Some(last) = told.iter().rev().find_map(|(_, offset)| *offset) {
+            self.end.fetch_max(last + 1, Ordering::Relaxed);
+        }
+        for (entry, offset) in told {
+            entry.tell(Outcome::Durable(offset.unwrap_or_else(|| self.known_end())));
+        }
     }
 
     /// Tells that these records can never be stored; with each go those that its sink waits for behind it, lest they
     /// overtake it. Only while no producer has any.
-    pub(super) fn refuse(&self, is_bad: impl Fn(u64, &Record) -> bool) {
+    pub(super) fn refuse(&self, is_bad: impl Fn(Number, &Record) -> bool) {
         let mut refused = Vec::new();
         let mut kept = VecDeque::new();
         let mut sinks = HashSet::new();
         let mut waiting = self.waiting.lock();
-        for (number, entry) in (waiting.first..).zip(std::mem::take(&mut waiting.entries)) {
+        let first = waiting.first;
+        for (at, entry) in std::mem::take(&mut waiting.entries).into_iter().enumerate() {
+            let number = first.plus(at);
             let sink = Arc::as_ptr(&entry.done.sink).cast::<()>();
             let bad = is_bad(number, &entry.record);
             if bad && entry.done.sink.is_ordered() {
@@ -264,23 +304,33 @@ impl Lane {
 }
 
 impl Waiting {
-    /// Hands what is not with the producer yet to it, in order.
-    fn submit(&mut self, lane: &Arc<Lane>) {
-        let Some(producer) = &self.producer else { return };
-        let is_known = self.confirmed.is_some_and(|at| at.elapsed() < MEMORY);
-        let most = if is_known { self.submitted + HANDOVER } else { 1 };
-        while self.submitted < most
-            && let Some(entry) = self.entries.get(self.submitted)
+    /// Has the producer come, if there is something for it to take.
+    fn call(&mut self) {
+        if let Some(seat) = &self.seat
+            && self.submitted < FEW.min(self.entries.len())
+            && !std::mem::replace(&mut self.called, true)
         {
-            let number = self.first + self.submitted as u64;
-            if let Err(code) = producer.hand_over(Handover { lane: lane.clone(), number }, &entry.record) {
+            seat.call();
+        }
+    }
+
+    /// Hands some of what waits to the producer, until it has `most`; true: there is more to hand over.
+    fn submit(&mut self, lane: &Arc<Lane>, most: usize) -> bool {
+        let Some(seat) = &mut self.seat else { return false };
+        let in_one_go = most.min(self.submitted + HANDOVER);
+        while self.submitted < in_one_go && self.submitted_bytes < REQUEST_BYTES {
+            let Some(entry) = self.entries.get(self.submitted) else { return false };
+            let number = self.first.plus(self.submitted);
+            if let Err(code) = seat.hand_over(lane, number, &entry.record) {
                 // Nothing may overtake it: the writer decides.
-                producer.fail(lane, number, code);
-                self.producer = None;
-                return;
+                seat.fail(lane, number, code);
+                self.seat = None;
+                return false;
             }
             self.submitted += 1;
+            self.submitted_bytes += entry.size;
         }
+        self.submitted < most && self.submitted_bytes < REQUEST_BYTES
     }
 }
 

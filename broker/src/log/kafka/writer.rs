@@ -20,7 +20,7 @@ use rdkafka::error::RDKafkaErrorCode;
 use super::{
     Shared,
     lane::Lane,
-    producer::{Failure, Producer},
+    producer::{Failure, Number, Producer},
 };
 use crate::{limits::Trouble, log::room::Room};
 
@@ -202,7 +202,7 @@ impl Inner {
         pause: &mut Pause,
     ) {
         let mut blamed = false;
-        let mut refused: Vec<(Arc<Lane>, HashSet<u64>)> = Vec::new();
+        let mut refused: Vec<(Arc<Lane>, HashSet<Number>)> = Vec::new();
         for failure in failures {
             let Failure { lane, number, code } = failure;
             let (topic, partition) = (lane.topic.name(), lane.partition);
