@@ -12,7 +12,7 @@
 //! | `M` | message, boot, chunk | a message with the sessions that get it |
 //! | `D` | message, session, boot | how far one session is with one message |
 //! | `R` | session, generation, packet id | a QoS 2 publish of the session that it has not released |
-//! | `T` | boot | nothing: whoever reads it back has read all that was there before |
+//! | `T` | boot | which node begins anew: who reads it back has read all that was there before |
 //! | `K` | message, topic | a retained message, or (empty payload) that there is none any more |
 //!
 //! One key is written by one process run, the one whose nonce, generation or boot stands in it. Others only delete it, once
@@ -86,7 +86,10 @@ pub enum Value<'a> {
     Message(QueuedMessage<'a>),
     Progress(Progress),
     Inbound(Inbound),
-    Tick,
+    /// The node of the process run that begins here.
+    Tick {
+        node: &'a str,
+    },
     Retained(Content<'a>),
 }
 

@@ -134,7 +134,7 @@ fn record<'a>(random: &mut Random, pool: &'a Pool) -> (Key, Value<'a>) {
                 from: number(random),
             }),
         ),
-        6 => (Key::Tick { boot: number(random) }, Value::Tick),
+        6 => (Key::Tick { boot: number(random) }, Value::Tick { node: "n" }),
         _ => (
             Key::Retained { mid: id(random), topic: text(random).into() },
             Value::Retained(content(random, pool)),

@@ -33,7 +33,7 @@ impl<'a> Value<'a> {
                 partition: from.u32()?,
                 from: from.u64()?,
             }),
-            Key::Tick { .. } => Value::Tick,
+            Key::Tick { .. } => Value::Tick { node: from.text()? },
             Key::Retained { .. } => Value::Retained(content(from)?),
         };
         from.end()?;
@@ -74,7 +74,7 @@ impl<'a> Value<'a> {
                 out.u32(inbound.partition);
                 out.u64(inbound.from);
             }
-            Value::Tick => {}
+            Value::Tick { node } => out.text(node),
             Value::Retained(content) => put_content(&mut out, content),
         }
         out.0

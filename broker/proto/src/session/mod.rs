@@ -24,7 +24,8 @@ use crate::{
         Ack, AckKind, Connect, Disconnect, Packet, Publish, QoS, Reason, SubAck, Subscribe, UnsubAck,
         Unsubscribe, Version, encode_ack,
     },
-    message::{Delivery, Millis},
+    durable::record::Why,
+    message::{Delivery, MessageId, Millis},
 };
 pub use aliases::TOPIC_ALIAS_MAXIMUM;
 use aliases::{InboundAliases, OutboundAliases};
@@ -40,6 +41,20 @@ pub struct SessionState {
 }
 
 impl SessionState {
+    /// What a log knows of a session: the QoS 2 messages that its device has taken and not let go of, and those that
+    /// may have been sent to it, in order.
+    pub fn restore(
+        received: impl IntoIterator<Item = (u16, MessageId)>,
+        sent: Vec<Delivery>,
+    ) -> SessionState {
+        let mut state = SessionState::default();
+        for (packet_id, mid) in received {
+            state.outbound.restore_received(packet_id, mid);
+        }
+        sent.into_iter().for_each(|delivery| state.outbound.restore_sent(delivery));
+        state
+    }
+
     /// Messages sent and not yet acknowledged to the end.
     pub fn inflight(&self) -> usize {
         self.outbound.len()
@@ -62,6 +77,8 @@ pub enum Effect<'a> {
     Unsubscribe(Unsubscribe<'a>),
     /// Its device has finished a message: the window is open for another.
     Delivered,
+    /// Of a logged session: its device has taken a QoS 2 message. Write that down, then call [`Session::received`].
+    Received { packet_id: u16, mid: MessageId },
     /// The client says goodbye.
     Disconnect {
         /// Discard the will, as reason 0x00 alone asks for (MQTT 5 section 3.14.4).
@@ -97,6 +114,9 @@ pub struct Terms {
     pub topic_alias_maximum: u16,
     /// The client wants to be told reasons in words (MQTT 5 section 3.1.2.11.7).
     pub wants_reasons: bool,
+    /// What the client gets at QoS > 0 is in a log: packet identifiers follow from the message, a PUBREL waits for
+    /// [`Session::received`], and [`Session::take_finished`] tells what needs no delivery any more.
+    pub logged: bool,
 }
 
 impl Terms {
@@ -111,6 +131,7 @@ impl Terms {
             told_receive_maximum: u16::MAX,
             topic_alias_maximum: connect.properties.topic_alias_maximum,
             wants_reasons: connect.properties.request_problem_information,
+            logged: false,
         }
     }
 }
@@ -133,6 +154,22 @@ pub enum DropReason {
     Expired,
     /// Larger than the client's Maximum Packet Size (MQTT 5 section 3.1.2.11.4).
     TooLarge,
+}
+
+/// A message of a logged session that needs no delivery any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Finished {
+    pub mid: MessageId,
+    pub why: Why,
+}
+
+impl From<DropReason> for Why {
+    fn from(reason: DropReason) -> Why {
+        match reason {
+            DropReason::Expired => Why::Expired,
+            DropReason::TooLarge => Why::TooLarge,
+        }
+    }
 }
 
 /// How many messages [`Session::resend`] gave up, and why.
@@ -165,7 +202,7 @@ impl Session {
     /// Begins a connection of the session that `state` holds. The caller has sent CONNACK.
     pub fn new(terms: Terms, mut state: SessionState, now: Millis) -> Session {
         state.inbound.reconnect(terms.told_receive_maximum);
-        state.outbound.reconnect();
+        state.outbound.reconnect(terms.logged);
         let allowed = if terms.version == Version::V5 { terms.topic_alias_maximum } else { 0 };
         let our_aliases = OutboundAliases::new(allowed);
         Session { terms, state, their_aliases: InboundAliases::default(), our_aliases, last_heard: now }
@@ -297,6 +334,20 @@ impl Session {
         self.state.outbound.take_dropped()
     }
 
+    /// What has come to its end since this was last asked, in a logged session: acknowledged, or given up by
+    /// [`Session::resend`].
+    pub fn take_finished(&mut self) -> Vec<Finished> {
+        self.state.outbound.take_finished()
+    }
+
+    /// That the device has taken a message is written down: PUBREL.
+    pub fn received(&mut self, packet_id: u16, mid: MessageId, out: &mut BytesMut) {
+        if self.state.outbound.published(packet_id) == Some(mid) {
+            self.state.outbound.received(packet_id);
+            encode_ack(AckKind::PubRel, self.terms.version, packet_id, Reason::Success, out);
+        }
+    }
+
     /// Whether anything of a former connection must still be sent again before new messages.
     pub fn must_resend(&self) -> bool {
         self.state.outbound.must_resend()
@@ -369,6 +420,11 @@ impl Session {
         if ack.reason.is_failure() {
             // The receiver refused the message: the exchange ends here (MQTT 5 section 4.3.3).
             return finished(self.state.outbound.refused(ack.packet_id));
+        }
+        if self.terms.logged
+            && let Some(mid) = self.state.outbound.published(ack.packet_id)
+        {
+            return Ok(Effect::Received { packet_id: ack.packet_id, mid });
         }
         let reason = match (self.state.outbound.received(ack.packet_id), self.terms.version) {
             (Matched::OtherQoS, _) => return finished(Matched::OtherQoS),

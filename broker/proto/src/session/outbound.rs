@@ -1,16 +1,17 @@
 //! What the client receives: QoS > 0 messages in flight, in the order they were first sent.
 
-use std::collections::VecDeque;
+use std::{collections::VecDeque, sync::Arc};
 
 use bytes::BytesMut;
 
 use super::{
-    DropReason, Dropped, Sent, Terms,
+    DropReason, Dropped, Finished, Sent, Terms,
     aliases::{OutboundAliases, Written},
 };
 use crate::{
     codec::{self, AckKind, QoS, Reason, Version, encode_ack},
-    message::{Delivery, Millis},
+    durable::record::Why,
+    message::{Delivery, Message, MessageId, Millis},
 };
 
 /// Bytes in the buffer from which on the rest is sent again later: a client that has just come back may be slow.
@@ -28,15 +29,21 @@ pub(super) struct Outbound {
     unsent: usize,
     /// What `resend` gave up.
     dropped: Dropped,
+    /// Messages are in a log, and what has come to an end is told.
+    logged: bool,
+    finished: Vec<Finished>,
 }
 
 #[derive(Debug)]
 struct Inflight {
     serial: u64,
+    packet_id: u16,
     delivery: Delivery,
     stage: Stage,
     /// Sent on this connection.
     sent: bool,
+    /// It may have been sent before.
+    dup: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,11 +69,33 @@ impl Outbound {
         self.inflight.len()
     }
 
-    pub(super) fn reconnect(&mut self) {
+    pub(super) fn reconnect(&mut self, logged: bool) {
         for entry in &mut self.inflight {
+            entry.dup |= entry.sent;
             entry.sent = false;
         }
         self.unsent = self.inflight.len();
+        self.logged = logged;
+    }
+
+    /// A message whose PUBREC has come on a former connection.
+    pub(super) fn restore_received(&mut self, packet_id: u16, mid: MessageId) {
+        let message = Arc::new(Message::new(mid, 0, "", b"", QoS::ExactlyOnce, false));
+        let qos = QoS::ExactlyOnce;
+        let delivery = Delivery { message, qos, retain: false, subscription_ids: None };
+        self.restore(packet_id, delivery, Stage::Released);
+    }
+
+    /// A message that a former connection may have sent.
+    pub(super) fn restore_sent(&mut self, delivery: Delivery) {
+        let packet_id = self.logged_id(&delivery);
+        self.restore(packet_id, delivery, Stage::Published);
+    }
+
+    fn restore(&mut self, packet_id: u16, delivery: Delivery, stage: Stage) {
+        let serial = self.next_serial;
+        self.next_serial += 1;
+        self.inflight.push_back(Inflight { serial, packet_id, delivery, stage, sent: false, dup: true });
     }
 
     pub(super) fn must_resend(&self) -> bool {
@@ -91,17 +120,21 @@ impl Outbound {
         if self.inflight.len() >= usize::from(terms.receive_maximum) {
             return Sent::WindowFull;
         }
-        let serial = self.free_serial();
-        if let Err(reason) = encode(delivery, terms, aliases, (packet_id(serial), false), now, out) {
+        let (serial, packet_id) = if self.logged {
+            (self.next_serial, self.logged_id(delivery))
+        } else {
+            let serial = self.free_serial();
+            (serial, packet_id(serial))
+        };
+        // Only one from the log can find its identifier in use. It waits, and with it what is behind it.
+        let sent = !self.logged || self.find(packet_id).is_none();
+        if sent && let Err(reason) = encode(delivery, terms, aliases, (packet_id, false), now, out) {
             return Sent::Dropped(reason);
         }
         self.next_serial = serial + 1;
-        self.inflight.push_back(Inflight {
-            serial,
-            delivery: delivery.clone(),
-            stage: Stage::Published,
-            sent: true,
-        });
+        self.unsent += usize::from(!sent);
+        let (delivery, stage) = (delivery.clone(), Stage::Published);
+        self.inflight.push_back(Inflight { serial, packet_id, delivery, stage, sent, dup: false });
         Sent::Now
     }
 
@@ -117,22 +150,38 @@ impl Outbound {
             return false;
         }
         for entry in self.inflight.iter_mut().filter(|entry| !entry.sent && entry.stage == Stage::Released) {
-            encode_ack(AckKind::PubRel, terms.version, packet_id(entry.serial), Reason::Success, out);
+            encode_ack(AckKind::PubRel, terms.version, entry.packet_id, Reason::Success, out);
             entry.sent = true;
             self.unsent -= 1;
         }
         let mut room = usize::from(terms.receive_maximum).saturating_sub(self.inflight.len() - self.unsent);
-        let Outbound { inflight, unsent, dropped, .. } = self;
+        let mut used: Vec<u16> = Vec::new();
+        if self.logged {
+            used.extend(self.inflight.iter().filter(|entry| entry.sent).map(|entry| entry.packet_id));
+        }
+        let Outbound { inflight, unsent, dropped, logged, finished, .. } = self;
         inflight.retain_mut(|entry| {
             if entry.sent || room == 0 || out.len() >= RESENT_AT_ONCE {
                 return true;
+            }
+            if *logged {
+                if used.contains(&entry.packet_id) {
+                    // Neither it nor what is behind it may be sent before that one is finished.
+                    room = 0;
+                    return true;
+                }
+                used.push(entry.packet_id);
             }
             *unsent -= 1;
             let kept = match entry.repeat(terms, aliases, now, out) {
                 Ok(()) => true,
                 Err(reason) => {
                     dropped.add(reason);
-                    entry.give_up(terms, out)
+                    let kept = entry.give_up(terms, out);
+                    if *logged && !kept {
+                        finished.push(Finished { mid: entry.delivery.message.id, why: reason.into() });
+                    }
+                    kept
                 }
             };
             room -= usize::from(kept);
@@ -143,6 +192,17 @@ impl Outbound {
 
     pub(super) fn take_dropped(&mut self) -> Dropped {
         std::mem::take(&mut self.dropped)
+    }
+
+    pub(super) fn take_finished(&mut self) -> Vec<Finished> {
+        std::mem::take(&mut self.finished)
+    }
+
+    /// The message whose PUBREC this is, if nothing else has been heard of it.
+    pub(super) fn published(&self, packet_id: u16) -> Option<MessageId> {
+        let entry = self.inflight.get(self.find(packet_id)?)?;
+        let waits = entry.stage == Stage::Published && entry.delivery.qos == QoS::ExactlyOnce;
+        waits.then_some(entry.delivery.message.id)
     }
 
     /// PUBREC that takes the message, or a repeat of it.
@@ -158,12 +218,12 @@ impl Outbound {
 
     /// PUBREC that refuses the message: nothing follows.
     pub(super) fn refused(&mut self, packet_id: u16) -> Matched {
-        self.answered(packet_id, QoS::ExactlyOnce, Outbound::remove)
+        self.answered(packet_id, QoS::ExactlyOnce, Outbound::finish)
     }
 
     /// PUBACK.
     pub(super) fn acknowledged(&mut self, packet_id: u16) -> Matched {
-        self.answered(packet_id, QoS::AtLeastOnce, Outbound::remove)
+        self.answered(packet_id, QoS::AtLeastOnce, Outbound::finish)
     }
 
     /// PUBCOMP: true if it finished a message. Before PUBREC it is the late answer to a PUBREL from before the
@@ -172,7 +232,7 @@ impl Outbound {
         let Some(index) = self.find(packet_id) else { return false };
         let released = self.inflight.get(index).is_some_and(|entry| entry.stage == Stage::Released);
         if released {
-            self.remove(index);
+            self.finish(index);
         }
         released
     }
@@ -186,15 +246,28 @@ impl Outbound {
         Matched::Yes
     }
 
-    fn remove(&mut self, index: usize) {
+    fn finish(&mut self, index: usize) {
         if let Some(entry) = self.inflight.remove(index) {
             self.unsent -= usize::from(!entry.sent);
+            if self.logged {
+                self.finished.push(Finished { mid: entry.delivery.message.id, why: Why::Acknowledged });
+            }
         }
     }
 
     /// Clients mostly acknowledge in order, so that the search ends at once.
     fn find(&self, id: u16) -> Option<usize> {
-        self.inflight.iter().position(|entry| packet_id(entry.serial) == id)
+        self.inflight.iter().position(|entry| entry.packet_id == id)
+    }
+
+    /// Every connection gives a QoS 2 message the same identifier, whatever the process: its device may know it
+    /// from a former one. QoS 1 takes any other where that is in use.
+    fn logged_id(&self, delivery: &Delivery) -> u16 {
+        let mut id = id_of(delivery.message.id);
+        while delivery.qos == QoS::AtLeastOnce && self.find(id).is_some() {
+            id = id.checked_add(1).unwrap_or(1);
+        }
+        id
     }
 
     /// The next serial whose packet identifier no message in flight has. Only messages a whole round of
@@ -205,7 +278,7 @@ impl Outbound {
             .inflight
             .iter()
             .take_while(|entry| entry.serial + LAST_PACKET_ID <= serial)
-            .any(|entry| packet_id(entry.serial) == packet_id(serial))
+            .any(|entry| entry.packet_id == packet_id(serial))
         {
             serial += 1;
         }
@@ -225,7 +298,7 @@ impl Inflight {
         if self.delivery.message.is_expired(now) {
             return Err(DropReason::Expired);
         }
-        encode(&self.delivery, terms, aliases, (packet_id(self.serial), true), now, out)?;
+        encode(&self.delivery, terms, aliases, (self.packet_id, self.dup), now, out)?;
         self.sent = true;
         Ok(())
     }
@@ -239,9 +312,17 @@ impl Inflight {
         }
         self.stage = Stage::Released;
         self.sent = true;
-        encode_ack(AckKind::PubRel, terms.version, packet_id(self.serial), Reason::Success, out);
+        encode_ack(AckKind::PubRel, terms.version, self.packet_id, Reason::Success, out);
         true
     }
+}
+
+/// Evenly spread over all identifiers (the finalizer of SplitMix64).
+fn id_of(mid: MessageId) -> u16 {
+    let mut x = mid.boot ^ mid.counter.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    packet_id(x ^ (x >> 31))
 }
 
 fn packet_id(serial: u64) -> u16 {

@@ -5,7 +5,7 @@
 
 use super::{Message, View};
 use crate::{
-    durable::record::{Boot, Key, Phase, Progress},
+    durable::record::{Key, Phase, Progress},
     message::{MessageId, Millis},
 };
 
@@ -14,14 +14,7 @@ const KEPT: u32 = 15 * 60;
 
 impl View {
     /// Up to `most` keys that may be deleted now. `names`: whether any partition's R or S names this message.
-    /// `is_gone`: whether a process run is over.
-    pub fn dead(
-        &self,
-        now: Millis,
-        most: usize,
-        names: impl Fn(MessageId) -> bool,
-        is_gone: impl Fn(Boot) -> bool,
-    ) -> Vec<Key> {
+    pub fn dead(&self, now: Millis, most: usize, names: impl Fn(MessageId) -> bool) -> Vec<Key> {
         let now = u32::try_from(now / 1000).unwrap_or(u32::MAX);
         let mut dead = Vec::new();
         self.dead_claims(now, most, &mut dead);
@@ -32,7 +25,13 @@ impl View {
             }
             self.dead_of_message(*mid, message, now, &names, &mut dead);
         }
-        dead.extend(self.ticks.iter().filter(|boot| is_gone(**boot)).map(|boot| Key::Tick { boot: *boot }));
+        dead.extend(
+            self.ticks
+                .iter()
+                .map(|(boot, _)| *boot)
+                .filter(|boot| self.is_replaced(*boot))
+                .map(|boot| Key::Tick { boot }),
+        );
         dead.truncate(most);
         dead
     }

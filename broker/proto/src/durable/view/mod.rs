@@ -33,7 +33,7 @@ mod summary;
 mod tests;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, HashMap},
     sync::Arc,
 };
 
@@ -56,7 +56,8 @@ pub struct View {
     messages: Map<MessageId, Message>,
     /// Messages that an `R` names, and how many do.
     inbound: Map<MessageId, u32>,
-    ticks: BTreeSet<Boot>,
+    /// Process runs and the names of their nodes, in the order in which they began.
+    ticks: Vec<(Boot, Box<str>)>,
     #[cfg(test)]
     mutation: Option<Mutation>,
 }
@@ -206,11 +207,13 @@ impl View {
                 self.progress_written(mid, sid, boot, progress, seconds, changes);
             }
             (Key::Progress { mid, sid, boot }, None) => self.progress_deleted(mid, sid, boot),
-            (Key::Tick { boot }, Some(_)) => {
-                self.ticks.insert(boot);
+            (Key::Tick { boot }, Some(Value::Tick { node })) => {
+                if !self.ticks.iter().any(|(ticked, _)| *ticked == boot) {
+                    self.ticks.push((boot, node.into()));
+                }
                 changes.push(Change::Ticked { boot });
             }
-            (Key::Tick { boot }, None) => drop(self.ticks.remove(&boot)),
+            (Key::Tick { boot }, None) => self.ticks.retain(|(ticked, _)| *ticked != boot),
             // Retained messages have a topic of their own, an identity is never deleted, and a value is of its key's kind.
             _ => {}
         }
@@ -251,6 +254,20 @@ impl View {
     pub fn session(&self, sid: MessageId) -> Option<(&Arc<str>, &SessionState)> {
         let session = self.sessions.get(&sid)?;
         Some((session.client.as_ref()?, session))
+    }
+
+    /// What lies in the log for a session, whether it lives or not.
+    pub fn remains(&self, sid: MessageId) -> Option<&SessionState> {
+        self.sessions.get(&sid)
+    }
+
+    /// Whether a later process run has the name of this one.
+    pub fn is_replaced(&self, boot: Boot) -> bool {
+        let at = self.ticks.iter().position(|(ticked, _)| *ticked == boot);
+        at.and_then(|at| self.ticks.get(at..)).is_some_and(|from| match from {
+            [(_, name), later @ ..] => later.iter().any(|(_, other)| other == name),
+            [] => false,
+        })
     }
 
     /// Sessions that live.
@@ -502,6 +519,11 @@ impl SessionState {
     /// All records about a packet identifier: to be deleted when it is released.
     pub fn inbound_of(&self, packet_id: u16) -> impl Iterator<Item = Generation> {
         self.inbound.iter().filter(move |r| r.packet_id == packet_id).map(|r| r.generation)
+    }
+
+    /// Every filter of which anything is in the log.
+    pub fn filters(&self) -> impl Iterator<Item = &str> {
+        self.filters.iter().map(|record| &*record.filter)
     }
 
     /// What waits, by the offset at which this reader met it first.

@@ -378,9 +378,8 @@ impl World {
 
     fn delete(&mut self, node: usize) -> usize {
         let now = self.now();
-        let alive: Vec<Boot> = self.nodes.iter().map(|node| node.boot).collect();
         let view = &self.nodes[node].view;
-        let dead = view.dead(now, 20, |mid| view.names(mid), |boot| !alive.contains(&boot));
+        let dead = view.dead(now, 20, |mid| view.names(mid));
         for key in &dead {
             self.append(node, key.clone(), None);
             self.count("deletions");

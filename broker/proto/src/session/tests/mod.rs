@@ -71,6 +71,7 @@ fn terms(version: Version) -> Terms {
         told_receive_maximum: WINDOW,
         topic_alias_maximum: 0,
         wants_reasons: true,
+        logged: false,
     }
 }
 
@@ -404,6 +405,7 @@ fn describe(effect: Result<Effect<'_>, Violation>, tickets: &mut HashMap<String,
             format!("release {packet_id} {}", if known { "known" } else { "unknown" })
         }
         Ok(Effect::Delivered) => "delivered".to_owned(),
+        Ok(Effect::Received { packet_id, mid }) => format!("received {packet_id} {}", mid.counter),
         Ok(Effect::Disconnect { discard_will, session_expiry }) => {
             let will = if discard_will { "discarded" } else { "kept" };
             let expiry = session_expiry.map(|seconds| format!(", expires {seconds}")).unwrap_or_default();

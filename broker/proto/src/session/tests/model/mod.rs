@@ -164,6 +164,7 @@ impl World {
             // Sometimes some.
             topic_alias_maximum: receive_maximum % 2,
             wants_reasons: true,
+            logged: false,
         };
         if self.publisher.link.is_none() {
             let state = std::mem::take(&mut self.intake.state);
