@@ -10,7 +10,7 @@ use std::{
 
 use arc_swap::ArcSwap;
 use mqtt_proto::message::{Message, MessageId, Millis};
-use tokio::time::Instant;
+use tokio::{sync::oneshot, time::Instant};
 
 use crate::{
     admission::Admission,
@@ -18,12 +18,22 @@ use crate::{
     bridge::Bridge,
     counters::Counters,
     limits::{Connections, Notices, Rate, Sockets},
-    log::Log,
+    log::{Completion, Log, Outcome},
     outside::Outside,
     router::{Router, fanout::Fanout},
-    session::{Core, Registry, Slot, mailbox::Mailbox, unreleased::Unreleased},
+    session::{Registry, log::SessionLog, mailbox::Mailbox, retained::RetainedLog},
     settings::Settings,
 };
+
+/// How often a message without a connection may reach a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Delivered {
+    /// It may come again as another one.
+    Maybe,
+    Once,
+    /// The same, and sessions that are in no log have it.
+    OnceAgain,
+}
 
 pub(crate) struct Node {
     /// Random id of this process run.
@@ -33,7 +43,8 @@ pub(crate) struct Node {
     pub(crate) registry: Registry,
     pub(crate) log: Arc<dyn Log>,
     pub(crate) bridge: Bridge,
-    pub(crate) unreleased: Unreleased,
+    pub(crate) sessions: SessionLog,
+    pub(crate) retained: RetainedLog,
     pub(crate) logins: Logins,
     pub(crate) counters: Counters,
     pub(crate) notices: Notices,
@@ -53,17 +64,19 @@ impl Node {
         outside: Outside,
         log: Arc<dyn Log>,
         bridge: Bridge,
-        unreleased: Unreleased,
+        sessions: SessionLog,
+        retained: RetainedLog,
         logins: Logins,
         settings: Settings,
     ) -> Node {
         Node {
-            boot: outside.random(),
+            boot: sessions.boot,
             router: Router::default(),
             registry: Registry::new(),
             log,
             bridge,
-            unreleased,
+            sessions,
+            retained,
             logins,
             counters: Counters::default(),
             notices: Notices::default(),
@@ -107,71 +120,80 @@ impl Node {
     /// Asks every connection to close.
     pub(crate) fn stop(&self) {
         self.stopping.store(true, Ordering::Release);
-        self.registry.review(|_, _| {});
+        self.registry.call_all();
     }
 
     pub(crate) fn is_stopping(&self) -> bool {
         self.stopping.load(Ordering::Acquire)
     }
 
-    /// Puts new settings in force: at the return every connection has been asked to look at its rights, and offline
-    /// sessions have lost the subscriptions that are no longer granted.
+    /// Puts new settings in force: at the return every connection has been asked to look at its rights, and sessions have lost
+    /// the subscriptions that are no longer granted.
     pub(crate) fn apply(&self, mut settings: Settings) {
         settings.access.inherit(&self.settings().access);
-        let settings = Arc::new(settings);
-        self.settings.store(settings.clone());
-        self.registry.review(|slot, core| {
-            let user = core.user.as_deref().and_then(|name| settings.access.user(name));
-            match user.filter(|user| user.may_use(&slot.client_id)) {
-                None => {
-                    core.will = None;
-                    self.discard(slot, core);
-                }
-                Some(user) => {
-                    let grants = user.grants(&slot.client_id);
-                    core.revoke(&slot.mailbox, &self.router, &grants);
-                }
-            }
-        });
+        self.settings.store(Arc::new(settings));
+        self.sessions.review(self);
+        self.registry.call_all();
     }
 
-    /// Brings a message that no connection waits for (a will, a record of `mq2mqtt`) to its subscribers. Returns who has
-    /// no room for more.
-    pub(crate) fn deliver(&self, message: &Arc<Message>) -> Vec<Arc<Mailbox>> {
-        if message.retain {
-            self.router.retain(message);
-        }
+    /// Brings a message that no connection waits for (a will, a record of `mq2mqtt`) to its subscribers: at once to those that
+    /// are in no log. What is returned first has no room for more; then, what must be waited for until it is in the
+    /// session log.
+    pub(crate) fn deliver(
+        &self,
+        message: &Arc<Message>,
+        how: Delivered,
+    ) -> (Vec<Arc<Mailbox>>, Vec<oneshot::Receiver<Outcome>>) {
         let caps = self.settings().caps();
         let mut fanout = Fanout::default();
         let route = Arc::new(self.router.route(message.topic()));
-        fanout.push(&route, message.clone(), caps, &self.counters);
+        let mut outcomes = Vec::new();
+        self.sessions.enqueue(&route, message, how != Delivered::Maybe, self.wall(), || {
+            let (done, outcome) = Completion::awaited();
+            outcomes.push(outcome);
+            done
+        });
+        let logged = route.recipients.iter().filter(|to| to.logged.is_some());
+        fanout
+            .congested
+            .extend(logged.map(|to| &to.mailbox).filter(|mailbox| mailbox.is_congested(caps)).cloned());
+        if how != Delivered::OnceAgain {
+            fanout.push(&route, message.clone(), caps, &self.counters);
+        }
         fanout.flush(caps, &self.counters);
         fanout.wake();
-        fanout.congested
+        (fanout.congested, outcomes)
     }
 
-    /// Publishes what a device left behind (its will): stored like its own messages.
-    pub(crate) fn publish_for(&self, client_id: &str, message: &Arc<Message>) {
+    /// Publishes what a device left behind (its will): stored like its own messages. True once all of it is durable.
+    pub(crate) async fn publish_durably(
+        &self,
+        client_id: &str,
+        message: &Arc<Message>,
+        how: Delivered,
+    ) -> bool {
+        let mut outcomes = Vec::new();
         if let Some(parent) = self.settings().parent_of(message.topic()) {
-            self.bridge.store(&parent, client_id, message, self.wall(), self.bridge.nobody());
+            let (done, outcome) = Completion::awaited();
+            outcomes.push(outcome);
+            self.bridge.store(&parent, client_id, message, self.wall(), done);
+        }
+        if message.retain {
+            let (done, outcome) = Completion::awaited();
+            // A will has a number from before what its device published.
+            self.retained.retain(message, self.next_message_id(), self.wall(), done);
+            if !matches!(outcome.await, Ok(Outcome::Durable(_))) {
+                return false;
+            }
         }
         // Nobody can be made to wait here; a recipient that stays without room loses its oldest.
-        self.deliver(message);
-    }
-
-    /// A client begins anew: what a former process run noted about its publishes is of no use.
-    pub(crate) fn give_up_unreleased(&self, client_id: &str) {
-        for packet_id in self.unreleased.take_recovered(client_id).into_keys() {
-            self.unreleased.delete(client_id, packet_id, self.wall(), self.bridge.nobody());
+        let (_, queued) = self.deliver(message, how);
+        for outcome in outcomes.into_iter().chain(queued) {
+            if !matches!(outcome.await, Ok(Outcome::Durable(_))) {
+                return false;
+            }
         }
-    }
-
-    /// Ends a session, with what the log has noted about it.
-    pub(crate) fn discard(&self, slot: &Slot, core: &mut Core) {
-        for packet_id in std::mem::take(&mut core.notes).into_keys() {
-            self.unreleased.delete(&slot.client_id, packet_id, self.wall(), self.bridge.nobody());
-        }
-        core.discard(&slot.mailbox, &self.router);
+        true
     }
 }
 

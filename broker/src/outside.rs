@@ -11,6 +11,27 @@ use mqtt_proto::message::Millis;
 pub(crate) struct Outside {
     #[cfg(test)]
     pub(crate) simulated: Option<std::sync::Arc<dyn Simulated>>,
+    #[cfg(test)]
+    pub(crate) mistake: Option<Mistake>,
+}
+
+/// Mistakes that a test makes on purpose, to see that they are noticed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mistake {
+    /// A publish is acknowledged before it is in the session log.
+    AckBeforeQueued,
+    /// A queue over its cap loses its newest message.
+    DropNewest,
+    /// PUBREL leaves before it is written down that the device has the message.
+    PubrelBeforeProgress,
+    /// A subscription is granted before the log has it.
+    SubackBeforeFilter,
+    /// A QoS 2 publish is routed before its note is durable.
+    RouteBeforeNote,
+    /// What waited for a device is passed over when it comes.
+    ResumeWithoutQueue,
+    /// A crash takes what is retained.
+    ForgetRetained,
 }
 
 /// What stands in for the machine in a simulation.
@@ -39,6 +60,17 @@ impl Outside {
             return simulated.random();
         }
         RandomState::new().hash_one(Instant::now())
+    }
+
+    /// Never in the shipped broker.
+    pub(crate) fn makes(&self, mistake: Mistake) -> bool {
+        #[cfg(test)]
+        return self.mistake == Some(mistake);
+        #[cfg(not(test))]
+        {
+            let _ = mistake;
+            false
+        }
     }
 
     /// Runs a task of a node beside the others; it ends with the process at the latest.

@@ -11,14 +11,12 @@ use crate::{
     admin::{self, Stage},
     admission::memory,
     bridge::mq2mqtt,
-    connection::closing,
     listener::{self, Listener, tls},
     log::BoxFuture,
     node::Node,
+    session::{self, retained::RetainedLog},
 };
 
-/// How often sessions are looked at for what is due.
-const SWEEP_EVERY: Duration = Duration::from_secs(1);
 /// How long connections may take to say goodbye.
 const GOODBYE_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -90,31 +88,15 @@ impl Server {
 
 /// What a node does besides serving connections, until it is aborted.
 pub(crate) fn background(node: &Arc<Node>) -> Vec<BoxFuture<'static, ()>> {
-    let mut tasks: Vec<BoxFuture<'static, ()>> = vec![Box::pin(sweep(node.clone()))];
+    let mut tasks: Vec<BoxFuture<'static, ()>> = vec![Box::pin(session::log::sweep(node.clone()))];
+    for partition in 0..node.sessions.topic().partitions() {
+        tasks.push(Box::pin(session::log::follow(node.clone(), partition)));
+    }
+    for partition in 0..node.retained.partitions() {
+        tasks.push(Box::pin(RetainedLog::follow(node.clone(), partition)));
+    }
     for partition in 0..node.bridge.topics().mq2mqtt.partitions() {
         tasks.push(Box::pin(mq2mqtt::run(node.clone(), partition)));
     }
     tasks
-}
-
-/// Publishes delayed wills, and ends sessions whose devices stayed away.
-async fn sweep(node: Arc<Node>) {
-    let mut ticks = tokio::time::interval(SWEEP_EVERY);
-    loop {
-        ticks.tick().await;
-        let now = node.now();
-        for mut held in node.registry.take_due(now) {
-            if held.core.has_ended(now) {
-                closing::end_session(&node, &mut held);
-                node.registry.forget(held);
-                node.counters.sessions_expired.add(1);
-            } else {
-                if let Some(will) = held.core.will.take_if(|will| will.at <= now) {
-                    node.publish_for(&held.slot.client_id, &will.message);
-                }
-                let ends_at = held.core.ends_at();
-                node.registry.release(held, ends_at);
-            }
-        }
-    }
 }

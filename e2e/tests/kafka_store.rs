@@ -90,7 +90,8 @@ fn topics_are_made_with_what_they_promise() -> Result<()> {
         ] {
             check(topic, 3, &[&kept[..], &[("retention.ms", "604800000")]].concat())?;
         }
-        check("__mqtt-unreleased", 3, &latest)?;
+        check("__mqtt-sessions", 12, &latest)?;
+        check("__mqtt-retained", 3, &latest)?;
         check("__mqtt-positions", 1, &latest)
     })
 }
@@ -137,7 +138,7 @@ fn a_topic_that_does_not_keep_the_promise_is_refused_in_one_line_with_its_remedy
             broker.restart()
         };
         check("readings", "unclean.leader.election.enable", "true", "false")?;
-        check("__mqtt-unreleased", "cleanup.policy", "delete", "compact")?;
+        check("__mqtt-sessions", "cleanup.policy", "delete", "compact")?;
         check("__mqtt-positions", "message.timestamp.before.max.ms", "3600000", "300000")
     })
 }

@@ -81,6 +81,11 @@ impl Message {
         self
     }
 
+    /// The same under another name.
+    pub fn renamed(&self, id: MessageId) -> Message {
+        Message { id, buffer: self.buffer.clone(), forwarded: self.forwarded.clone(), ..*self }
+    }
+
     pub fn topic(&self) -> &str {
         let bytes = self.buffer.get(..usize::from(self.topic_len)).unwrap_or_default();
         std::str::from_utf8(bytes).unwrap_or_default()

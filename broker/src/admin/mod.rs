@@ -102,5 +102,6 @@ async fn counters(Serving(node): Serving) -> Json<Value> {
     all.insert("memory_bound_bytes".to_owned(), Value::from(bound));
     all.insert("connections".to_owned(), Value::from(node.connections.count()));
     all.insert("subscriptions".to_owned(), Value::from(node.router.subscriptions()));
+    all.insert("sessions_logged".to_owned(), Value::from(node.sessions.live()));
     Json(Value::Object(all))
 }

@@ -90,7 +90,7 @@ pub(crate) async fn watch(node: Arc<Node>) {
         }
         if must_shed {
             // Each looks at what waits for it.
-            node.registry.review(|_, _| {});
+            node.registry.call_all();
         }
     }
 }

@@ -8,13 +8,13 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use mqtt_proto::{codec::QoS, message::Message, topic::check_topic};
-use tokio::time::Instant;
+use tokio::{sync::oneshot, time::Instant};
 
 use super::stored::timestamp;
 use crate::{
     limits::{Trouble, notice},
     log::{LogError, Offset, Outcome, ReadLimit, Record, StoredRecord, append_and_wait},
-    node::Node,
+    node::{Delivered, Node},
     session::mailbox::{Mailbox, PATIENCE},
 };
 
@@ -98,8 +98,15 @@ async fn read_on(node: &Arc<Node>, partition: u32) -> Result<(), LogError> {
             }
             batch => batch?,
         };
+        let mut outcomes = Vec::new();
         for stored in &batch.records {
-            handle(node, stored).await;
+            outcomes.extend(handle(node, stored).await);
+        }
+        for outcome in outcomes {
+            if !matches!(outcome.await, Ok(Outcome::Durable(_))) {
+                // They are read again, and some may come twice.
+                return Err(LogError::Store("a message was not queued for who is offline".to_owned()));
+            }
         }
         position = batch.next;
         if position > written.0 && (batch.records.is_empty() || written.1.elapsed() > POSITION_EVERY) {
@@ -109,15 +116,17 @@ async fn read_on(node: &Arc<Node>, partition: u32) -> Result<(), LogError> {
     }
 }
 
-async fn handle(node: &Arc<Node>, stored: &StoredRecord) {
+/// Returns what must be durable before the record is done with.
+async fn handle(node: &Arc<Node>, stored: &StoredRecord) -> Vec<oneshot::Receiver<Outcome>> {
     let largest = node.settings().limits().packet_size as usize;
     match parse(&stored.record, largest) {
         Ok(command) => {
             let id = node.next_message_id();
             let mut message = Message::new(id, 0, command.topic, command.payload, command.qos, false);
             message.online_only = command.online_only;
-            let congested = node.deliver(&Arc::new(message));
+            let (congested, outcomes) = node.deliver(&Arc::new(message), Delivered::Maybe);
             wait_for_room(node, congested).await;
+            return outcomes;
         }
         Err(reject) => {
             node.counters.bridge_rejects.add(1);
@@ -125,6 +134,7 @@ async fn handle(node: &Arc<Node>, stored: &StoredRecord) {
             put_aside(node, &stored.record, &reject).await;
         }
     }
+    Vec::new()
 }
 
 async fn wait_for_room(node: &Node, congested: Vec<Arc<Mailbox>>) {

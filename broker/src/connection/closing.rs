@@ -3,21 +3,21 @@
 use std::{borrow::Cow, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use bytes::BytesMut;
-use mqtt_proto::{
-    codec::{Disconnect, DisconnectProperties, Packet, Reason, Version},
-    message::Millis,
-};
+use mqtt_proto::codec::{Disconnect, DisconnectProperties, Packet, Reason, Version};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     time::timeout,
 };
 
-use super::{ACK_TIMEOUT, Connection, Scratch, handshake::Admitted, trace};
+use super::{ACK_TIMEOUT, Connection, handshake::Admitted, trace};
 use crate::{
     limits::notice,
-    node::Node,
-    session::{DueWill, Held},
+    node::{Delivered, Node},
+    session::{Held, log::Holding},
 };
+
+/// How long a will may hold up who takes the session over.
+const WILL_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How long a client may take to hear why it is closed.
 const LAST_WORD_TIMEOUT: Duration = Duration::from_secs(2);
@@ -97,61 +97,69 @@ where
         granted
     });
     let expiry = if matches!(close, Close::Refused(_)) { 0 } else { connection.expiry };
-    if expiry > 0 {
-        connection.await_outcomes().await;
-    }
     let last_words = connection.last_words(&close);
-    let Connection { session, mut held, mut stream, .. } = connection;
-    let now = node.now();
-    let will = will.map(|will| {
-        let delay = will.delay.min(expiry);
-        let at = now.saturating_add(u64::from(delay) * 1000);
-        let message = will.message(node.next_message_id(), held.slot.mailbox.key, at);
-        DueWill { message: Arc::new(message), at }
-    });
-    match will {
-        Some(will) if will.at > now => held.core.will = Some(will),
-        Some(will) => node.publish_for(&held.slot.client_id, &will.message),
-        None => {}
+    let Connection { mut held, holding, mut stream, .. } = connection;
+    if let Some(holding) = holding {
+        let left = Left { expiry, has_will: will.is_some() };
+        leave_logged(&node, &held, &holding, Some(left));
+        if will.is_some() {
+            // Whoever sweeps does what could not be done in time.
+            let _ = timeout(WILL_TIMEOUT, node.sessions.publish_left_will(&node, &holding)).await;
+        }
+        held.core.subscriptions.clear();
+        if expiry == 0 {
+            node.registry.forget(held);
+        }
+    } else {
+        if let Some(will) = will {
+            let message = will.message(node.next_message_id(), held.slot.mailbox.key, node.now());
+            let message = Arc::new(message);
+            let published = node.publish_durably(&held.slot.client_id, &message, Delivered::Maybe);
+            let _ = timeout(WILL_TIMEOUT, published).await;
+        }
+        end_session(&node, held);
     }
-    held.core.state = session.into_state();
-    leave_session(&node, held, expiry);
     // Last, for whoever takes the session over must not wait for a client that does not listen.
     if let Some(bytes) = last_words {
         last_word(&mut stream, &bytes).await;
     }
 }
 
+/// How a device left a session that is in the log.
+pub(super) struct Left {
+    /// Seconds that the session goes on.
+    expiry: u32,
+    has_will: bool,
+}
+
 /// The client was let in, but did not take CONNACK.
 pub(super) fn leave_unused(node: &Node, admitted: Admitted) {
     node.connections.leave();
-    let Admitted { held, expiry, .. } = admitted;
-    leave_session(node, held, expiry);
-}
-
-/// The device is away: its session waits for it as long as it asked, or ends.
-fn leave_session(node: &Node, mut held: Held, expiry: u32) {
-    if expiry == 0 {
-        end_session(node, &mut held);
-        node.registry.forget(held);
-    } else {
-        let dropped = held.slot.mailbox.go_offline(node.settings().caps());
-        node.counters.queue_full_drops.add(dropped as u64);
-        node.registry.release(held, ends_at(node.now(), expiry));
+    match admitted.holding {
+        Some(holding) => leave_logged(node, &admitted.held, &holding, None),
+        None => end_session(node, admitted.held),
     }
 }
 
-/// When a session ends whose device went at `now`; the largest interval means never (MQTT 5 section 3.1.2.11.2).
-fn ends_at(now: Millis, expiry: u32) -> Millis {
-    if expiry == u32::MAX { Millis::MAX - 1 } else { now.saturating_add(u64::from(expiry) * 1000) }
+/// The device is away: its session in the log waits for it as long as it asked, or ends. `left`: none if it was never
+/// served.
+pub(super) fn leave_logged(node: &Node, held: &Held, holding: &Holding, left: Option<Left>) {
+    let unsent = held.slot.mailbox.detach();
+    if holding.is_lost() {
+        return;
+    }
+    node.sessions.leave(node, holding, unsent, |session| {
+        if let Some(Left { expiry, has_will }) = left {
+            session.expiry = expiry;
+            session.will.take_if(|_| !has_will);
+        }
+    });
 }
 
-/// Ends a session: nothing of it is left but, if it is due now, its will.
-pub(crate) fn end_session(node: &Node, held: &mut Held) {
-    if let Some(will) = held.core.will.take() {
-        node.publish_for(&held.slot.client_id, &will.message);
-    }
-    node.discard(&held.slot, &mut held.core);
+/// Ends a session that is in no log: nothing of it is left.
+fn end_session(node: &Node, mut held: Held) {
+    held.core.discard(&held.slot.mailbox, &node.router);
+    node.registry.forget(held);
 }
 
 /// Sends these bytes and closes the socket so that they arrive: what the client still sends is read first, for a socket that is
@@ -230,30 +238,5 @@ where
             }
         }
         (!matches!(close, Close::Gone | Close::Socket(_))).then(|| std::mem::take(&mut self.backlog))
-    }
-
-    /// Waits until every publish that was handed to the log has its outcome, so that the session remembers which QoS 2
-    /// messages were taken.
-    async fn await_outcomes(&mut self) {
-        let deadline = tokio::time::Instant::now() + ACK_TIMEOUT;
-        let mut scratch = Scratch::new();
-        while self.outstanding > 0 {
-            let mailbox = self.mailbox.clone();
-            let mut settled = Vec::new();
-            let arrived = std::future::poll_fn(|context| {
-                settled = mailbox.look(context).settled;
-                if settled.is_empty() { std::task::Poll::Pending } else { std::task::Poll::Ready(()) }
-            });
-            if tokio::time::timeout_at(deadline, arrived).await.is_err() {
-                tracing::warn!(client_id = self.client_id(), "its last publishes had no outcome");
-                return;
-            }
-            for settled in settled {
-                // A failed one stays without its answer: the client repeats it.
-                let _ = self.settle(settled, &mut scratch);
-            }
-            self.hand_over(&mut scratch);
-            scratch.tidy();
-        }
     }
 }

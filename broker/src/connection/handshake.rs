@@ -5,7 +5,9 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 use bytes::BytesMut;
 use mqtt_proto::{
     codec::{CodecError, ConnAck, ConnAckProperties, Connect, Packet, Reason, Version, decode, split_frame},
-    session::{TOPIC_ALIAS_MAXIMUM, Terms},
+    durable::record::{Phase, Session},
+    message::MessageId,
+    session::{SessionState, TOPIC_ALIAS_MAXIMUM, Terms},
 };
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
@@ -21,9 +23,13 @@ use crate::{
     admission::{Newcomer, TooMany},
     auth::{Credentials, LoginError, User},
     limits::notice,
-    log::Health,
+    log::{Health, LogError},
     node::Node,
-    session::{ClaimError, Held},
+    session::{
+        ClaimError, Held,
+        log::{ClaimFailed, Holding, Online, Resumed, delivery, may_resume, publish_will},
+        note::Note,
+    },
     settings::Settings,
 };
 
@@ -41,6 +47,9 @@ const LOG_PATIENCE: Duration = Duration::from_secs(5);
 /// A client that has been let in.
 pub(super) struct Admitted {
     pub(super) held: Held,
+    /// Of a session in the log, and what is under way with it.
+    pub(super) holding: Option<Arc<Holding>>,
+    pub(super) state: SessionState,
     pub(super) user: Arc<User>,
     pub(super) anonymous: bool,
     /// What it was let in under: a change since then is followed at once.
@@ -89,6 +98,12 @@ pub(super) enum Refused {
     LogAway,
     #[error("{0}")]
     Claim(#[from] ClaimError),
+}
+
+impl From<ClaimFailed> for Refused {
+    fn from(_: ClaimFailed) -> Refused {
+        Refused::LogAway
+    }
 }
 
 impl Refused {
@@ -165,7 +180,11 @@ where
         Err(refused) => (version_for_refusal(&buffer), String::new(), Err(refused)),
         Ok(connect) => {
             let client_id = connect.client_id.to_owned();
-            (Some(connect.version), client_id, let_in(node, &settings, &connect, newcomer, unread).await)
+            (
+                Some(connect.version),
+                client_id,
+                let_in(node, &settings, &connect, newcomer, unread, peer).await,
+            )
         }
     };
     let (admitted, connack) = match outcome {
@@ -232,6 +251,7 @@ async fn let_in(
     connect: &Connect<'_>,
     newcomer: &mut Newcomer,
     unread: Vec<u8>,
+    peer: SocketAddr,
 ) -> Result<(Admitted, BytesMut), Refused> {
     let limits = settings.limits();
     let given_expiry = connect.properties.session_expiry_interval;
@@ -290,38 +310,22 @@ async fn let_in(
         return Err(Refused::ConnectionLimit(limits.connections));
     }
     let was_online = node.registry.is_online(client_id);
-    let claimed = node.registry.claim(client_id).await;
-    let mut held = match claimed {
-        Ok(held) => held,
-        Err(error) => {
+    let taken = take_session(node, connect, user, client_id, expiry, will.as_ref(), peer).await;
+    let Taken { held, holding, state, present: session_present, had_session } = match taken {
+        Ok(taken) => taken,
+        Err(refused) => {
             node.connections.leave();
-            return Err(error.into());
+            return Err(refused);
         }
     };
-    let session_present = !connect.clean_start && held.core.belongs_to(&user.name);
     let arrival = Arrival {
         version: connect.version,
         clean_start: connect.clean_start,
         session_present,
         keep_alive: connect.keep_alive,
         was_online,
-        had_session: held.core.user.is_some(),
+        had_session,
     };
-    if !session_present {
-        closing::end_session(node, &mut held);
-        held.core.user = Some(user.name.clone());
-        if connect.clean_start {
-            node.give_up_unreleased(client_id);
-        } else {
-            held.core.notes = node.unreleased.take_recovered(client_id);
-            held.core.notes.retain(|_, note| note.user == user.name);
-        }
-    }
-    held.core.will = None;
-    if session_present {
-        // A grant may have gone while nobody could act on the session.
-        held.core.revoke(&held.slot.mailbox, &node.router, &user.grants(client_id));
-    }
     let mut out = BytesMut::new();
     let properties = ConnAckProperties {
         session_expiry_interval: (expiry != given_expiry).then_some(expiry),
@@ -335,10 +339,12 @@ async fn let_in(
         .encode(connect.version, &mut out);
     let admitted = Admitted {
         held,
+        terms: Terms { logged: holding.is_some(), ..Terms::of(connect, INFLIGHT_CAP, PUBLISH_WINDOW) },
+        holding,
+        state,
         user: user.clone(),
         anonymous: connect.username.is_none() && newcomer.user.is_none(),
         settings: settings.clone(),
-        terms: Terms::of(connect, INFLIGHT_CAP, PUBLISH_WINDOW),
         will,
         expiry,
         unread,
@@ -382,6 +388,117 @@ async fn login(
         failures.note(suspect, node.now());
     }
     Ok(outcome?)
+}
+
+/// A client that was taken for this connection.
+struct Taken {
+    held: Held,
+    holding: Option<Arc<Holding>>,
+    state: SessionState,
+    present: bool,
+    had_session: bool,
+}
+
+/// Takes the client over from whoever has it, here and, if its session is or will be in the log, there.
+async fn take_session(
+    node: &Arc<Node>,
+    connect: &Connect<'_>,
+    user: &User,
+    client_id: &str,
+    expiry: u32,
+    will: Option<&Will>,
+    peer: SocketAddr,
+) -> Result<Taken, Refused> {
+    let mut held = node.registry.claim(client_id).await?;
+    let former = node.sessions.latest(client_id).filter(|(_, former)| former.phase != Phase::Ended);
+    let had_session = former.is_some();
+    let resumes = !connect.clean_start
+        && former.as_ref().is_some_and(|(_, former)| may_resume(former, &user.name, node.now()));
+    if let Some((nonce, former)) = &former {
+        settle_will(node, client_id, former, *nonce, resumes).await?;
+    }
+    if expiry == 0 && !resumes {
+        if had_session {
+            node.sessions.claim_end(node, &held.slot, LOG_PATIENCE).await?;
+        }
+        held.core.discard(&held.slot.mailbox, &node.router);
+        return Ok(Taken {
+            held,
+            holding: None,
+            state: SessionState::default(),
+            present: false,
+            had_session,
+        });
+    }
+    let terms = Online {
+        resumes,
+        user: user.name.clone(),
+        peer: peer.to_string().into(),
+        protocol: connect.version as u8,
+        expiry,
+        will: will.map(|will| Box::new(will.logged())),
+    };
+    let resumed = node.sessions.claim_online(node, &held.slot, LOG_PATIENCE, terms).await?;
+    let present = resumed.present;
+    let holding = resumed.holding.clone();
+    let state = match timeout(LOG_PATIENCE, restore(node, &mut held, resumed)).await {
+        Ok(Ok(state)) => state,
+        Ok(Err(_)) | Err(_) => {
+            // It is not served after all.
+            super::closing::leave_logged(node, &held, &holding, None);
+            return Err(Refused::LogAway);
+        }
+    };
+    for name in held.core.revoke(&held.slot.mailbox, &node.router, &user.grants(client_id)) {
+        // A grant may have gone while nobody could act on the session.
+        node.sessions.subscribe(&holding, &name, None, node.wall(), node.bridge.nobody());
+    }
+    Ok(Taken { held, holding: Some(holding), state, present, had_session })
+}
+
+/// Publishes the will of the connection before, unless it waits and the session goes on.
+async fn settle_will(
+    node: &Arc<Node>,
+    client_id: &str,
+    former: &Session,
+    nonce: MessageId,
+    resumes: bool,
+) -> Result<(), Refused> {
+    let Some(will) = &former.will else { return Ok(()) };
+    let is_due = match former.phase {
+        Phase::Online => will.delay == 0,
+        _ => will.due_at.is_some_and(|at| at <= node.now()),
+    };
+    if (is_due || !resumes) && !publish_will(node, client_id, former, will, nonce).await {
+        return Err(Refused::LogAway);
+    }
+    Ok(())
+}
+
+/// What the session goes on with: subscriptions, unreleased publishes, and messages that wait or are under way.
+async fn restore(node: &Node, held: &mut Held, resumed: Resumed) -> Result<SessionState, LogError> {
+    let Resumed { holding, queue, sent_below, inbound, filters, .. } = resumed;
+    held.core.subscriptions = filters.into_iter().collect();
+    let mut former = std::mem::take(&mut held.core.notes);
+    held.core.notes = inbound
+        .into_iter()
+        .map(|(packet_id, inbound)| {
+            let known = former.remove(&packet_id).filter(|note| note.inbound.mid == inbound.mid);
+            (packet_id, Note { inbound, routed: known.is_some_and(|note| note.routed) })
+        })
+        .collect();
+    let received =
+        queue.iter().filter_map(|(_, entry)| Some((entry.received?, entry.mid))).collect::<Vec<_>>();
+    let waits: Vec<_> = queue.into_iter().filter(|(_, entry)| entry.received.is_none()).collect();
+    let mut bodies = node.sessions.bodies(holding.partition, holding.sid, &waits).await?;
+    let (mut sent, mut unsent) = (Vec::new(), Vec::new());
+    for (order, entry) in waits {
+        let Some(message) = bodies.remove(&entry.mid) else { continue };
+        let to = if order < sent_below { &mut sent } else { &mut unsent };
+        to.push(delivery(&entry, message));
+    }
+    held.slot.mailbox.prepend(unsent);
+    Ok(SessionState::restore(received, sent))
 }
 
 /// Waits a while for a log that is away.

@@ -130,8 +130,16 @@ where
 
     fn follow(&mut self, effect: Effect<'_>, scratch: &mut Scratch) -> Result<(), Close> {
         match effect {
+            Effect::None => Ok(()),
             // A delivery that was finished opens the window; deliveries follow reading anyway.
-            Effect::None | Effect::Delivered => Ok(()),
+            Effect::Delivered => {
+                self.note_finished();
+                Ok(())
+            }
+            Effect::Received { packet_id, mid } => {
+                self.note_received(packet_id, mid);
+                Ok(())
+            }
             Effect::Publish(publish, ticket) => self.publish(&publish, ticket, scratch),
             Effect::Release { packet_id, known } => {
                 self.release(packet_id, known, scratch);

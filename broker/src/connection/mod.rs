@@ -16,7 +16,7 @@ pub(crate) mod will;
 
 use std::{
     cell::Cell,
-    collections::VecDeque,
+    collections::{HashMap, VecDeque},
     net::SocketAddr,
     pin::Pin,
     sync::Arc,
@@ -25,9 +25,10 @@ use std::{
 };
 
 use bytes::BytesMut;
+use foldhash::fast::RandomState;
 use mqtt_proto::{
     acl::Grants,
-    message::{Delivery, Millis},
+    message::{Delivery, MessageId, Millis},
     session::{Session, Violation},
 };
 use tokio::{
@@ -38,6 +39,7 @@ use tokio::{
 use self::{
     closing::Close,
     publish::{Intake, Topics},
+    subscribe::Asked,
     will::Will,
 };
 use crate::{
@@ -49,6 +51,7 @@ use crate::{
     router::fanout::Fanout,
     session::{
         Held,
+        log::Holding,
         mailbox::{Mailbox, PATIENCE, Settled, Settling},
     },
     settings::Settings,
@@ -69,6 +72,8 @@ pub(crate) struct Connection<S> {
     peer: SocketAddr,
     session: Session,
     held: Held,
+    /// Of a session in the log.
+    holding: Option<Arc<Holding>>,
     mailbox: Arc<Mailbox>,
     user: Arc<User>,
     anonymous: bool,
@@ -80,6 +85,8 @@ pub(crate) struct Connection<S> {
     topics: Topics,
     /// Publishes that wait for their turn.
     intake: VecDeque<Intake>,
+    /// Counts those that something of their own is waited for.
+    turns: u64,
     /// Gets the outcomes of this connection's appends.
     settling: Arc<dyn AppendSink>,
     /// Read, not yet parsed.
@@ -89,8 +96,12 @@ pub(crate) struct Connection<S> {
     /// Encoded, not yet taken by the socket.
     backlog: BytesMut,
     pauses: Pauses,
-    /// Appends of this connection without an outcome.
-    outstanding: usize,
+    /// Publishes that wait for more than one append.
+    waits: HashMap<u64, usize, RandomState>,
+    /// Changes of subscriptions that wait for the log.
+    asked: Asked,
+    /// QoS 2 messages that the device has taken, by packet identifier, until that is written down.
+    receiving: HashMap<u16, MessageId, RandomState>,
     /// When the oldest unanswered publish must have its outcome.
     ack_deadline: Option<Millis>,
     timer: Option<Pin<Box<Sleep>>>,
@@ -142,7 +153,9 @@ where
 {
     fn new(node: Arc<Node>, stream: S, peer: SocketAddr, admitted: handshake::Admitted) -> Self {
         let handshake::Admitted {
-            mut held,
+            held,
+            holding,
+            state,
             user,
             anonymous,
             settings,
@@ -154,22 +167,28 @@ where
         } = admitted;
         let now = node.now();
         let mailbox = held.slot.mailbox.clone();
-        mailbox.go_online();
+        if holding.is_none() {
+            mailbox.go_online();
+        }
         Connection {
-            session: Session::new(terms, std::mem::take(&mut held.core.state), now),
+            session: Session::new(terms, state, now),
             grants: user.grants(&held.slot.client_id),
             topics: Topics::default(),
             intake: VecDeque::new(),
+            turns: 0,
             settling: Arc::new(Settling { mailbox: mailbox.clone(), connection: held.claim }),
             backlog: BytesMut::new(),
             pauses: Pauses::default(),
-            outstanding: 0,
+            waits: HashMap::default(),
+            asked: Asked::default(),
+            receiving: HashMap::default(),
             ack_deadline: None,
             timer: None,
             node,
             stream,
             peer,
             held,
+            holding,
             mailbox,
             user,
             anonymous,
@@ -213,12 +232,12 @@ where
         for _ in 0..READS_A_TURN {
             self.now = self.node.now();
             let mail = self.mailbox.look(context);
-            // First of all: whoever closes waits for all outcomes, so that none may be passed over.
             let mut outcome = Ok(());
             for settled in mail.settled {
                 outcome = outcome.and(self.settle(settled, scratch));
             }
-            if mail.called && !self.held.is_valid() {
+            let is_lost = || self.holding.as_ref().is_some_and(|holding| holding.is_lost());
+            if mail.called && (!self.held.is_valid() || is_lost()) {
                 return Err(Close::TakenOver);
             }
             if mail.called && self.node.is_stopping() {
@@ -274,6 +293,10 @@ where
         self.grants = user.grants(client_id);
         self.user = user;
         for filter in self.held.core.revoke(&self.mailbox, &self.node.router, &self.grants) {
+            if let Some(holding) = &self.holding {
+                let nobody = self.node.bridge.nobody();
+                self.node.sessions.subscribe(holding, &filter, None, self.node.wall(), nobody);
+            }
             tracing::info!(
                 client_id = self.client_id(),
                 filter = &*filter,
@@ -288,7 +311,6 @@ where
         if settled.connection != self.held.claim {
             return Ok(());
         }
-        self.outstanding = self.outstanding.saturating_sub(1);
         if !matches!(settled.outcome, Outcome::Durable(_)) {
             return Err(Close::LogFailed);
         }

@@ -6,10 +6,15 @@ use std::{
 };
 
 use bytes::{Buf, BytesMut};
-use mqtt_proto::session::{DropReason, Sent};
+use mqtt_proto::{
+    codec::QoS,
+    message::MessageId,
+    session::{DropReason, Finished, Sent},
+};
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::{BACKLOG_LIMIT, Connection, Scratch, closing::Close};
+use super::{BACKLOG_LIMIT, Connection, Scratch, closing::Close, publish::RECEIVED};
+use crate::{log::Outcome, outside::Mistake};
 
 /// Deliveries taken from the mailbox at once.
 const TAKE: usize = 256;
@@ -30,6 +35,7 @@ where
             let dropped = self.session.take_dropped();
             self.node.counters.expired_drops.add(dropped.expired);
             self.node.counters.oversize_drops.add(dropped.too_large);
+            self.note_finished();
             if unfinished {
                 // Nothing more came: only acknowledgements make room.
                 return scratch.out.len() > before;
@@ -48,6 +54,12 @@ where
                     Sent::Now => sent += 1,
                     Sent::Dropped(reason) => {
                         dropped = true;
+                        if let Some(holding) =
+                            self.holding.as_ref().filter(|_| delivery.qos > QoS::AtMostOnce)
+                        {
+                            let (mid, now) = (delivery.message.id, self.node.wall());
+                            self.node.sessions.finish(holding.logged(), mid, reason.into(), now);
+                        }
                         match reason {
                             DropReason::Expired => self.node.counters.expired_drops.add(1),
                             DropReason::TooLarge => self.node.counters.oversize_drops.add(1),
@@ -65,6 +77,36 @@ where
             self.mailbox.offer_room(self.settings.caps());
         }
         more
+    }
+
+    /// Says in the log which messages the device needs no more.
+    pub(super) fn note_finished(&mut self) {
+        let Some(holding) = &self.holding else { return };
+        for Finished { mid, why } in self.session.take_finished() {
+            self.node.sessions.finish(holding.logged(), mid, why, self.node.wall());
+        }
+    }
+
+    /// Says in the log that the device has taken a QoS 2 message; its PUBREL follows once that is durable.
+    pub(super) fn note_received(&mut self, packet_id: u16, mid: MessageId) {
+        let Some(holding) = self.holding.clone() else { return };
+        if self.receiving.insert(packet_id, mid) == Some(mid) {
+            // It is being written.
+            return;
+        }
+        let done = self.completion(RECEIVED | u64::from(packet_id));
+        if self.node.outside.makes(Mistake::PubrelBeforeProgress) {
+            done.sink.appended(done.token, Outcome::Durable(0));
+            return;
+        }
+        self.node.sessions.received(&holding, mid, packet_id, self.node.wall(), done);
+    }
+
+    /// That is durable.
+    pub(super) fn release_received(&mut self, packet_id: u16, scratch: &mut Scratch) {
+        if let Some(mid) = self.receiving.remove(&packet_id) {
+            self.session.received(packet_id, mid, &mut scratch.out);
+        }
     }
 
     /// Writes what is encoded; what the socket does not take is kept. True if the socket is behind.

@@ -1,8 +1,9 @@
 //! A client's publishes: may it, where to, and when is it acknowledged.
 //!
-//! They are issued strictly in order. Most are routed and handed to the log at once. A QoS 2 message of a persistent
-//! session under a registered parent is noted in the log first ([`crate::session::unreleased`]); what comes
-//! behind it on the connection waits for its turn.
+//! They are issued strictly in order. Most are routed and handed to the log at once. A QoS 2 message of a
+//! session in the log is noted there first ([`crate::session::note`]); what comes behind it on the connection waits for
+//! its turn. One is acknowledged once it is durable wherever it must be: under its parent, and for each partition of the
+//! session log in which a session gets it.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -23,8 +24,9 @@ use crate::{
     bridge::partition_of,
     limits::notice,
     log::{Completion, Outcome},
+    outside::Mistake,
     router::Route,
-    session::unreleased::Note,
+    session::{log::Holding, note::Note},
     settings::Parent,
 };
 
@@ -33,12 +35,15 @@ const INTAKE_LIMIT: usize = 1000;
 /// Topics that one connection remembers.
 const REMEMBERED: usize = 64;
 
-// What an append's token stands for, besides the ticket or packet identifier in its lower bits.
+// What an append's token stands for, besides the ticket, turn or packet identifier in its lower bits.
 const NOTED: u64 = 1 << 63;
 const FOUND: u64 = 1 << 62;
 const RELEASED: u64 = 1 << 61;
 const KNOWN: u64 = 1 << 60;
-const KINDS: u64 = NOTED | FOUND | RELEASED | KNOWN;
+pub(super) const RECEIVED: u64 = 1 << 59;
+pub(super) const GRANTED: u64 = 1 << 58;
+const RETAINED: u64 = 1 << 57;
+const KINDS: u64 = NOTED | FOUND | RELEASED | KNOWN | RECEIVED | GRANTED | RETAINED;
 
 /// What a connection knows of the topics it publishes to.
 #[derive(Default)]
@@ -60,18 +65,20 @@ pub(super) struct Intake {
     message: Message,
     topic: Arc<TopicEntry>,
     ticket: Option<Ticket>,
-    stage: Stage,
+    /// Names it among those of this connection.
+    turn: u64,
+    /// Neither its note nor its record as a retained message is waited for.
+    is_ready: bool,
+    /// It was stored by a former process run already.
+    is_stored: bool,
     /// Its packet identifier, if there is a note about it.
     noted: Option<u16>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Stage {
-    /// Its note is not durable yet, or it is being looked for in its parent topic.
-    Noting,
-    Ready,
-    /// It was stored by a former process run already.
-    Stored,
+impl Intake {
+    fn new(message: Message, topic: Arc<TopicEntry>, ticket: Option<Ticket>, turn: u64) -> Intake {
+        Intake { message, topic, ticket, turn, is_ready: true, is_stored: false, noted: None }
+    }
 }
 
 impl Topics {
@@ -112,18 +119,20 @@ where
         let message =
             Message::new(id, self.mailbox.key, publish.topic, publish.payload, publish.qos, publish.retain)
                 .with_properties(&publish.properties.message, self.now);
-        if let (Some(parent), Some(ticket), QoS::ExactlyOnce) = (&topic.parent, ticket, publish.qos)
-            && self.expiry > 0
-        {
-            let parent = parent.clone();
-            self.note(publish, message, topic, &parent, ticket);
+        if let (Some(holding), Some(ticket), QoS::ExactlyOnce) = (self.holding.clone(), ticket, publish.qos) {
+            self.note(publish, message, topic, &holding, ticket);
+        } else if message.retain && ticket.is_some() {
+            let turn = self.next_turn();
+            self.retain(&message, turn);
+            let intake = Intake { is_ready: false, ..Intake::new(message, topic, ticket, turn) };
+            self.intake.push_back(intake);
         } else if self.intake.is_empty()
             && self.pauses.congested.is_empty()
             && scratch.fanout.congested.is_empty()
         {
-            self.issue(Intake { message, topic, ticket, stage: Stage::Ready, noted: None }, scratch);
+            self.issue(Intake::new(message, topic, ticket, 0), scratch);
         } else {
-            self.intake.push_back(Intake { message, topic, ticket, stage: Stage::Ready, noted: None });
+            self.intake.push_back(Intake::new(message, topic, ticket, 0));
         }
         if self.ack_deadline.is_none() && self.session.owes_acks() {
             self.ack_deadline = Some(self.now + millis(ACK_TIMEOUT));
@@ -136,11 +145,11 @@ where
         let noted = self.held.core.notes.remove(&packet_id).is_some();
         // A client that keeps its session may release what was finished when a crash swallowed the answer. Clients give
         // up when they are told then that the identifier is unknown.
-        let known = known || self.expiry > 0;
-        if noted {
+        let known = known || self.holding.is_some();
+        if let Some(holding) = self.holding.as_ref().filter(|_| noted) {
             let known = if known { KNOWN } else { 0 };
             let done = self.completion(RELEASED | known | u64::from(packet_id));
-            self.node.unreleased.delete(&self.held.slot.client_id, packet_id, self.node.wall(), done);
+            self.node.sessions.release(holding, packet_id, self.node.wall(), done);
         } else {
             self.session.released(packet_id, known, &mut scratch.out);
         }
@@ -152,14 +161,31 @@ where
         if token & RELEASED != 0 {
             let packet_id = u16::try_from(number).unwrap_or_default();
             self.session.released(packet_id, token & KNOWN != 0, &mut scratch.out);
-        } else if token & (NOTED | FOUND) != 0 {
-            let waiting = self.intake.iter_mut().find(|intake| intake.ticket == Some(Ticket(number)));
-            if let Some(intake) = waiting {
-                intake.stage = if token & FOUND != 0 { Stage::Stored } else { Stage::Ready };
+        } else if token & RECEIVED != 0 {
+            self.release_received(u16::try_from(number).unwrap_or_default(), scratch);
+        } else if token & GRANTED != 0 {
+            self.granted(number, scratch);
+        } else if token & (NOTED | FOUND | RETAINED) != 0 {
+            let waiting = self.intake.iter().position(|intake| intake.turn == number);
+            let Some(intake) = waiting.and_then(|index| self.intake.get_mut(index)) else { return };
+            intake.is_stored |= token & FOUND != 0;
+            if intake.message.retain && token & RETAINED == 0 {
+                // First who subscribes finds it, then those who have get it: so nobody misses it in between.
+                let (node, settling) = (&self.node, &self.settling);
+                let done = Completion { sink: settling.clone(), token: RETAINED | number };
+                node.retained.retain(&intake.message, intake.message.id, node.wall(), done);
+            } else {
+                intake.is_ready = true;
             }
             self.issue_waiting(scratch);
         } else {
-            self.session.published(Ticket(number), Reason::Success, &mut scratch.out);
+            match self.waits.get_mut(&number) {
+                Some(left) if *left > 1 => *left -= 1,
+                _ => {
+                    self.waits.remove(&number);
+                    self.session.published(Ticket(number), Reason::Success, &mut scratch.out);
+                }
+            }
         }
     }
 
@@ -167,7 +193,7 @@ where
     pub(super) fn issue_waiting(&mut self, scratch: &mut Scratch) {
         while self.pauses.congested.is_empty()
             && scratch.fanout.congested.is_empty()
-            && self.intake.front().is_some_and(|intake| intake.stage != Stage::Noting)
+            && self.intake.front().is_some_and(|intake| intake.is_ready)
         {
             let Some(intake) = self.intake.pop_front() else { break };
             self.issue(intake, scratch);
@@ -232,39 +258,40 @@ where
         Ok(())
     }
 
-    /// Says in the log under which message ID this identifier's message will be stored; or, if a former process run said so
-    /// already and the client repeats it, finds out whether it is stored.
+    /// Says in the log under which message ID this identifier's message goes on; or, if that was said already and the client
+    /// repeats it, finds out whether it is stored.
     fn note(
         &mut self,
         publish: &Publish<'_>,
         mut message: Message,
         topic: Arc<TopicEntry>,
-        parent: &Parent,
+        holding: &Holding,
         ticket: Ticket,
     ) {
-        let packet_id = publish.packet_id;
+        let (packet_id, turn) = (publish.packet_id, self.next_turn());
         let now = self.node.wall();
         let former = self.held.core.notes.get(&packet_id);
-        let former =
-            former.filter(|note| note.is_repeated_by(&message, publish.dup, &parent.topic, now)).cloned();
+        let former = former.filter(|note| note.is_repeated_by(&message, publish.dup, now)).cloned();
         if let Some(note) = former {
-            message.id = note.message_id();
-            self.search(note, ticket);
+            message.id = note.inbound.mid;
+            self.search(note, turn);
         } else {
-            let partition = partition_of(parent, self.client_id(), &message);
-            let from = self.node.log.known_end(&parent.topic, partition);
-            let note = Note::new(&self.user.name, &message, now, &parent.topic, partition, from);
-            let done = self.completion(NOTED | ticket.0);
-            self.node.unreleased.note(&self.held.slot.client_id, packet_id, &note, now, done);
+            let stored = topic.parent.as_deref().map(|parent| {
+                let partition = partition_of(parent, self.client_id(), &message);
+                (parent, partition, self.node.log.known_end(&parent.topic, partition))
+            });
+            let note = Note::new(&message, now, stored);
+            let done = self.completion(NOTED | turn);
+            self.node.sessions.note(holding, packet_id, &note.inbound, now, done);
             self.held.core.notes.insert(packet_id, note);
             self.mind_the_log();
         }
-        let (ticket, noted) = (Some(ticket), Some(packet_id));
-        self.intake.push_back(Intake { message, topic, ticket, stage: Stage::Noting, noted });
+        let intake = Intake::new(message, topic, Some(ticket), turn);
+        let is_ready = self.node.outside.makes(Mistake::RouteBeforeNote);
+        self.intake.push_back(Intake { is_ready, noted: Some(packet_id), ..intake });
     }
 
-    fn search(&mut self, note: Note, ticket: Ticket) {
-        self.outstanding += 1;
+    fn search(&mut self, note: Note, turn: u64) {
         let log = self.node.log.clone();
         let sink = self.settling.clone();
         self.node.outside.spawn(async move {
@@ -277,19 +304,19 @@ where
                     (NOTED, Outcome::Broken)
                 }
             };
-            sink.appended(kind | ticket.0, outcome);
+            sink.appended(kind | turn, outcome);
         });
     }
 
     /// Routes a message, stores it where its parent is registered, and acknowledges it when nothing is left to wait for.
     fn issue(&mut self, intake: Intake, scratch: &mut Scratch) {
-        let Intake { message, topic, ticket, stage, noted } = intake;
+        let Intake { message, topic, ticket, is_stored, noted, .. } = intake;
         let note = noted.and_then(|packet_id| self.held.core.notes.get_mut(&packet_id));
-        let note = note.filter(|note| note.message_id() == message.id);
+        let note = note.filter(|note| note.inbound.mid == message.id);
         let routed = note.is_some_and(|note| std::mem::replace(&mut note.routed, true));
-        let mut waits = false;
-        if let Some(parent) = topic.parent.as_ref().filter(|_| stage != Stage::Stored) {
-            waits = ticket.is_some();
+        let mut appends = 0;
+        if let Some(parent) = topic.parent.as_ref().filter(|_| !is_stored) {
+            appends += usize::from(ticket.is_some());
             let done = match ticket {
                 Some(ticket) => self.completion(ticket.0),
                 None => self.node.bridge.nobody(),
@@ -298,8 +325,12 @@ where
             self.mind_the_log();
         }
         let message = Arc::new(message);
-        if message.retain && !routed {
-            self.node.router.retain(&message);
+        if message.retain && ticket.is_none() {
+            // Nobody is told when it is durable, and its client may be gone by then.
+            let (node, nobody) = (&self.node, self.node.bridge.nobody());
+            node.router.retain(&message);
+            node.retained.retain(&message, message.id, node.wall(), nobody);
+            self.mind_the_log();
         }
         // A publish that waited for its turn must find who subscribed meanwhile.
         let route = if topic.route.generation == self.node.router.generation() {
@@ -307,10 +338,20 @@ where
         } else {
             Arc::new(self.node.router.route(&topic.name))
         };
+        if let Some(ticket) = ticket.filter(|_| !route.logged.is_empty()) {
+            // A repeat, too: nobody knows whether it is there already, and it counts once.
+            let queued = self.enqueue(&route, &message, ticket, scratch);
+            if !self.node.outside.makes(Mistake::AckBeforeQueued) {
+                appends += queued;
+            }
+        }
         if !routed {
             scratch.fanout.push(&route, message, self.settings.caps(), &self.node.counters);
         }
-        if let Some(ticket) = ticket.filter(|_| !waits) {
+        if let Some(ticket) = ticket.filter(|_| appends > 1) {
+            self.waits.insert(ticket.0, appends);
+        }
+        if let Some(ticket) = ticket.filter(|_| appends == 0) {
             let nobody = route.recipients.is_empty() && topic.parent.is_none();
             let reason = if nobody { Reason::NoMatchingSubscribers } else { Reason::Success };
             self.session.published(ticket, reason, &mut scratch.out);
@@ -320,16 +361,43 @@ where
         }
     }
 
+    /// Hands a message to the session log for those who get it through that; how many appends there are.
+    fn enqueue(&mut self, route: &Route, message: &Message, ticket: Ticket, scratch: &mut Scratch) -> usize {
+        let caps = self.settings.caps();
+        let logged = route.logged.iter().flat_map(|(_, indices)| indices);
+        let mailboxes = logged.filter_map(|index| route.recipients.get(*index)).map(|to| &to.mailbox);
+        scratch.fanout.congested.extend(mailboxes.filter(|mailbox| mailbox.is_congested(caps)).cloned());
+        let once = message.qos == QoS::ExactlyOnce;
+        let done = || self.completion(ticket.0);
+        let appends = self.node.sessions.enqueue(route, message, once, self.node.wall(), done);
+        if appends > 0 {
+            self.mind_the_log();
+        }
+        appends
+    }
+
+    /// Keeps a message as its topic's.
+    fn retain(&mut self, message: &Message, turn: u64) {
+        let done = self.completion(RETAINED | turn);
+        let node = &self.node;
+        node.retained.retain(message, message.id, node.wall(), done);
+        self.mind_the_log();
+    }
+
+    fn next_turn(&mut self) -> u64 {
+        self.turns += 1;
+        self.turns
+    }
+
     /// Who hands records to a log that is behind reads on once it has caught up; others are not concerned.
-    fn mind_the_log(&mut self) {
+    pub(super) fn mind_the_log(&mut self) {
         if self.pauses.log.is_none() && !self.node.log.room() {
             let log = self.node.log.clone();
             self.pauses.log = Some(Box::pin(async move { log.wait_for_room().await }));
         }
     }
 
-    fn completion(&mut self, token: u64) -> Completion {
-        self.outstanding += 1;
+    pub(super) fn completion(&self, token: u64) -> Completion {
         Completion { sink: self.settling.clone(), token }
     }
 }

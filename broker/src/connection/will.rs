@@ -2,6 +2,7 @@
 
 use mqtt_proto::{
     codec::{self, QoS},
+    durable::record,
     message::{Message, MessageId, Millis},
     topic::{TopicError, check_topic},
 };
@@ -45,5 +46,19 @@ impl Will {
             self.expiry,
             at,
         )
+    }
+
+    /// As it stands in the session log.
+    pub(super) fn logged(&self) -> record::Will {
+        record::Will {
+            delay: self.delay,
+            due_at: None,
+            topic: self.topic.clone(),
+            payload: self.payload.clone(),
+            qos: self.qos,
+            retain: self.retain,
+            expiry: self.expiry,
+            forwarded: self.forwarded.clone().into(),
+        }
     }
 }

@@ -233,10 +233,18 @@ pub(crate) fn append_and_wait(
     partition: u32,
     record: Record,
 ) -> impl Future<Output = Outcome> + use<> {
-    let (sender, receiver) = oneshot::channel();
-    let sink = Arc::new(OneOutcome(parking_lot::Mutex::new(Some(sender))));
-    log.append(topic, partition, record, Completion { sink, token: 0 });
+    let (done, receiver) = Completion::awaited();
+    log.append(topic, partition, record, done);
     async move { receiver.await.unwrap_or(Outcome::Broken) }
+}
+
+impl Completion {
+    /// For one append whose outcome is awaited; it has none when the store ended without telling.
+    pub(crate) fn awaited() -> (Completion, oneshot::Receiver<Outcome>) {
+        let (sender, receiver) = oneshot::channel();
+        let sink = Arc::new(OneOutcome(parking_lot::Mutex::new(Some(sender))));
+        (Completion { sink, token: 0 }, receiver)
+    }
 }
 
 struct OneOutcome(parking_lot::Mutex<Option<oneshot::Sender<Outcome>>>);

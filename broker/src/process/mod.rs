@@ -28,7 +28,10 @@ use crate::{
     node::Node,
     outside::Outside,
     server::Server,
-    session::unreleased::Unreleased,
+    session::{
+        log::{Place, SessionLog},
+        retained::RetainedLog,
+    },
     settings::{Problems, Settings},
 };
 
@@ -180,16 +183,17 @@ async fn prepare<S: Source>(
     let mut trouble = Trouble::default();
     loop {
         let Steering { documents, acl } = &steering;
-        let lines = match make_node(Outside::default(), store.log(), &documents.config, acl).await {
-            Ok(Ok(node)) => {
-                let Documents { config: InstanceConfig { listeners, .. }, tls, .. } = steering.documents;
-                return Ok(Ok(Prepared { store, node, listeners, tls }));
-            }
-            Ok(Err(problems)) if !problems.may_pass => return Ok(Err(problems)),
-            Ok(Err(problems)) => problems.lines,
-            Err(error @ LogError::Store(_)) => vec![error.to_string()],
-            Err(error) => return Err(error.into()),
-        };
+        let lines =
+            match make_node(Outside::default(), store.log(), store.place(), &documents.config, acl).await {
+                Ok(Ok(node)) => {
+                    let Documents { config: InstanceConfig { listeners, .. }, tls, .. } = steering.documents;
+                    return Ok(Ok(Prepared { store, node, listeners, tls }));
+                }
+                Ok(Err(problems)) if !problems.may_pass => return Ok(Err(problems)),
+                Ok(Err(problems)) => problems.lines,
+                Err(error @ LogError::Store(_)) => vec![error.to_string()],
+                Err(error) => return Err(error.into()),
+            };
         let line = lines.join("; ");
         server.awaits(&line);
         if trouble.is_due(&line) {
@@ -238,11 +242,13 @@ impl Steering {
 pub(crate) async fn make_node(
     outside: Outside,
     log: Arc<dyn Log>,
+    place: Place<'_>,
     config: &InstanceConfig,
     acl: &AclDocument,
 ) -> Result<Result<Arc<Node>, Problems>, LogError> {
-    let keep = Duration::from_secs(u64::from(config.session.expiry_seconds));
-    let unreleased = Unreleased::recover(log.clone(), outside.wall(), keep).await?;
+    let (boot, now, packet_size) = (outside.random(), outside.wall(), config.limits.packet_size);
+    let sessions = SessionLog::open(log.clone(), outside.clone(), boot, place, packet_size).await?;
+    let retained = RetainedLog::open(log.clone(), boot, place, packet_size, now).await?;
     let topics = SystemTopics::ensure(&*log, config.limits.packet_size).await?;
     let bridge = Bridge::new(log.clone(), topics);
     let settings = match Settings::compile(config.clone(), acl, &*log).await {
@@ -256,7 +262,10 @@ pub(crate) async fn make_node(
             return Ok(Err(Problems { lines, may_pass: true }));
         }
     };
-    Ok(Ok(Arc::new(Node::new(outside, log, bridge, unreleased, logins, settings))))
+    let node = Arc::new(Node::new(outside, log, bridge, sessions, retained, logins, settings));
+    node.retained.begin(&node);
+    node.sessions.begin(&node);
+    Ok(Ok(node))
 }
 
 async fn bind<S: Source>(address: &str, listener: &str) -> anyhow::Result<TcpListener> {

@@ -10,6 +10,7 @@ use crate::log::{
     embedded::{EmbeddedLog, EmbeddedOptions},
     kafka::{Access, KafkaLog},
 };
+use crate::session::log::Place;
 
 #[derive(Clone)]
 pub(super) enum Store {
@@ -39,6 +40,16 @@ impl Store {
             Store::Embedded(log) => log.clone(),
             Store::Kafka(log) => log.clone(),
         }
+    }
+
+    /// There is one node so far. A log on this machine is written by one thread: more partitions would only make it more
+    /// records for a message that many get.
+    pub(super) fn place(&self) -> Place<'static> {
+        let partitions = match self {
+            Store::Embedded(_) => 1,
+            Store::Kafka(_) => 12,
+        };
+        Place { node: "0", partitions }
     }
 
     /// Addresses and credentials follow the documents without a restart.

@@ -15,7 +15,7 @@ use std::{
 
 use mqtt_proto::{
     codec::QoS,
-    message::{Delivery, Message, Millis},
+    message::{Delivery, Message, MessageId, Millis},
     retained::RetainedTrie,
     topic::{Filter, Topic},
     trie::Trie,
@@ -51,6 +51,15 @@ pub(crate) struct Recipient {
     pub(crate) no_local: bool,
     pub(crate) retain_as_published: bool,
     pub(crate) subscription_ids: Option<Box<[u32]>>,
+    /// What it gets at QoS > 0 it gets through the session log.
+    pub(crate) logged: Option<Logged>,
+}
+
+/// Where a session stands in the session log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Logged {
+    pub(crate) sid: MessageId,
+    pub(crate) partition: u32,
 }
 
 /// Where the messages of one topic go, as of a generation.
@@ -58,6 +67,8 @@ pub(crate) struct Recipient {
 pub(crate) struct Route {
     pub(crate) generation: u64,
     pub(crate) recipients: Vec<Recipient>,
+    /// Which of them get QoS > 0 through the session log, by its partitions.
+    pub(crate) logged: Vec<(u32, Vec<usize>)>,
 }
 
 /// The instance has as many subscriptions as it may have.
@@ -82,6 +93,7 @@ impl Router {
         filter: &Filter,
         mailbox: &Arc<Mailbox>,
         options: Options,
+        logged: Option<Logged>,
         limit: u64,
     ) -> Result<(), SubscriptionLimit> {
         let recipient = Recipient {
@@ -90,6 +102,7 @@ impl Router {
             no_local: options.no_local,
             retain_as_published: options.retain_as_published,
             subscription_ids: options.subscription_id.map(|id| Box::from([id])),
+            logged,
         };
         let mut subscriptions = self.subscriptions.write();
         let replaced = subscriptions.insert(filter, mailbox.key, recipient);
@@ -102,6 +115,11 @@ impl Router {
         }
         self.generation.fetch_add(1, Ordering::Release);
         Ok(())
+    }
+
+    /// Whether there is room for one more.
+    pub(crate) fn has_room(&self, limit: u64) -> bool {
+        (self.count.load(Ordering::Relaxed) as u64) < limit
     }
 
     pub(crate) fn unsubscribe(&self, filter: &Filter, key: u64) {
@@ -128,7 +146,15 @@ impl Router {
                 recipients.push(found.clone());
             }
         });
-        Route { generation, recipients }
+        let mut logged: Vec<(u32, Vec<usize>)> = Vec::new();
+        for (index, recipient) in recipients.iter().enumerate() {
+            let Some(Logged { partition, .. }) = recipient.logged else { continue };
+            match logged.iter_mut().find(|(known, _)| *known == partition) {
+                Some((_, indices)) => indices.push(index),
+                None => logged.push((partition, vec![index])),
+            }
+        }
+        Route { generation, recipients, logged }
     }
 
     /// Keeps a message as its topic's retained one; an empty payload clears it (MQTT 3.3.1.3).

@@ -13,7 +13,7 @@ use std::{
 
 use mqtt_proto::{
     codec::QoS,
-    message::{Delivery, Message},
+    message::{Delivery, Message, MessageId},
 };
 use parking_lot::Mutex;
 use tokio::time::Instant;
@@ -47,6 +47,8 @@ struct Inner {
     signaled: bool,
     /// The holder has no use for more deliveries now; it will come by itself.
     full_window: bool,
+    /// What comes at QoS > 0 is in the session log, and waits here only while the device is there.
+    logged: bool,
     waker: Option<Waker>,
     /// Connections that wait for room here.
     waiting: Vec<Waker>,
@@ -112,8 +114,9 @@ impl Mailbox {
         let mut waits = false;
         for message in messages {
             let qos = message.qos.min(to.qos);
-            if (to.no_local && message.publisher == self.key)
-                || !inner.accepts(message, qos, caps, &mut posted)
+            if (to.logged.is_some() && qos > QoS::AtMostOnce)
+                || (to.no_local && message.publisher == self.key)
+                || !inner.accepts(qos, caps, &mut posted)
             {
                 continue;
             }
@@ -125,8 +128,7 @@ impl Mailbox {
                 subscription_ids: to.subscription_ids.clone(),
             });
         }
-        posted.dropped += inner.trim_offline(caps);
-        if inner.presence == Presence::Online && inner.queue.len() > caps.online {
+        if !inner.logged && inner.presence == Presence::Online && inner.queue.len() > caps.online {
             let since = *inner.over_since.get_or_insert_with(Instant::now);
             if since.elapsed() < PATIENCE {
                 posted.congested = waits;
@@ -143,6 +145,34 @@ impl Mailbox {
     pub(crate) fn bytes(&self) -> usize {
         let of = |delivery: &Delivery| delivery.message.topic().len() + delivery.message.payload().len();
         self.inner.lock().queue.iter().map(of).sum()
+    }
+
+    /// Leaves a message that is in the session log. Returns those that go for want of room: the oldest, once publishers have
+    /// waited long enough.
+    pub(crate) fn post_logged(
+        &self,
+        delivery: Delivery,
+        caps: Caps,
+        wake: &mut Vec<Waker>,
+    ) -> Vec<MessageId> {
+        let mut inner = self.inner.lock();
+        inner.queue.push_back(delivery);
+        let mut surplus = Vec::new();
+        if inner.queue.len() > caps.online {
+            let since = *inner.over_since.get_or_insert_with(Instant::now);
+            if since.elapsed() >= PATIENCE {
+                surplus = inner.take_surplus(caps.online);
+            }
+        }
+        inner.signal_deliveries(wake);
+        surplus
+    }
+
+    /// Leaves what waited in the session log before the device came.
+    pub(crate) fn prepend(&self, deliveries: Vec<Delivery>) {
+        let mut inner = self.inner.lock();
+        let later = std::mem::replace(&mut inner.queue, deliveries.into());
+        inner.queue.extend(later);
     }
 
     /// Leaves retained messages for a new subscription: all of them, whatever is waiting.
@@ -213,10 +243,22 @@ impl Mailbox {
         false
     }
 
-    /// Drops the oldest messages over the online bound: a publisher has waited long enough. Returns how many.
+    /// Whether who publishes QoS > 0 should wait.
+    pub(crate) fn is_congested(&self, caps: Caps) -> bool {
+        let inner = self.inner.lock();
+        let waits = inner.over_since.is_none_or(|since| since.elapsed() < PATIENCE);
+        inner.presence == Presence::Online && inner.queue.len() > caps.online && waits
+    }
+
+    pub(crate) fn is_online(&self) -> bool {
+        self.presence() == Presence::Online
+    }
+
+    /// Drops the oldest messages over the online bound: a publisher has waited long enough. Returns how many, if the session log
+    /// need not be told: there the next message does it.
     pub(crate) fn drop_surplus(&self, caps: Caps) -> usize {
         let mut inner = self.inner.lock();
-        let dropped = inner.trim_to(caps.online);
+        let dropped = if inner.logged { 0 } else { inner.trim_to(caps.online) };
         let waiting = std::mem::take(&mut inner.waiting);
         drop(inner);
         waiting.into_iter().for_each(Waker::wake);
@@ -249,19 +291,22 @@ impl Mailbox {
         // A call that came since the claim stands: it may be a later claim's.
     }
 
-    /// The device went away and its session stays: QoS 0 goes, the offline cap holds. Returns how many were dropped
-    /// for the cap.
-    pub(crate) fn go_offline(&self, caps: Caps) -> usize {
+    /// A connection's claim of a session in the log took effect: from now on what is queued comes here, too.
+    pub(crate) fn attach(&self) {
         let mut inner = self.inner.lock();
-        inner.presence = Presence::Offline;
-        inner.queue.retain(|delivery| delivery.qos > QoS::AtMostOnce);
-        inner.waker = None;
-        let dropped = inner.trim_offline(caps);
-        inner.queue.shrink_to_fit();
-        let waiting = std::mem::take(&mut inner.waiting);
-        drop(inner);
-        waiting.into_iter().for_each(Waker::wake);
-        dropped
+        let called = inner.called;
+        *inner = Inner { called, presence: Presence::Online, logged: true, ..Inner::default() };
+    }
+
+    /// The device went away, and its session stays in the log. Returns the first message that was not sent.
+    pub(crate) fn detach(&self) -> Option<MessageId> {
+        let left = {
+            let mut inner = self.inner.lock();
+            let called = inner.called;
+            std::mem::replace(&mut *inner, Inner { called, presence: Presence::Offline, ..Inner::default() })
+        };
+        left.waiting.into_iter().for_each(Waker::wake);
+        left.queue.iter().find(|delivery| delivery.qos > QoS::AtMostOnce).map(|delivery| delivery.message.id)
     }
 
     /// The session is over; nothing of it is left.
@@ -281,10 +326,10 @@ impl Mailbox {
 }
 
 impl Inner {
-    fn accepts(&self, message: &Message, qos: QoS, caps: Caps, posted: &mut Posted) -> bool {
+    fn accepts(&self, qos: QoS, caps: Caps, posted: &mut Posted) -> bool {
         match (self.presence, qos) {
-            (Presence::Ended, _) | (Presence::Offline, QoS::AtMostOnce) => false,
-            (Presence::Offline, _) if message.online_only => false,
+            // What waits for a device that is away is in the session log.
+            (Presence::Ended | Presence::Offline, _) => false,
             (Presence::Online, QoS::AtMostOnce) if self.queue.len() >= caps.online => {
                 posted.dropped += 1;
                 false
@@ -293,8 +338,11 @@ impl Inner {
         }
     }
 
-    fn trim_offline(&mut self, caps: Caps) -> usize {
-        if self.presence == Presence::Offline { self.trim_to(caps.offline) } else { 0 }
+    /// Takes the oldest that may go of what is in the log.
+    fn take_surplus(&mut self, cap: usize) -> Vec<MessageId> {
+        let surplus = self.queue.len().saturating_sub(cap);
+        let gone = self.queue.drain(..surplus).filter(|delivery| delivery.qos > QoS::AtMostOnce);
+        gone.map(|delivery| delivery.message.id).collect()
     }
 
     fn trim_to(&mut self, cap: usize) -> usize {
@@ -337,9 +385,8 @@ impl AppendSink for Settling {
 
 #[cfg(test)]
 mod tests {
-    use mqtt_proto::message::MessageId;
-
     use super::*;
+    use crate::router::Logged;
 
     const CAPS: Caps = Caps { online: 4, offline: 2 };
 
@@ -362,6 +409,7 @@ mod tests {
             no_local: false,
             retain_as_published: false,
             subscription_ids: None,
+            logged: None,
         };
         let posted = mailbox.post(&to, &messages, CAPS, &mut Vec::new());
         (mailbox, posted)
@@ -392,9 +440,7 @@ mod tests {
     fn what_is_kept_depends_on_who_is_there() {
         use Presence::{Ended, Offline, Online};
         check(Online, &[0, 1, 2], false, &[1, 2, 3], 0, false);
-        check(Offline, &[0, 1, 0, 2], false, &[2, 4], 0, false);
-        check(Offline, &[1, 1, 2, 1], false, &[3, 4], 2, false);
-        check(Offline, &[1, 2], true, &[], 0, false);
+        check(Offline, &[0, 1, 2], false, &[], 0, false);
         check(Online, &[1, 2], true, &[1, 2], 0, false);
         check(Ended, &[1, 2], false, &[], 0, false);
     }
@@ -415,6 +461,7 @@ mod tests {
             no_local: false,
             retain_as_published: false,
             subscription_ids: None,
+            logged: None,
         };
         let message = Message::new(MessageId { boot: 0, counter: 6 }, 9, "t", b"", QoS::AtLeastOnce, false);
         let posted = mailbox.post(&to, &[Arc::new(message)], CAPS, &mut Vec::new());
@@ -431,11 +478,55 @@ mod tests {
     }
 
     #[test]
-    fn going_offline_keeps_the_newest_of_qos_1_and_the_session_may_end() {
-        let (mailbox, _) = posted(Presence::Online, &[1, 0, 1, 2], false);
-        assert_eq!(mailbox.go_offline(CAPS), 1);
-        assert_eq!(taken(&mailbox, 100), [3, 4]);
-        mailbox.end();
-        assert_eq!(mailbox.presence(), Presence::Ended);
+    fn of_a_session_in_the_log_only_qos_0_comes_beside_the_log() {
+        let mailbox = Arc::new(Mailbox::new(7));
+        mailbox.attach();
+        let logged = Some(Logged { sid: MessageId { boot: 1, counter: 1 }, partition: 0 });
+        let to = Recipient {
+            mailbox: mailbox.clone(),
+            qos: QoS::ExactlyOnce,
+            no_local: false,
+            retain_as_published: false,
+            subscription_ids: None,
+            logged,
+        };
+        let message =
+            |counter, qos| Arc::new(Message::new(MessageId { boot: 0, counter }, 9, "t", b"", qos, false));
+        mailbox.post(
+            &to,
+            &[message(1, QoS::AtLeastOnce), message(2, QoS::AtMostOnce)],
+            CAPS,
+            &mut Vec::new(),
+        );
+        let delivery = |counter| Delivery {
+            message: message(counter, QoS::AtLeastOnce),
+            qos: QoS::AtLeastOnce,
+            retain: false,
+            subscription_ids: None,
+        };
+        mailbox.post_logged(delivery(3), CAPS, &mut Vec::new());
+        mailbox.prepend(vec![delivery(4)]);
+        assert_eq!(taken(&mailbox, 1), [4, 2]);
+        assert_eq!(mailbox.detach().map(|mid| mid.counter), Some(3));
+        assert_eq!((mailbox.len(), mailbox.presence()), (0, Presence::Offline));
+    }
+
+    #[test]
+    fn publishers_wait_for_a_session_in_the_log_a_while_then_its_oldest_go() {
+        let mailbox = Arc::new(Mailbox::new(7));
+        mailbox.attach();
+        let post = |counter| {
+            let id = MessageId { boot: 0, counter };
+            let message = Arc::new(Message::new(id, 9, "t", b"", QoS::AtLeastOnce, false));
+            let (qos, retain) = (QoS::AtLeastOnce, false);
+            let delivery = Delivery { message, qos, retain, subscription_ids: None };
+            let gone = mailbox.post_logged(delivery, CAPS, &mut Vec::new());
+            gone.into_iter().map(|mid| mid.counter).collect::<Vec<_>>()
+        };
+        assert!((1..=5).all(|counter| post(counter).is_empty()));
+        assert!(mailbox.is_congested(CAPS));
+        mailbox.inner.lock().over_since = Instant::now().checked_sub(PATIENCE);
+        assert!(!mailbox.is_congested(CAPS));
+        assert_eq!(post(6), [1, 2]);
     }
 }

@@ -3,9 +3,13 @@
 //! [`Registry`] knows every session of this node by client ID. A session's [`Core`] is owned by exactly one task
 //! at a time, through its lock: the connection that serves the device, or whoever ends it. The later of two
 //! connections with one client ID always wins, in the order in which they claimed.
+//!
+//! A session that outlives its connection is in the [`log`], and what is here of it is what its connection uses.
 
+pub(crate) mod log;
 pub(crate) mod mailbox;
-pub(crate) mod unreleased;
+pub(crate) mod note;
+pub(crate) mod retained;
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -18,26 +22,19 @@ use std::{
 };
 
 use foldhash::fast::RandomState;
-use mqtt_proto::{
-    acl::Grants,
-    message::{Message, Millis},
-    session::SessionState,
-    topic::Filter,
-};
+use mqtt_proto::{acl::Grants, topic::Filter};
 use parking_lot::Mutex;
 use tokio::{sync::OwnedMutexGuard, time::timeout};
 
 use self::{
     mailbox::{Mailbox, Presence},
-    unreleased::Note,
+    note::Note,
 };
 use crate::router::Router;
 
 /// Until a former connection must have given a session up.
 const CLAIM_TIMEOUT: Duration = Duration::from_secs(5);
 const SHARDS: usize = 64;
-/// `Slot::due` of a session that nothing is due for.
-const NEVER: Millis = Millis::MAX;
 
 pub(crate) struct Registry {
     shards: Vec<Mutex<Shard>>,
@@ -55,29 +52,15 @@ pub(crate) struct Slot {
     /// How many connections have claimed it. The latest claim is the valid one.
     claims: AtomicU64,
     core: Arc<tokio::sync::Mutex<Core>>,
-    /// When the session ends, if its device stays away.
-    due: AtomicU64,
 }
 
-/// What a session is, besides its mailbox. Default: there is none.
+/// What a session is while its device is there, besides its mailbox.
 #[derive(Default)]
 pub(crate) struct Core {
-    /// Who made it; only this user resumes it. None: no session.
-    pub(crate) user: Option<Box<str>>,
-    pub(crate) state: SessionState,
     /// By the filter as the client wrote it, `$share` included.
     pub(crate) subscriptions: BTreeMap<Box<str>, Filter>,
-    /// What the log has noted about unreleased QoS 2 packet identifiers, by this process run or a former one.
+    /// What is noted in the log about unreleased QoS 2 packet identifiers.
     pub(crate) notes: BTreeMap<u16, Note>,
-    /// Published when it is due, unless the device comes back before.
-    pub(crate) will: Option<DueWill>,
-    /// When the session ends, while its device is away.
-    ends_at: Millis,
-}
-
-pub(crate) struct DueWill {
-    pub(crate) message: Arc<Message>,
-    pub(crate) at: Millis,
 }
 
 /// A claim that took effect: this task alone owns the session until it lets go.
@@ -109,26 +92,12 @@ impl Registry {
     pub(crate) async fn claim(&self, client_id: &str) -> Result<Held, ClaimError> {
         let (slot, claim) = {
             let mut shard = self.shard(client_id).lock();
-            let slot = match shard.get(client_id) {
-                Some(slot) => slot.clone(),
-                None => {
-                    let slot = Arc::new(Slot::new(client_id, self.next_key.fetch_add(1, Ordering::Relaxed)));
-                    shard.insert(client_id.into(), slot.clone());
-                    slot
-                }
-            };
-            // First, so that nobody takes the session for due under the new claim's number.
-            slot.due.store(NEVER, Ordering::Release);
+            let slot = self.slot_in(&mut shard, client_id);
             let claim = slot.claims.fetch_add(1, Ordering::AcqRel) + 1;
             (slot, claim)
         };
         slot.mailbox.call();
         let Ok(core) = timeout(CLAIM_TIMEOUT, slot.core.clone().lock_owned()).await else {
-            // The former holder will find its claim outdated and set no date: whoever sweeps does.
-            let _shard = self.shard(client_id).lock();
-            if slot.claims.load(Ordering::Acquire) == claim {
-                slot.due.store(0, Ordering::Release);
-            }
             return Err(ClaimError::Busy);
         };
         let held = Held { slot, core, claim };
@@ -152,38 +121,35 @@ impl Registry {
         }
     }
 
-    /// Lets go of a session whose device is away; it ends at `ends_at` unless claimed before.
-    pub(crate) fn release(&self, mut held: Held, ends_at: Millis) {
-        held.core.ends_at = ends_at;
-        let due = held.core.will.as_ref().map_or(ends_at, |will| will.at.min(ends_at));
-        // Under the shard's lock, so that a claim made meanwhile is not overwritten.
-        let _shard = self.shard(&held.slot.client_id).lock();
-        if held.is_valid() {
-            held.slot.due.store(due, Ordering::Release);
-        }
+    /// The client ID's place, made if there is none.
+    pub(crate) fn slot(&self, client_id: &str) -> Arc<Slot> {
+        self.slot_in(&mut self.shard(client_id).lock(), client_id)
     }
 
-    /// Takes the sessions for which something is due: their will, or their end.
-    pub(crate) fn take_due(&self, now: Millis) -> Vec<Held> {
-        let due = self.slots(|slot| slot.due.load(Ordering::Acquire) <= now);
-        due.into_iter()
-            .filter_map(|slot| {
-                let claim = slot.claims.load(Ordering::Acquire);
-                let core = slot.core.clone().try_lock_owned().ok()?;
-                // A claim made meanwhile has taken the date away.
-                (slot.due.load(Ordering::Acquire) <= now).then_some(Held { slot, core, claim })
-            })
-            .collect()
+    pub(crate) fn slot_of(&self, client_id: &str) -> Option<Arc<Slot>> {
+        self.shard(client_id).lock().get(client_id).cloned()
     }
 
-    /// Asks every connection to look at its rights again, and applies `edit` to every session whose device is away.
-    pub(crate) fn review(&self, mut edit: impl FnMut(&Slot, &mut Core)) {
-        for slot in self.slots(|_| true) {
-            match slot.core.clone().try_lock_owned() {
-                Ok(mut core) if slot.mailbox.presence() == Presence::Offline => edit(&slot, &mut core),
-                _ => slot.mailbox.call(),
-            }
+    /// Takes a client that nobody is there for.
+    pub(crate) fn take_idle(&self, client_id: &str) -> Option<Held> {
+        let slot = self.slot(client_id);
+        let claim = slot.claims.load(Ordering::Acquire);
+        let core = slot.core.clone().try_lock_owned().ok()?;
+        Some(Held { slot, core, claim })
+    }
+
+    /// Asks every connection to look at its rights again.
+    pub(crate) fn call_all(&self) {
+        self.slots(|_| true).iter().for_each(|slot| slot.mailbox.call());
+    }
+
+    fn slot_in(&self, shard: &mut Shard, client_id: &str) -> Arc<Slot> {
+        if let Some(slot) = shard.get(client_id) {
+            return slot.clone();
         }
+        let slot = Arc::new(Slot::new(client_id, self.next_key.fetch_add(1, Ordering::Relaxed)));
+        shard.insert(client_id.into(), slot.clone());
+        slot
     }
 
     fn slots(&self, wanted: impl Fn(&Slot) -> bool) -> Vec<Arc<Slot>> {
@@ -210,7 +176,6 @@ impl Slot {
             mailbox: Arc::new(Mailbox::new(key)),
             claims: AtomicU64::new(0),
             core: Arc::default(),
-            due: AtomicU64::new(NEVER),
         }
     }
 }
@@ -223,21 +188,7 @@ impl Held {
 }
 
 impl Core {
-    /// Whether its time is over.
-    pub(crate) fn has_ended(&self, now: Millis) -> bool {
-        self.ends_at <= now
-    }
-
-    pub(crate) fn ends_at(&self) -> Millis {
-        self.ends_at
-    }
-
-    /// Whether `user` may go on with this session.
-    pub(crate) fn belongs_to(&self, user: &str) -> bool {
-        self.user.as_deref() == Some(user)
-    }
-
-    /// Ends the subscriptions that are no longer granted; returns them.
+    /// Ends the subscriptions that are no longer granted; returns them. Where there is a log it must be told.
     pub(crate) fn revoke(&mut self, mailbox: &Mailbox, router: &Router, grants: &Grants) -> Vec<Box<str>> {
         let revoked: Vec<Box<str>> = self
             .subscriptions
@@ -253,7 +204,7 @@ impl Core {
         revoked
     }
 
-    /// Forgets the session: subscriptions, queue, inflight.
+    /// Forgets a session that is in no log: its subscriptions and its queue.
     pub(crate) fn discard(&mut self, mailbox: &Mailbox, router: &Router) {
         for filter in std::mem::take(&mut self.subscriptions).into_values() {
             router.unsubscribe(&filter, mailbox.key);

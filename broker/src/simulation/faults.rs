@@ -130,7 +130,6 @@ async fn crash(world: &Arc<World>, index: usize) {
     }
     log.crash();
     machine.kill();
-    world.ledger.lock().forgets(index);
     sleep(world.millis(200..4000)).await;
     let panics = machine.panics();
     assert!(panics.is_empty(), "{panics:?}");

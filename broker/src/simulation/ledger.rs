@@ -30,11 +30,15 @@ pub(super) enum Rule {
     PacketIds,
     /// A new subscriber gets the retained value that was last set.
     Retained,
+    /// Every node knows of sessions and retained messages what a fresh reader of the log knows.
+    SameState,
+    /// What a device has finished waits for it no more.
+    Finished,
     /// Who can be reached is online 10 s after the last fault, and everything asked is answered then.
     Online,
 }
 
-pub(super) const RULES: [Rule; 10] = [
+pub(super) const RULES: [Rule; 12] = [
     Rule::Delivered,
     Rule::Once,
     Rule::Ordered,
@@ -44,6 +48,8 @@ pub(super) const RULES: [Rule; 10] = [
     Rule::SessionEnds,
     Rule::PacketIds,
     Rule::Retained,
+    Rule::SameState,
+    Rule::Finished,
     Rule::Online,
 ];
 
@@ -179,8 +185,6 @@ pub(super) struct Ledger {
     settled: usize,
     /// When that was.
     rested: u64,
-    /// When a node lost its memory last.
-    forgot: BTreeMap<usize, u64>,
     /// Newer messages that may push one out of its queue.
     pub(super) cap: usize,
     pub(super) exercised: Exercised,
@@ -201,7 +205,6 @@ impl Ledger {
             faults: Vec::new(),
             settled: 0,
             rested: 0,
-            forgot: BTreeMap::new(),
             cap,
             exercised: Exercised::new(),
             violation: None,
@@ -311,11 +314,7 @@ impl Ledger {
         *acked = Some(now);
         let since = *since;
         let stands_under_parent = topic.starts_with("m/") || topic.starts_with("n/");
-        let of_this_run = self.forgot.get(node).is_none_or(|at| *at < since);
-        if *retain
-            && of_this_run
-            && let Some(of) = self.retained.get_mut(&(*node, topic.clone()))
-        {
+        if *retain && let Some(of) = self.retained.get_mut(&(*node, topic.clone())) {
             for value in of.history.iter_mut().filter(|value| value.number == number) {
                 value.acked = true;
             }
@@ -351,18 +350,6 @@ impl Ledger {
 
     pub(super) fn incarnation(&mut self, index: usize) -> &mut Incarnation {
         &mut self.incarnations[index]
-    }
-
-    /// A node has lost what it had in memory.
-    pub(super) fn forgets(&mut self, node: usize) {
-        self.forgot.insert(node, self.now);
-        for of in self.incarnations.iter_mut().filter(|of| of.node == node) {
-            of.ended = true;
-        }
-        for ((_, _), of) in self.retained.iter_mut().filter(|((of, _), _)| *of == node) {
-            // What has no acknowledgement may be sent again.
-            of.history.retain(|value| !value.acked);
-        }
     }
 
     pub(super) fn granted(&mut self, incarnation: usize, filter: &str, qos: QoS) {
@@ -453,8 +440,9 @@ impl Ledger {
                 });
                 let newer = newer.count() - 1;
                 if newer < self.cap {
+                    let filters: Vec<_> = live.iter().map(|one| (one.filter.as_str(), one.qos)).collect();
                     missing = Some(format!(
-                        "session {index} on node {} never got message {number} under {:?}, acknowledged; {newer} newer",
+                        "session {index} on node {} with {filters:?} never got message {number} under {:?}, acknowledged; {newer} newer",
                         of.node, message.topic
                     ));
                 }

@@ -18,7 +18,7 @@ mod faults;
 mod ledger;
 mod machine;
 mod net;
-mod world;
+pub(crate) mod world;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -28,8 +28,11 @@ use self::{
     ledger::{Event, Exercised, FAULTS, RULES},
     world::World,
 };
+use crate::outside::Mistake;
 
 const SEEDS: u64 = 60;
+/// Seeds within which a mistake must be noticed.
+const MOST_SEEDS: u64 = 40;
 const OPERATIONS: usize = 2000;
 const MOST_FAULTS: usize = 25;
 /// Times that everything comes to rest and is checked.
@@ -47,11 +50,11 @@ struct Report {
 }
 
 /// `kept`: events that are kept.
-fn run(seed: u64, kept: usize) -> Report {
+fn run(seed: u64, kept: usize, mistake: Option<Mistake>) -> Report {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
     runtime.block_on(async {
-        let world = World::new(seed, kept).await;
+        let world = World::new(seed, kept, mistake).await;
         for operation in 0..OPERATIONS {
             sleep(world.millis(0..25)).await;
             world.operate();
@@ -82,7 +85,7 @@ fn run_all(seeds: std::ops::Range<u64>, kept: usize) -> Exercised {
             if seed >= seeds.end {
                 return exercised;
             }
-            let report = run(seed, kept);
+            let report = run(seed, kept, None);
             if let Some(violation) = report.violation {
                 next.store(seeds.end, Ordering::Relaxed);
                 panic!(
@@ -129,9 +132,25 @@ fn the_rules_hold_whatever_goes_wrong() {
 }
 
 #[test]
+fn mistakes_are_noticed() {
+    for mistake in [
+        Mistake::AckBeforeQueued,
+        Mistake::DropNewest,
+        Mistake::PubrelBeforeProgress,
+        Mistake::SubackBeforeFilter,
+        Mistake::RouteBeforeNote,
+        Mistake::ResumeWithoutQueue,
+        Mistake::ForgetRetained,
+    ] {
+        let noticed = (0..MOST_SEEDS).any(|seed| run(seed, 0, Some(mistake)).violation.is_some());
+        assert!(noticed, "nobody noticed {mistake:?}");
+    }
+}
+
+#[test]
 fn the_same_seed_gives_the_same_events() {
     for seed in 0..20 {
-        let (one, other) = (run(seed, usize::MAX), run(seed, usize::MAX));
+        let (one, other) = (run(seed, usize::MAX, None), run(seed, usize::MAX, None));
         let differ = one.events.iter().zip(&other.events).find(|(one, other)| one != other);
         assert!(differ.is_none(), "seed {seed}: {differ:?}");
         assert_eq!(one.hash, other.hash, "seed {seed}");

@@ -32,13 +32,18 @@ use crate::{
     connection,
     log::sim::{SimLog, cluster::Cluster},
     node::Node,
-    outside::{Outside, Simulated},
+    outside::{Mistake, Outside, Simulated},
     process::make_node,
     server,
+    session::{self, retained::RetainedLog},
 };
 
 pub(super) const NODES: usize = 3;
 const CLIENTS: usize = 12;
+/// The longest way of an acknowledgement and of what it lets come, on a slow link.
+const SLOWEST: Duration = Duration::from_secs(4);
+/// Of the session log.
+const PARTITIONS: u32 = 3;
 const FILTERS: [&str; 8] = ["t/#", "t/+", "t/1", "t/2", "m/#", "+/2", "n/+", "#"];
 const RETAINED: &str = "r/#";
 
@@ -56,6 +61,8 @@ pub(super) struct World {
     acl: AclDocument,
     /// Records that may wait for the store before it has no room.
     room: usize,
+    /// What its nodes do wrong.
+    mistake: Option<Mistake>,
 }
 
 /// A client, and what makes it look up.
@@ -80,7 +87,7 @@ pub(super) struct Running {
 }
 
 impl World {
-    pub(super) async fn new(seed: u64, kept: usize) -> Arc<World> {
+    pub(super) async fn new(seed: u64, kept: usize, mistake: Option<Mistake>) -> Arc<World> {
         let mut random = fastrand::Rng::with_seed(seed);
         let tight = random.u32(0..4) == 0;
         let (offline, online) = if tight { (10, 15) } else { (NO_CAP, NO_CAP) };
@@ -112,6 +119,7 @@ impl World {
             config: config(u32::try_from(offline).unwrap(), u32::try_from(online).unwrap()),
             acl: acl(),
             room,
+            mistake,
             random: Mutex::new(random),
         });
         for index in 0..NODES {
@@ -143,11 +151,13 @@ impl World {
     /// Starts a process run of a node; returns when it serves.
     pub(super) async fn start(&self, index: usize) {
         let machine = Machine::new(self.began, self.fork(), 0);
-        let outside = Outside { simulated: Some(machine.clone()) };
+        let outside = Outside { simulated: Some(machine.clone()), mistake: self.mistake };
         let log = SimLog::new(self.cluster.clone(), outside.clone(), self.fork(), self.room);
         log.set_away(*self.places[index].away.lock());
+        let name = index.to_string();
+        let place = session::log::Place { node: &name, partitions: PARTITIONS };
         let node = loop {
-            match make_node(outside.clone(), log.clone(), &self.config, &self.acl).await {
+            match make_node(outside.clone(), log.clone(), place, &self.config, &self.acl).await {
                 Ok(Ok(node)) => break node,
                 Ok(Err(problems)) => assert!(problems.may_pass, "{:?}", problems.lines),
                 Err(crate::log::LogError::Store(_)) => {}
@@ -242,8 +252,7 @@ impl World {
         self.judge(Rule::Online, since, came, || {
             "not all clients are online 10 s after the last fault".to_owned()
         });
-        let quiet =
-            |client: &Client| client.is_done() && client.heard_publish.elapsed() > Duration::from_secs(2);
+        let quiet = |client: &Client| client.is_done() && client.heard_publish.elapsed() > SLOWEST;
         let done = self.eventually(Duration::from_secs(100), || all(quiet)).await;
         self.judge(Rule::Online, since, done, || "something is never answered, or never ends".to_owned());
         if !done || !came {
@@ -269,7 +278,45 @@ impl World {
                 }
             }
         }
+        self.compare(since).await;
         self.ledger.lock().rests();
+    }
+
+    /// Compares what the nodes know with what a reader knows that reads the log now.
+    async fn compare(&self, since: u64) {
+        let until = Instant::now() + Duration::from_secs(60);
+        let log = SimLog::new(self.cluster.clone(), Outside::default(), self.fork(), self.room);
+        loop {
+            let sessions = session::log::summaries(&*log).await;
+            let retained = RetainedLog::fresh_summary(&*log).await;
+            let mut wrong = None;
+            for index in 0..NODES {
+                let Some(Running { node, .. }) = self.running(index) else { continue };
+                let known = node.sessions.summaries();
+                for (found, expected) in known.iter().flatten().zip(sessions.iter().flatten()) {
+                    if found != expected {
+                        wrong = Some(format!("node {index} knows {found}\nnot {expected}"));
+                    }
+                }
+                if known != sessions {
+                    wrong.get_or_insert_with(|| format!("node {index} knows {known:#?}\nnot {sessions:#?}"));
+                }
+                let known = node.retained.summary();
+                if known != retained {
+                    wrong = Some(format!("node {index} retains {known:#?}\nnot {retained:#?}"));
+                }
+            }
+            let waits = sessions.iter().flatten().find(|line| line.contains(": queue of"));
+            let is_late = Instant::now() > until;
+            if is_late || (wrong.is_none() && waits.is_none()) {
+                self.judge(Rule::SameState, since, wrong.is_none(), || wrong.unwrap_or_default());
+                self.judge(Rule::Finished, since, waits.is_none(), || {
+                    format!("though all are online and quiet: {}", waits.cloned().unwrap_or_default())
+                });
+                return;
+            }
+            sleep(Duration::from_millis(500)).await;
+        }
     }
 
     fn judge(&self, rule: Rule, since: u64, holds: bool, what: impl FnOnce() -> String) {
@@ -406,7 +453,7 @@ async fn serve(world: &World, index: usize, mut end: ClientEnd, connection: u32)
     }
 }
 
-fn config(offline: u32, online: u32) -> InstanceConfig {
+pub(crate) fn config(offline: u32, online: u32) -> InstanceConfig {
     let parent = |topic: &str, ordering| Parent {
         topic: topic.to_owned(),
         ordering,
@@ -435,7 +482,7 @@ fn config(offline: u32, online: u32) -> InstanceConfig {
     }
 }
 
-fn acl() -> AclDocument {
+pub(crate) fn acl() -> AclDocument {
     let rule = AclRule { action: Action::PubSub, filter: "#".to_owned() };
     let user = AclUser {
         username: "anyone".to_owned(),

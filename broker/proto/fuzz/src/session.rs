@@ -83,6 +83,7 @@ fn terms(input: &mut Input<'_>) -> Terms {
         told_receive_maximum: 4,
         topic_alias_maximum: u16::from(input.byte() % 4),
         wants_reasons: true,
+        logged: false,
     }
 }
 
@@ -161,6 +162,9 @@ impl Stage {
                     self.session.unsubscribed(unsubscribe.packet_id, &reasons, &mut self.out);
                 }
                 Effect::Disconnect { .. } => return Err(()),
+                Effect::Received { packet_id, mid } => {
+                    self.session.received(packet_id, mid, &mut self.out);
+                }
                 Effect::None | Effect::Delivered => {}
             }
         }

@@ -9,6 +9,9 @@ use tokio::time::Instant;
 use super::{ANSWER_TIMEOUT, Asked, Client, Known};
 use crate::simulation::ledger::{Ledger, Rule};
 
+/// Until a session surely ends whose device has been away as long as it asked.
+const MOST_DELAY: Duration = Duration::from_secs(40);
+
 impl Client {
     /// Takes what has come; false: the node has said goodbye.
     pub(in crate::simulation) fn hear(&mut self, ledger: &mut Ledger, bytes: &Bytes) -> bool {
@@ -87,8 +90,9 @@ impl Client {
         let (clean, boot, since) = (link.clean, link.boot, link.since);
         let index = self.kind.index;
         ledger.event("client", index, "online", present.into());
-        let crashed = matches!(self.session, Known::Live(of) if ledger.incarnation(of).boot != boot);
-        self.judge_session(ledger, present, clean, boot, since);
+        self.judge_session(ledger, present, clean, since);
+        // One that it does not know was begun by a CONNECT that it has no answer to.
+        let known = present && matches!(self.session, Known::Live(_));
         match self.session {
             Known::Live(incarnation) if present => ledger.incarnation(incarnation).boot = boot,
             Known::Live(incarnation) => {
@@ -97,20 +101,19 @@ impl Client {
             }
             _ => self.session = Known::Live(ledger.begin(self.kind.node, boot)),
         }
-        if !present {
+        if !known {
             self.held.clear();
         }
-        self.send_again(ledger, present, crashed);
+        self.send_again(ledger, known);
     }
 
-    fn judge_session(&self, ledger: &mut Ledger, present: bool, clean: bool, boot: u64, since: u64) {
+    fn judge_session(&self, ledger: &mut Ledger, present: bool, clean: bool, since: u64) {
         let index = self.kind.index;
         ledger.judged(Rule::SessionEnds, since);
         let expected = match self.session {
             _ if clean => Some(false),
             Known::Never => Some(false),
             Known::Unknown => None,
-            Known::Live(incarnation) if ledger.incarnation(incarnation).boot != boot => Some(false),
             Known::Live(_) => self.is_kept(),
         };
         if expected.is_some_and(|expected| expected != present) {
@@ -132,18 +135,19 @@ impl Client {
         }
         let closed: Option<Vec<Instant>> = former.iter().map(|wire| wire.node_closed()).collect();
         let latest = closed?.into_iter().max()?;
-        (latest.elapsed() > expiry + Duration::from_secs(3)).then_some(false)
+        // From a crash on the time begins anew, once there is a node again that can reach its store.
+        (latest.elapsed() > expiry + MOST_DELAY).then_some(false)
     }
 
     /// What has no answer is sent again: to a session that knows it, or as new.
-    fn send_again(&mut self, ledger: &mut Ledger, present: bool, crashed: bool) {
+    fn send_again(&mut self, ledger: &mut Ledger, known: bool) {
         for mut one in std::mem::take(&mut self.unfinished) {
             ledger.event("client", self.kind.index, "again", one.number.into());
             ledger.message(one.number).resent = true;
-            if !present {
+            if !known {
                 let message = ledger.message(one.number);
                 message.maybe_twice = true;
-                message.maybe_stored_twice |= !crashed;
+                message.maybe_stored_twice = true;
             }
             one.sent = true;
             if one.released {

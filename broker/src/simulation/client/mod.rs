@@ -193,9 +193,8 @@ impl Client {
             self.end_session(ledger);
         } else if !link.up {
             // It may have begun a session nevertheless.
-            match self.session {
-                Known::Live(incarnation) if ledger.incarnation(incarnation).boot == link.boot => {}
-                _ => self.session = Known::Unknown,
+            if !matches!(self.session, Known::Live(_)) {
+                self.session = Known::Unknown;
             }
         }
         self.unfinished.iter_mut().for_each(|one| one.sent = false);
@@ -320,6 +319,7 @@ impl Client {
         ledger.event("client", self.kind.index, "SUBSCRIBE", qos as u64);
         // Until SUBACK the former options and the new ones may both be in force.
         ledger.gives_up(incarnation, filter);
+        self.supersede(filter);
         let packet_id = self.free_id();
         let filters = [SubscribeFilter {
             filter,
@@ -341,10 +341,17 @@ impl Client {
         }
         ledger.event("client", self.kind.index, "UNSUBSCRIBE", 0);
         ledger.gives_up(incarnation, filter);
+        self.supersede(filter);
         let packet_id = self.free_id();
         let filters = [filter].into_iter().collect();
         self.asked.insert(packet_id, Asked::Unsubscribe);
         self.send(&Packet::Unsubscribe(Unsubscribe { packet_id, filters, user: Vec::new() }), true);
+    }
+
+    /// The answer to what it asked before about a filter says nothing any more.
+    fn supersede(&mut self, filter: &str) {
+        let is_it = |asked: &&mut Asked| matches!(asked, Asked::Subscribe(name, _) if *name == filter);
+        self.asked.values_mut().filter(is_it).for_each(|asked| *asked = Asked::Unsubscribe);
     }
 
     /// Says goodbye and closes. `keeps_will`: it wants its will published.

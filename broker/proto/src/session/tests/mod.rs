@@ -10,6 +10,7 @@
 //! `disconnect [REASON [EXPIRY]]`, `connect`, `suback`, `auth`. Steps: see [`Stage::step`].
 
 mod deliveries;
+mod logged;
 mod model;
 mod publishes;
 

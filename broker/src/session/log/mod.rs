@@ -1,0 +1,198 @@
+//! Sessions that outlive this process: owns the session log's topic, the [`View`] of each of its partitions, and what
+//! this process run writes there.
+//!
+//! `PROTOCOL.md` beside this file says what is written, and why it may be trusted. In short: every node reads all of the log
+//! and has the same [`View`]; a record has effect where it stands in the log, and whoever wrote it acts on it when it has
+//! read it back. A client is *held* by the process run whose claim took effect last.
+//!
+//! | part | does |
+//! |---|---|
+//! | [`replay`] | reads the log from its start to the tick of this process run |
+//! | [`follow`] | reads on for ever, and does what the records ask of this node |
+//! | [`claim`] | takes a client for a connection, or to end what is due |
+//! | [`write`](mod@write) | what is appended besides claims |
+//! | [`bodies`] | finds the messages of a queue again |
+//! | [`sweep`] | wills and sessions that are due, what nobody holds, and what is dead |
+
+mod bodies;
+mod claim;
+mod follow;
+mod replay;
+mod sweep;
+#[cfg(test)]
+mod tests;
+mod write;
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
+    },
+};
+
+use foldhash::fast::RandomState;
+use mqtt_proto::{
+    durable::{
+        record::{Boot, Generation, Key, Session},
+        view::View,
+    },
+    message::{MessageId, Millis},
+    murmur2,
+};
+use parking_lot::Mutex;
+
+#[cfg(test)]
+pub(crate) use self::replay::summaries;
+pub(crate) use self::{
+    claim::{ClaimFailed, Online, Resumed, may_resume},
+    follow::{delivery, follow},
+    replay::{parse, read_to_tick},
+    sweep::{publish_will, sweep},
+    write::{Surely, content, message_of},
+};
+use super::Slot;
+use crate::{
+    log::{Cleanup, Completion, Log, Offset, Record, Topic, TopicSettings},
+    outside::Outside,
+    router::Logged,
+};
+
+const TOPIC: &str = "__mqtt-sessions";
+/// Besides a message an `M` holds those who get it, and an `S` a will and what is known of a connection.
+const RECORD_BYTES: u32 = 512 * 1024;
+
+/// Where a process run stands among those that share a log.
+#[derive(Clone, Copy)]
+pub(crate) struct Place<'a> {
+    /// What all process runs of its node have in common, and those of no other.
+    pub(crate) node: &'a str,
+    /// The log's, if there is none yet.
+    pub(crate) partitions: u32,
+}
+
+/// See the module.
+pub(crate) struct SessionLog {
+    log: Arc<dyn Log>,
+    outside: Outside,
+    topic: Topic,
+    /// This process run.
+    pub(crate) boot: Boot,
+    /// What process runs of this node have in common.
+    name: Box<str>,
+    partitions: Vec<Partition>,
+    /// Numbers the writings of keys that are written more than once.
+    sequence: AtomicU32,
+    surely: Arc<write::Surely>,
+    /// Wills that sessions have which are in no log, by nonce, with their clients: until the log says that they are published.
+    wills: Mutex<HashMap<MessageId, Box<str>, RandomState>>,
+}
+
+#[derive(Default)]
+struct Partition {
+    state: Mutex<State>,
+    /// All records before this one have been read.
+    next: AtomicU64,
+}
+
+#[derive(Default)]
+struct State {
+    view: View,
+    /// Who waits until a record of this process run is read back.
+    waiting: HashMap<Key, Vec<Waiting>, RandomState>,
+    /// What this process run holds for connections that are there, by client ID.
+    holdings: HashMap<Arc<str>, Arc<Holding>, RandomState>,
+    /// The sessions of this node's clients.
+    slots: HashMap<MessageId, Arc<Slot>, RandomState>,
+    /// Messages of which it was written, and not read back yet, that they go for want of room: session and message.
+    dropping: HashSet<(MessageId, MessageId), RandomState>,
+}
+
+/// What a record of this process run is waited for by.
+enum Waiting {
+    Claim(claim::Pending),
+    /// A subscription, as of this writing of its key.
+    Filter {
+        sequence: u32,
+        done: Completion,
+    },
+}
+
+/// A client that this process run holds: its claim took effect.
+#[derive(Debug)]
+pub(crate) struct Holding {
+    pub(crate) client: Arc<str>,
+    pub(crate) partition: u32,
+    pub(crate) sid: MessageId,
+    pub(crate) generation: Generation,
+    nonce: MessageId,
+    /// As written last.
+    written: Mutex<Box<Session>>,
+    /// Another claim took effect.
+    lost: AtomicBool,
+}
+
+impl Holding {
+    pub(crate) fn is_lost(&self) -> bool {
+        self.lost.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn logged(&self) -> Logged {
+        Logged { sid: self.sid, partition: self.partition }
+    }
+}
+
+impl SessionLog {
+    pub(super) fn settings(partitions: u32, packet_size: u32) -> TopicSettings {
+        let record_bytes = packet_size.saturating_add(RECORD_BYTES);
+        TopicSettings { partitions, cleanup: Cleanup::KeepLatest, record_bytes }
+    }
+
+    pub(crate) fn topic(&self) -> &Topic {
+        &self.topic
+    }
+
+    fn partition_of(&self, client: &str) -> u32 {
+        murmur2::partition(client.as_bytes(), self.topic.partitions())
+    }
+
+    /// There is one for each partition that the topic has had since the start.
+    fn with<R>(&self, partition: u32, act: impl FnOnce(&mut State) -> R) -> Option<R> {
+        let partition = self.partitions.get(usize::try_from(partition).ok()?)?;
+        Some(act(&mut partition.state.lock()))
+    }
+
+    fn position(&self, partition: u32) -> Offset {
+        let partition = usize::try_from(partition).ok().and_then(|index| self.partitions.get(index));
+        partition.map_or(0, |partition| partition.next.load(Ordering::Acquire))
+    }
+
+    /// Sessions that live.
+    pub(crate) fn live(&self) -> usize {
+        self.partitions.iter().map(|partition| partition.state.lock().view.live()).sum()
+    }
+
+    fn next_sequence(&self) -> u32 {
+        self.sequence.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Appends a record, or with no value deletes its key.
+    fn append(&self, partition: u32, key: &Key, value: Option<Vec<u8>>, now: Millis, done: Completion) {
+        self.log.append(&self.topic, partition, self.record(key, value, now), done);
+    }
+
+    fn record(&self, key: &Key, value: Option<Vec<u8>>, now: Millis) -> Record {
+        Record {
+            key: Some(key.encode().into()),
+            value: value.map(Into::into),
+            headers: Vec::new(),
+            created: i64::try_from(now).unwrap_or(i64::MAX),
+        }
+    }
+
+    /// What every node must know alike, one line a fact.
+    #[cfg(test)]
+    pub(crate) fn summaries(&self) -> Vec<Vec<String>> {
+        self.partitions.iter().map(|partition| partition.state.lock().view.summary()).collect()
+    }
+}

@@ -1,0 +1,255 @@
+//! What is due without anybody asking: wills, the end of sessions, clients whose holder is gone, and records that are dead.
+
+use std::{sync::Arc, time::Duration};
+
+use futures_util::future::join_all;
+use mqtt_proto::{
+    durable::{
+        record::{Phase, Session, Will},
+        view::{Entry, Head},
+    },
+    message::{Message, MessageId, Millis},
+};
+use tokio::time::Instant;
+
+use super::{Holding, SessionLog};
+use crate::{
+    limits::notice,
+    node::{Delivered, Node},
+    session::Held,
+};
+
+const EVERY: Duration = Duration::from_secs(1);
+/// Clients that are settled side by side.
+const AT_ONCE: usize = 500;
+/// Until a claim must be read back, and a will durable; what is not is tried again.
+const PATIENCE: Duration = Duration::from_secs(5);
+const BURY_EVERY: Duration = Duration::from_secs(60);
+/// Records that are deleted at once, and how often in a row.
+const BURIED: usize = 5000;
+const BURIALS: usize = 20;
+
+/// Runs until the task is aborted.
+pub(crate) async fn sweep(node: Arc<Node>) {
+    let mut ticks = tokio::time::interval(EVERY);
+    let mut buried = Instant::now();
+    loop {
+        ticks.tick().await;
+        node.sessions.retry(node.wall());
+        node.retained.retry(node.wall());
+        let due = node.sessions.due(node.now());
+        for some in due.chunks(AT_ONCE) {
+            join_all(some.iter().map(|client| settle(&node, client))).await;
+        }
+        if buried.elapsed() >= BURY_EVERY {
+            for partition in 0..node.sessions.topic.partitions() {
+                bury(&node, partition).await;
+            }
+            node.retained.bury(&node);
+            node.sessions.forget_wills();
+            buried = Instant::now();
+        }
+    }
+}
+
+/// Does what is due for one client, unless somebody is there.
+async fn settle(node: &Arc<Node>, client: &str) {
+    let Some(held) = node.registry.take_idle(client) else { return };
+    let Some((nonce, session)) = node.sessions.latest(client) else { return };
+    let now = node.now();
+    if !is_due(&session, now) {
+        return;
+    }
+    if session.phase == Phase::Online {
+        let sent_below = node.sessions.end_of_queue(node.sessions.partition_of(client), session.sid);
+        write(node, &held, nonce, &session, |session| go_offline(session, now, sent_below)).await;
+        return;
+    }
+    let ends = session.expires_at <= now;
+    if let Some(will) = session.will.as_deref()
+        && !publish_will(node, client, &session, will, nonce).await
+    {
+        return;
+    }
+    let end = |session: &mut Session| {
+        session.will = None;
+        if ends {
+            (session.phase, session.since) = (Phase::Ended, now);
+        }
+    };
+    if write(node, &held, nonce, &session, end).await && ends {
+        node.counters.sessions_expired.add(1);
+        node.registry.forget(held);
+    }
+}
+
+impl SessionLog {
+    /// The connection of a held client is gone; `unsent` is the first message that it was not sent.
+    pub(crate) fn leave(
+        &self,
+        node: &Node,
+        holding: &Holding,
+        unsent: Option<MessageId>,
+        edit: impl FnOnce(&mut Session),
+    ) {
+        let first = self.with(holding.partition, |state| {
+            let (_, session) = state.view.session(holding.sid)?;
+            let is_it = |(_, entry): &(&u64, &Entry)| Some(entry.mid) == unsent;
+            session.queue().iter().find(is_it).map(|(order, _)| *order)
+        });
+        let sent_below = first.flatten().unwrap_or_else(|| self.end_of_queue(holding.partition, holding.sid));
+        self.rewrite(holding, node.wall(), |session| {
+            edit(session);
+            go_offline(session, node.now(), sent_below);
+        });
+        self.with(holding.partition, |state| self.enforce_cap(node, state, holding.logged()));
+    }
+
+    /// Publishes the will of a client whose connection is gone, if it is due at once.
+    pub(crate) async fn publish_left_will(&self, node: &Arc<Node>, holding: &Holding) {
+        let session = holding.written().clone();
+        let due = |will: &&Will| will.due_at <= Some(node.now());
+        let Some(will) = session.will.as_deref().filter(due) else { return };
+        if publish_will(node, &holding.client, &session, will, holding.nonce).await {
+            self.rewrite(holding, node.wall(), |session| session.will = None);
+        }
+    }
+}
+
+/// The device of this session is away from `now` on.
+fn go_offline(session: &mut Session, now: Millis, sent_below: u64) {
+    session.phase = if session.expiry == 0 { Phase::Ended } else { Phase::Offline };
+    session.since = now;
+    session.expires_at = now.saturating_add(Holding::outlives(session));
+    session.sent_below = sent_below;
+    if let Some(will) = &mut session.will {
+        let delay = u64::from(will.delay) * 1000;
+        will.due_at = Some(now.saturating_add(delay).min(session.expires_at));
+    }
+}
+
+/// Changes what counts for a client that nobody uses: whose process run has it rewrites it, any other claims it.
+async fn write(
+    node: &Arc<Node>,
+    held: &Held,
+    nonce: MessageId,
+    session: &Session,
+    edit: impl Fn(&mut Session),
+) -> bool {
+    let log = &node.sessions;
+    if session.boot == log.boot {
+        let Some(holding) = log.holding(&held.slot.client_id) else { return false };
+        log.rewrite(&holding, node.wall(), edit);
+        return true;
+    }
+    let make = |head: Option<&Head>, _| {
+        let head = head.filter(|head| head.nonce == nonce)?;
+        let mut session = (*head.session).clone();
+        edit(&mut session);
+        Some(session)
+    };
+    matches!(log.claim(node, &held.slot, PATIENCE, make).await, Ok(Some(_)))
+}
+
+/// True once the will is in the log and with its subscribers, or may not be published.
+pub(crate) async fn publish_will(
+    node: &Arc<Node>,
+    client: &str,
+    session: &Session,
+    will: &Will,
+    nonce: MessageId,
+) -> bool {
+    let settings = node.settings().clone();
+    let user = settings.access.user(&session.user).filter(|user| user.may_use(client));
+    if !user.is_some_and(|user| user.grants(client).may_publish(&will.topic)) {
+        node.counters.publishes_refused.add(1);
+        let (user, topic) = (&*session.user, &*will.topic);
+        notice!(node, refused_publish, client, user, topic, "will refused: not authorized");
+        return true;
+    }
+    let message = Message::new(nonce, 0, &will.topic, &will.payload, will.qos, will.retain).with_forwarded(
+        will.forwarded.to_vec(),
+        will.expiry,
+        node.now(),
+    );
+    let message = Arc::new(message);
+    let first = node.sessions.wills.lock().insert(nonce, client.into()).is_none();
+    let how = if first { Delivered::Once } else { Delivered::OnceAgain };
+    let published = node.publish_durably(client, &message, how);
+    matches!(tokio::time::timeout(PATIENCE, published).await, Ok(true))
+}
+
+fn is_due(session: &Session, now: Millis) -> bool {
+    match session.phase {
+        Phase::Online => true,
+        Phase::Offline => {
+            let will = session.will.as_ref().and_then(|will| will.due_at);
+            session.expires_at <= now || will.is_some_and(|at| at <= now)
+        }
+        Phase::Ended => false,
+    }
+}
+
+/// Deletes what is dead in a partition, as long as there is much of it.
+async fn bury(node: &Node, partition: u32) {
+    let log = &node.sessions;
+    for _ in 0..BURIALS {
+        // Messages are named from other partitions, too.
+        let others = (0..).zip(&log.partitions).filter(|(index, _)| *index != partition).map(|(_, of)| of);
+        let others: Vec<_> = others.collect();
+        let names = |mid| others.iter().any(|of| of.state.lock().view.names(mid));
+        let dead = log.with(partition, |state| {
+            let view = &state.view;
+            view.dead(node.wall(), BURIED, |mid| view.names(mid) || names(mid))
+        });
+        let dead = dead.unwrap_or_default();
+        for key in &dead {
+            log.append(partition, key, None, node.wall(), node.bridge.nobody());
+        }
+        if dead.len() < BURIED {
+            return;
+        }
+        node.log.wait_for_room().await;
+        tokio::time::sleep(EVERY).await;
+    }
+}
+
+impl SessionLog {
+    /// The offset behind all that is known to wait for a session.
+    fn end_of_queue(&self, partition: u32, sid: MessageId) -> u64 {
+        let last = |state: &mut super::State| {
+            let (_, session) = state.view.session(sid)?;
+            session.queue().last_key_value().map(|(order, _)| order + 1)
+        };
+        self.with(partition, last).flatten().unwrap_or(0)
+    }
+
+    /// Forgets the wills that can't be published again.
+    fn forget_wills(&self) {
+        let mut wills = self.wills.lock();
+        wills.retain(|nonce, client| {
+            let still_has = |state: &mut super::State| {
+                let head = state.view.head(client).filter(|head| head.nonce == *nonce);
+                head.is_some_and(|head| head.session.will.is_some())
+            };
+            self.with(self.partition_of(client), still_has).unwrap_or(false)
+        });
+    }
+
+    /// Clients of this node for which something is due, as far as can be told without asking who is there.
+    fn due(&self, now: Millis) -> Vec<Arc<str>> {
+        let mut due = Vec::new();
+        for partition in &self.partitions {
+            let state = partition.state.lock();
+            let mine = state.view.heads().filter(|(_, head)| *head.session.node == *self.name);
+            let mine = mine.filter(|(_, head)| is_due(&head.session, now)).filter(|(_, head)| {
+                let slot = state.slots.get(&head.session.sid);
+                head.session.phase != Phase::Online || slot.is_none_or(|slot| !slot.mailbox.is_online())
+            });
+            due.extend(mine.map(|(client, _)| client.clone()));
+        }
+        // In the same order in every run.
+        due.sort_unstable();
+        due
+    }
+}

@@ -1,0 +1,389 @@
+//! What topics remember, for as long as the log is there: owns the topic `__mqtt-retained`, and puts in the router what its
+//! records amount to.
+//!
+//! A record's key names a message and its topic; one with an empty payload says that the topic has none any more. The last in the
+//! log counts, but of two of one process run that with the higher number: so a repeat changes nothing. Whoever wrote what counts
+//! deletes the others when it has read it back. What a former process run of this node had on its way may show late, and
+//! would count: then what counted before is written once more.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use foldhash::fast::RandomState;
+use futures_util::future::try_join_all;
+use mqtt_proto::{
+    durable::{
+        record::{Boot, Key, Value},
+        view::Change,
+    },
+    message::{Message, MessageId, Millis},
+    murmur2,
+};
+use parking_lot::Mutex;
+
+use super::log::{Place, Surely, content, message_of, parse, read_to_tick};
+use crate::{
+    limits::Trouble,
+    log::{
+        AppendSink, Cleanup, Completion, Log, LogError, Outcome, ReadLimit, Record, StoredRecord, Topic,
+        TopicSettings,
+    },
+    node::Node,
+    outside::Mistake,
+};
+
+const TOPIC: &str = "__mqtt-retained";
+const MOST_PARTITIONS: u32 = 3;
+/// Besides the packet a record has a key with the topic once more.
+const RECORD_BYTES: u32 = 128 * 1024;
+const READ: ReadLimit = ReadLimit { records: 500, bytes: 1 << 20, wait: Duration::from_secs(5) };
+const RETRY: Duration = Duration::from_secs(1);
+/// How long it is remembered that a topic has nothing: longer than a record may come late.
+const KEPT: Millis = 15 * 60 * 1000;
+
+pub(crate) struct RetainedLog {
+    log: Arc<dyn Log>,
+    topic: Topic,
+    boot: Boot,
+    name: Box<str>,
+    partitions: Vec<Partition>,
+    surely: Arc<Surely>,
+}
+
+#[derive(Default)]
+struct Partition {
+    state: Mutex<State>,
+    next: AtomicU64,
+}
+
+#[derive(Default)]
+struct State {
+    topics: HashMap<Box<str>, Kept, RandomState>,
+    /// Process runs, and the nodes that they are of.
+    runs: Vec<(Boot, Box<str>)>,
+    /// Who waits until a message of this process run is read back.
+    waiting: HashMap<MessageId, Vec<Completion>, RandomState>,
+}
+
+/// What is in the log for one topic.
+struct Kept {
+    /// What counts; without a payload the topic has none.
+    message: Arc<Message>,
+    created: Millis,
+    others: Vec<MessageId>,
+}
+
+impl RetainedLog {
+    /// Reads all of the log.
+    pub(crate) async fn open(
+        log: Arc<dyn Log>,
+        boot: Boot,
+        place: Place<'_>,
+        packet_size: u32,
+        now: Millis,
+    ) -> Result<RetainedLog, LogError> {
+        let settings = TopicSettings {
+            partitions: place.partitions.min(MOST_PARTITIONS),
+            cleanup: Cleanup::KeepLatest,
+            record_bytes: packet_size.saturating_add(RECORD_BYTES),
+        };
+        let topic = log.ensure_topic(TOPIC, settings).await?;
+        let partitions = try_join_all((0..topic.partitions()).map(|partition| {
+            let (log, topic) = (log.clone(), topic.clone());
+            async move {
+                let mut state = State::default();
+                let take = |stored: &StoredRecord, changes: &mut Vec<Change>| {
+                    if let Taken::Tick(boot) = state.take(&topic, partition, stored)? {
+                        changes.push(Change::Ticked { boot });
+                    }
+                    Ok(())
+                };
+                let next = read_to_tick(&*log, &topic, partition, boot, place.node, now, take).await?;
+                Ok::<_, LogError>(Partition { state: Mutex::new(state), next: next.into() })
+            }
+        }))
+        .await?;
+        let surely = Arc::new(Surely::default());
+        Ok(RetainedLog { log, topic, boot, name: place.node.into(), partitions, surely })
+    }
+
+    pub(crate) fn partitions(&self) -> u32 {
+        self.topic.partitions()
+    }
+
+    /// Puts in the router what the log held at the start.
+    pub(crate) fn begin(&self, node: &Node) {
+        if node.outside.makes(Mistake::ForgetRetained) {
+            return;
+        }
+        for partition in &self.partitions {
+            partition.state.lock().topics.values().for_each(|kept| node.router.retain(&kept.message));
+        }
+    }
+
+    /// Keeps a message as its topic's, under this name: what a client publishes again must not come behind what it published
+    /// since. `done` is told once who subscribes finds it.
+    pub(crate) fn retain(&self, message: &Message, id: MessageId, now: Millis, done: Completion) {
+        let message = &message.renamed(id);
+        let partition = murmur2::partition(message.topic().as_bytes(), self.partitions());
+        if let Some(of) = self.of(partition) {
+            of.state.lock().waiting.entry(message.id).or_default().push(done.clone());
+        }
+        let sink = Arc::new(Failure { done });
+        self.append(partition, message, now, Completion { sink, token: 0 });
+    }
+
+    fn of(&self, partition: u32) -> Option<&Partition> {
+        self.partitions.get(usize::try_from(partition).ok()?)
+    }
+
+    fn append(&self, partition: u32, message: &Message, now: Millis, done: Completion) {
+        self.log.append(&self.topic, partition, record(message, now), done);
+    }
+
+    /// Though nobody waits for it.
+    fn append_surely(&self, partition: u32, record: Record) {
+        self.surely.append(&*self.log, &self.topic, partition, record);
+    }
+
+    /// Writes again what could not be written.
+    pub(crate) fn retry(&self, now: Millis) {
+        self.surely.retry(&*self.log, &self.topic, now);
+    }
+
+    /// Reads a partition on until the task is aborted.
+    pub(crate) async fn follow(node: Arc<Node>, partition: u32) {
+        let mut trouble = Trouble::default();
+        loop {
+            if let Err(error) = node.retained.read_on(&node, partition).await {
+                let line = error.to_string();
+                if trouble.is_due(&line) {
+                    tracing::error!(partition, "retained messages: {line}; trying again");
+                }
+            }
+            tokio::time::sleep(RETRY).await;
+        }
+    }
+
+    async fn read_on(&self, node: &Node, partition: u32) -> Result<(), LogError> {
+        let Some(of) = self.of(partition) else { return Ok(()) };
+        loop {
+            let from = of.next.load(Ordering::Acquire);
+            let batch = self.log.read(&self.topic, partition, from, READ).await?;
+            for stored in &batch.records {
+                let mut state = of.state.lock();
+                let taken = state.take(&self.topic, partition, stored)?;
+                self.act(node, partition, &mut state, taken);
+            }
+            of.next.store(batch.next, Ordering::Release);
+        }
+    }
+
+    fn act(&self, node: &Node, partition: u32, state: &mut State, taken: Taken) {
+        match taken {
+            Taken::Tick(_) => {}
+            Taken::Gone(topic) => {
+                // A cleared one takes the message away.
+                let id = MessageId { boot: self.boot, counter: 0 };
+                let cleared = Message::new(id, 0, &topic, b"", mqtt_proto::codec::QoS::AtMostOnce, true);
+                node.router.retain(&Arc::new(cleared));
+            }
+            Taken::Kept { mid, topic, former } => {
+                let Some(kept) = state.topics.get_mut(&topic) else { return };
+                node.router.retain(&kept.message);
+                let is_late = |boot| {
+                    boot != self.boot
+                        && state.runs.iter().any(|(run, name)| *run == boot && *name == self.name)
+                };
+                match former {
+                    Some(former) if is_late(mid.boot) && !state.waiting.contains_key(&mid) => {
+                        let again = match former.id.boot == self.boot {
+                            true => former,
+                            false => Arc::new(former.renamed(node.next_message_id())),
+                        };
+                        self.append_surely(partition, record(&again, node.wall()));
+                    }
+                    _ => {}
+                }
+                if kept.message.id.boot == self.boot {
+                    for mid in kept.others.drain(..) {
+                        let key = Key::Retained { mid, topic: topic.clone() };
+                        self.append_surely(partition, keyed(&key, None, node.wall()));
+                    }
+                }
+                for done in state.waiting.remove(&mid).unwrap_or_default() {
+                    done.sink.appended(done.token, Outcome::Durable(0));
+                }
+            }
+        }
+    }
+
+    /// Deletes what has been cleared or has expired, and was long ago.
+    pub(crate) fn bury(&self, node: &Node) {
+        let now = node.wall();
+        for (partition, of) in (0..).zip(&self.partitions) {
+            let state = of.state.lock();
+            let is_over = |kept: &&Kept| {
+                let says_nothing = kept.message.payload().is_empty() || kept.message.is_expired(now);
+                says_nothing && kept.others.is_empty() && now.saturating_sub(kept.created) >= KEPT
+            };
+            let mut over: Vec<&Arc<Message>> =
+                state.topics.values().filter(is_over).map(|kept| &kept.message).collect();
+            // In the same order in every run.
+            over.sort_unstable_by_key(|message| message.id);
+            for message in over {
+                self.append_surely(partition, keyed(&key(message), None, now));
+            }
+        }
+    }
+
+    /// What every node must know alike.
+    #[cfg(test)]
+    pub(crate) fn summary(&self) -> Vec<String> {
+        let mut lines: Vec<String> =
+            self.partitions.iter().flat_map(|of| of.state.lock().summary()).collect();
+        lines.sort();
+        lines
+    }
+
+    /// What a reader knows that reads the log now.
+    #[cfg(test)]
+    pub(crate) async fn fresh_summary(log: &dyn Log) -> Vec<String> {
+        let topic = log.topic(TOPIC).unwrap();
+        let mut lines = Vec::new();
+        for partition in 0..topic.partitions() {
+            let (mut state, mut from) =
+                (State::default(), log.bounds(&topic, partition).await.unwrap().start);
+            loop {
+                let limit = ReadLimit { wait: Duration::ZERO, ..READ };
+                let batch = log.read(&topic, partition, from, limit).await.unwrap();
+                for stored in &batch.records {
+                    state.take(&topic, partition, stored).unwrap();
+                }
+                if batch.next == from {
+                    break;
+                }
+                from = batch.next;
+            }
+            lines.extend(state.summary());
+        }
+        lines.sort();
+        lines
+    }
+}
+
+/// What a record did.
+enum Taken {
+    Tick(Boot),
+    /// What counts for this topic may be another.
+    Kept {
+        mid: MessageId,
+        topic: Box<str>,
+        former: Option<Arc<Message>>,
+    },
+    /// Nothing counts for this topic any more.
+    Gone(Box<str>),
+}
+
+impl State {
+    /// What topics have, one line each.
+    #[cfg(test)]
+    fn summary(&self) -> Vec<String> {
+        let has = self.topics.values().filter(|kept| !kept.message.payload().is_empty());
+        has.map(|kept| format!("{} {:?}", kept.message.topic(), kept.message.id)).collect()
+    }
+
+    fn take(&mut self, topic: &Topic, partition: u32, stored: &StoredRecord) -> Result<Taken, LogError> {
+        match parse(topic, partition, stored)? {
+            (Key::Tick { boot }, value) => {
+                if let Some(Value::Tick { node }) = value
+                    && !self.runs.iter().any(|(run, _)| *run == boot)
+                {
+                    self.runs.push((boot, node.into()));
+                }
+                Ok(Taken::Tick(boot))
+            }
+            (Key::Retained { mid, topic }, Some(Value::Retained(content))) => {
+                let created = u64::try_from(stored.record.created).unwrap_or(0);
+                let former = self.keep(mid, created, || Arc::new(message_of(mid, &content)), &topic);
+                Ok(Taken::Kept { mid, topic, former })
+            }
+            (Key::Retained { mid, topic }, _) => {
+                let Some(kept) = self.topics.get_mut(&topic) else { return Ok(Taken::Gone(topic)) };
+                kept.others.retain(|other| *other != mid);
+                if kept.message.id == mid {
+                    self.topics.remove(&topic);
+                    return Ok(Taken::Gone(topic));
+                }
+                Ok(Taken::Kept { mid, topic, former: None })
+            }
+            _ => Err(LogError::Settings(format!(
+                "topic {} partition {partition} offset {}: no retained message",
+                topic.name(),
+                stored.offset
+            ))),
+        }
+    }
+
+    /// Returns what counted before, if that is another.
+    fn keep(
+        &mut self,
+        mid: MessageId,
+        created: Millis,
+        message: impl FnOnce() -> Arc<Message>,
+        topic: &str,
+    ) -> Option<Arc<Message>> {
+        let Some(kept) = self.topics.get_mut(topic) else {
+            self.topics.insert(topic.into(), Kept { message: message(), created, others: Vec::new() });
+            return None;
+        };
+        let counts = kept.message.id;
+        if counts == mid {
+            return None;
+        }
+        kept.others.retain(|other| *other != mid && *other != counts);
+        if counts.boot == mid.boot && counts.counter > mid.counter {
+            kept.others.push(mid);
+            return None;
+        }
+        kept.others.push(counts);
+        kept.created = created;
+        Some(std::mem::replace(&mut kept.message, message()))
+    }
+}
+
+/// Passes on that a record will not be read back.
+struct Failure {
+    done: Completion,
+}
+
+impl AppendSink for Failure {
+    fn appended(&self, _token: u64, outcome: Outcome) {
+        if !matches!(outcome, Outcome::Durable(_)) {
+            self.done.sink.appended(self.done.token, outcome);
+        }
+    }
+}
+
+fn record(message: &Message, now: Millis) -> Record {
+    keyed(&key(message), Some(Value::Retained(content(message)).encode()), now)
+}
+
+fn keyed(key: &Key, value: Option<Vec<u8>>, now: Millis) -> Record {
+    Record {
+        key: Some(key.encode().into()),
+        value: value.map(Into::into),
+        headers: Vec::new(),
+        created: i64::try_from(now).unwrap_or(i64::MAX),
+    }
+}
+
+fn key(message: &Message) -> Key {
+    Key::Retained { mid: message.id, topic: message.topic().into() }
+}
