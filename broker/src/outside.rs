@@ -20,8 +20,6 @@ pub(crate) struct Outside {
 pub(crate) enum Mistake {
     /// A publish is acknowledged before it is in the session log.
     AckBeforeQueued,
-    /// A queue over its cap loses its newest message.
-    DropNewest,
     /// PUBREL leaves before it is written down that the device has the message.
     PubrelBeforeProgress,
     /// A subscription is granted before the log has it.

@@ -135,7 +135,6 @@ fn the_rules_hold_whatever_goes_wrong() {
 fn mistakes_are_noticed() {
     for mistake in [
         Mistake::AckBeforeQueued,
-        Mistake::DropNewest,
         Mistake::PubrelBeforeProgress,
         Mistake::SubackBeforeFilter,
         Mistake::RouteBeforeNote,

@@ -20,7 +20,6 @@ use crate::{
     limits::Trouble,
     log::{LogError, Outcome, ReadLimit, StoredRecord},
     node::Node,
-    outside::Mistake,
     router::{Logged, Options},
     session::Slot,
 };
@@ -294,11 +293,7 @@ impl SessionLog {
         });
         let waits: Vec<MessageId> = waits.map(|(_, entry)| entry.mid).collect();
         let surplus = waits.len().saturating_sub(cap);
-        let first = match self.outside.makes(Mistake::DropNewest) {
-            true => waits.len() - surplus,
-            false => 0,
-        };
-        let surplus = waits.into_iter().skip(first).take(surplus).collect();
+        let surplus = waits.into_iter().take(surplus).collect();
         self.dropped(node, state, to, surplus);
     }
 
