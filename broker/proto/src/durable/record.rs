@@ -51,8 +51,9 @@ pub enum Key {
         generation: Generation,
         filter: Box<str>,
     },
-    /// `chunk` differs between the parts of a large fan-out, and between the first routing of a message and another by
-    /// the same process run: their recipients may differ, and one must not replace the other.
+    /// `chunk` rises with each that a process run writes into a partition. So it differs between the parts of a large fan-out,
+    /// and between the first routing of a message and another by the same run: their recipients may differ, and one must not
+    /// replace the other.
     Message {
         mid: MessageId,
         boot: Boot,

@@ -83,6 +83,8 @@ pub(crate) struct SessionLog {
     partitions: Vec<Partition>,
     /// Numbers the writings of keys that are written more than once.
     sequence: AtomicU32,
+    /// Numbers the messages.
+    chunk: AtomicU64,
     surely: Arc<write::Surely>,
     /// Wills that sessions have which are in no log, by nonce, with their clients: until the log says that they are published.
     wills: Mutex<HashMap<MessageId, Box<str>, RandomState>>,

@@ -1,6 +1,12 @@
 //! The start: reads each partition to the tick of this process run, so that nothing that anybody was promised before is missing.
 
-use std::{sync::Arc, sync::atomic::AtomicU32, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU32, AtomicU64},
+    },
+    time::Duration,
+};
 
 use futures_util::future::try_join_all;
 use mqtt_proto::{
@@ -56,6 +62,7 @@ impl SessionLog {
             name: name.into(),
             partitions,
             sequence: AtomicU32::new(1),
+            chunk: AtomicU64::new(1),
             surely: Arc::new(Surely::default()),
             wills: Mutex::default(),
         };

@@ -149,7 +149,8 @@ impl SessionLog {
         now: Millis,
         done: Completion,
     ) {
-        let key = Key::Message { mid: message.id, boot: self.boot, chunk: self.next_sequence().into() };
+        let chunk = self.chunk.fetch_add(1, Ordering::Relaxed);
+        let key = Key::Message { mid: message.id, boot: self.boot, chunk };
         let message = QueuedMessage { once, group: None, recipients, content: content(message) };
         self.append(partition, &key, Some(Value::Message(message).encode()), now, done);
     }

@@ -22,11 +22,14 @@
 //! ([`View::is_contested`]), and only then a void one is deleted. Or a reader can meet a claim before the one that it was
 //! based on: then the generations have a gap, and the claim is taken as it stands.
 //!
-//! The order of a queue can't be that of its records: of `1 2 1 2` compaction may leave `2 1 2`. But a process run numbers messages
-//! as it takes them in. So what one run took in is in the order of its numbers, and runs stand to each other as this
-//! reader met them ([`SessionState::in_order`]); what one publisher sent is in the same order for all readers.
+//! The order of a queue can't be that of its records: of `1 2 1 2` compaction may leave `2 1 2`. But a process run numbers its
+//! `M` as it writes them. So what one run wrote is in the order of its numbers, and runs stand to each other as this
+//! reader met them ([`SessionState::in_order`]); what one publisher sent is in the same order for all readers. The numbers in
+//! message ids would not do: a message that its client repeats to a later run keeps its id, and stands behind others.
 
 mod dead;
+#[cfg(test)]
+mod order_tests;
 mod queue;
 mod summary;
 #[cfg(test)]
@@ -533,15 +536,15 @@ impl SessionState {
 
     /// What waits, in the order in which it is to be delivered.
     pub fn in_order(&self) -> Vec<&Entry> {
-        let mut of_boot: BTreeMap<Boot, Vec<&Entry>> = BTreeMap::new();
+        let mut of_run: BTreeMap<Boot, Vec<&Entry>> = BTreeMap::new();
         for entry in self.queue.values() {
-            of_boot.entry(entry.mid.boot).or_default().push(entry);
+            of_run.entry(entry.writing.boot).or_default().push(entry);
         }
-        for entries in of_boot.values_mut() {
-            entries.sort_by_key(|entry| std::cmp::Reverse(entry.mid.counter));
+        for entries in of_run.values_mut() {
+            entries.sort_by_key(|entry| std::cmp::Reverse(entry.writing));
         }
         // Each place in the queue goes to the next message of the run whose message was met there.
-        let next = |entry: &Entry| of_boot.get_mut(&entry.mid.boot).and_then(Vec::pop);
+        let next = |entry: &Entry| of_run.get_mut(&entry.writing.boot).and_then(Vec::pop);
         self.queue.values().filter_map(next).collect()
     }
 }

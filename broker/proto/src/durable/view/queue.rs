@@ -25,6 +25,15 @@ pub struct Entry {
     pub received: Option<u16>,
     /// It finishes through `D` alone; else, if it has no other recipient, by its deletion.
     pub once: bool,
+    /// The record by which this reader met it.
+    pub(super) writing: Writing,
+}
+
+/// Which of its records a process run wrote: the `chunk` of an `M` rises with each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Writing {
+    pub(super) boot: Boot,
+    pub(super) chunk: u64,
 }
 
 /// What the log holds about one message.
@@ -85,6 +94,11 @@ impl Message {
         }
     }
 
+    /// Whether another run has written it once more.
+    pub(super) fn is_repeated(&self) -> bool {
+        self.copies.len() > 1
+    }
+
     pub(super) fn progress_of(&self, sid: MessageId) -> Option<Progress> {
         self.progress.iter().filter(|told| told.sid == sid).map(|told| told.progress).max()
     }
@@ -101,6 +115,7 @@ impl View {
         let forgets = self.has(Mutation::RepeatsQueue);
         let message = self.messages.entry(mid).or_default();
         let (offset, size) = (copy.offset, copy.size);
+        let writing = Writing { boot: copy.boot, chunk: copy.chunk };
         // Most are: then no queue need be searched for it.
         let is_first = message.copies.is_empty();
         let known =
@@ -133,6 +148,7 @@ impl View {
                 expires_at: written.content.expires_at,
                 received,
                 once: written.once,
+                writing,
             };
             session.queue.insert(offset, entry);
             if session.client.is_some() {

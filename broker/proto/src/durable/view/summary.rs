@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use super::View;
+use super::{Message, View};
 use crate::{durable::record::Phase, message::MessageId};
 
 impl View {
     /// One line for each fact about the sessions that live, sorted: equal for all readers of one log, whatever compaction
-    /// left to each. Offsets are left out, and queues are in order by the process run that took the messages in.
+    /// left to each. Offsets are left out, and queues are in order by the process run that wrote the messages.
     pub fn summary(&self) -> Vec<String> {
         let mut lines = Vec::new();
         for (client, head) in self.heads() {
@@ -38,7 +38,12 @@ impl View {
             }
             let mut by_boot: BTreeMap<u64, Vec<(MessageId, Option<u16>)>> = BTreeMap::new();
             for entry in state.in_order() {
-                by_boot.entry(entry.mid.boot).or_default().push((entry.mid, entry.received));
+                let waits = (entry.mid, entry.received);
+                // By which of several records it is met depends on the reader.
+                match self.message(entry.mid).is_some_and(Message::is_repeated) {
+                    true => lines.push(format!("{client}: repeated in its queue: {waits:?}")),
+                    false => by_boot.entry(entry.writing.boot).or_default().push(waits),
+                }
             }
             for (boot, queue) in by_boot {
                 lines.push(format!("{client}: queue of {boot}: {queue:?}"));

@@ -499,27 +499,32 @@ fn mistakes_in_the_view_are_noticed() {
     }
 }
 
+/// A claim that begins a session.
+pub(super) fn session_of(nonce: MessageId) -> Session {
+    Session {
+        generation: 1,
+        sequence: 0,
+        won: false,
+        phase: Phase::Online,
+        sid: nonce,
+        boot: nonce.boot,
+        since: 0,
+        expires_at: 0,
+        expiry: 0,
+        sent_below: 0,
+        node: "n".into(),
+        user: "u".into(),
+        peer: "p".into(),
+        protocol: 4,
+        will: None,
+    }
+}
+
 #[test]
 fn what_shows_again_changes_nothing() {
     let id = |counter| MessageId { boot: 1, counter };
     let session = |sequence, phase| {
-        Value::Session(Box::new(Session {
-            generation: 1,
-            sequence,
-            won: sequence > 0,
-            phase,
-            sid: id(1),
-            boot: 1,
-            since: 0,
-            expires_at: 0,
-            expiry: 0,
-            sent_below: 0,
-            node: "n".into(),
-            user: "u".into(),
-            peer: "p".into(),
-            protocol: 4,
-            will: None,
-        }))
+        Value::Session(Box::new(Session { sequence, won: sequence > 0, phase, ..session_of(id(1)) }))
     };
     let subscription = |sequence, on| {
         Value::Filter(Subscription {

@@ -1,0 +1,49 @@
+//! The order of a queue, record by record.
+
+use super::{tests::session_of, *};
+use crate::{
+    codec::QoS,
+    durable::record::{Content, QueuedMessage, Recipient},
+};
+
+#[test]
+fn a_message_that_its_client_repeats_to_a_later_run_moves_no_other() {
+    let session = MessageId { boot: 1, counter: 1 };
+    let id = |boot, counter| MessageId { boot, counter };
+    // Of one client, of another that came first and has to repeat, and of the first again.
+    let (early, repeated, late) = (id(1, 11), id(1, 10), id(2, 1));
+    let check = |records: &[(Offset, MessageId, Boot, u64)], expected: &[MessageId]| {
+        let mut view = View::default();
+        let claim = Box::new(session_of(session));
+        let key = Key::Session { nonce: session, client: "c".into() };
+        view.apply(0, 0, 100, key, Some(Value::Session(claim)), &mut Vec::new());
+        for &(offset, mid, boot, chunk) in records {
+            let recipient =
+                Recipient { sid: session, qos: QoS::ExactlyOnce, retain: false, subscription_ids: None };
+            let content = Content {
+                qos: QoS::ExactlyOnce,
+                retain: false,
+                expires_at: None,
+                forwarded: &[],
+                topic: "t",
+                payload: &[],
+            };
+            let message = QueuedMessage { once: true, group: None, recipients: vec![recipient], content };
+            let key = Key::Message { mid, boot, chunk };
+            view.apply(offset, 0, 100, key, Some(Value::Message(message)), &mut Vec::new());
+        }
+        let (_, state) = view.session(session).unwrap();
+        let order: Vec<MessageId> = state.in_order().iter().map(|entry| entry.mid).collect();
+        assert_eq!(order, expected, "{records:?}");
+    };
+    check(&[(1, early, 1, 1), (2, late, 2, 1), (3, repeated, 2, 2)], &[early, late, repeated]);
+    check(&[(1, early, 1, 1), (2, repeated, 1, 2), (3, repeated, 2, 1)], &[early, repeated]);
+    // The place of one that was written twice stays, too, when the second writer has more to say.
+    let other = id(3, 1);
+    check(
+        &[(1, repeated, 2, 9), (2, early, 1, 1), (3, repeated, 0, 1), (4, other, 0, 2)],
+        &[repeated, early, other],
+    );
+    // What a run wrote shows in another order where compaction took the first of several.
+    check(&[(1, late, 2, 2), (2, early, 2, 1)], &[early, late]);
+}
