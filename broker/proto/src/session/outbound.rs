@@ -127,7 +127,7 @@ impl Outbound {
             (serial, packet_id(serial))
         };
         // Only one from the log can find its identifier in use. It waits, and with it what is behind it.
-        let sent = !self.logged || self.find(packet_id).is_none();
+        let sent = self.unsent == 0 && !(self.logged && self.find(packet_id).is_some());
         if sent && let Err(reason) = encode(delivery, terms, aliases, (packet_id, false), now, out) {
             return Sent::Dropped(reason);
         }

@@ -102,13 +102,16 @@ fn an_identifier_in_use_makes_qos_2_wait_and_qos_1_take_another() {
     session.deliver(&message(one, QoS::ExactlyOnce), 0, &mut out);
     session.deliver(&message(other, QoS::AtLeastOnce), 0, &mut out);
     assert_eq!(sent(&mut out), [format!("publish {id} {one}"), format!("publish {} {other}", id + 1)]);
+    let behind = other + 1;
     session.deliver(&message(other, QoS::ExactlyOnce), 0, &mut out);
+    session.deliver(&message(behind, QoS::ExactlyOnce), 0, &mut out);
     assert!(session.must_resend() && session.resend(0, &mut out));
-    assert!(sent(&mut out).is_empty(), "it waits for the other");
+    assert!(sent(&mut out).is_empty(), "it waits for the other, and what is behind it does");
     hear(&mut session, Packet::PubRec, id);
     session.received(id, MessageId { boot: 7, counter: one }, &mut out);
     hear(&mut session, Packet::PubComp, id);
     sent(&mut out);
     assert!(!session.resend(0, &mut out));
-    assert_eq!(sent(&mut out), [format!("publish {id} {other}")]);
+    let expected = [format!("publish {id} {other}"), format!("publish {} {behind}", packet_id(behind))];
+    assert_eq!(sent(&mut out), expected);
 }
