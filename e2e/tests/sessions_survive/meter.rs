@@ -1,0 +1,187 @@
+//! The devices on rumqttc: those with an even number publish with QoS 2 to a gateway, the others with QoS 1 to the next
+//! meter. All run on one thread of their own.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    thread,
+    time::Duration,
+};
+
+use anyhow::Result;
+use mqtt_e2e::wait_until;
+use parking_lot::Mutex;
+use rumqttc::{AsyncClient, Event, EventLoop, MqttOptions, Outgoing, Packet, QoS};
+use tokio::{sync::Notify, task::JoinSet, time::sleep};
+
+use super::{GATEWAYS, LIMIT, METERS, PACE, PASSWORD, USER, book::Book, gateway, meter, topic_of};
+
+/// Messages without an acknowledgement, at most.
+const WINDOW: usize = 20;
+/// rumqttc repeats by packet identifier after a lost connection: in order, as long as these have not gone round.
+const IDENTIFIERS: u16 = 4000;
+/// Before another attempt to connect.
+const BACKOFF: Duration = Duration::from_millis(100);
+
+pub(crate) struct Meters {
+    publishes: Arc<AtomicBool>,
+    end: Arc<Notify>,
+    thread: Option<thread::JoinHandle<()>>,
+}
+
+struct Meter {
+    name: String,
+    to: String,
+    qos: QoS,
+    client: AsyncClient,
+    book: Arc<Book>,
+    /// How many of all meters have subscribed.
+    subscribed: Arc<AtomicUsize>,
+    sent: Mutex<Sent>,
+}
+
+/// Numbers that are with rumqttc.
+#[derive(Default)]
+struct Sent {
+    /// Those without a packet identifier, in order.
+    waiting: VecDeque<usize>,
+    by_id: HashMap<u16, usize>,
+    /// The highest that was sent on this connection.
+    highest: Option<usize>,
+}
+
+impl Meters {
+    /// Returns when all have subscribed; they do not publish yet.
+    pub(crate) fn start(broker: SocketAddr, book: &Arc<Book>) -> Result<Self> {
+        let (publishes, end) = (Arc::new(AtomicBool::new(false)), Arc::new(Notify::new()));
+        let subscribed = Arc::new(AtomicUsize::new(0));
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let (may_publish, ended, book) = (publishes.clone(), end.clone(), book.clone());
+        let count = subscribed.clone();
+        let run = async move {
+            let mut tasks = JoinSet::new();
+            for number in 0..METERS {
+                let (meter, events) = Meter::new(number, broker, &book, &count);
+                let meter = Arc::new(meter);
+                tasks.spawn(meter.clone().live(events));
+                tasks.spawn(meter.publish(may_publish.clone()));
+            }
+            ended.notified().await;
+        };
+        let thread = thread::Builder::new().name("meters".into()).spawn(move || runtime.block_on(run))?;
+        wait_until("all meters to have subscribed", LIMIT, || {
+            Ok((subscribed.load(Ordering::Relaxed) == METERS).then_some(()))
+        })?;
+        Ok(Self { publishes, end, thread: Some(thread) })
+    }
+
+    /// They publish from now on, or no more.
+    pub(crate) fn publish(&self, publishes: bool) {
+        self.publishes.store(publishes, Ordering::Relaxed);
+    }
+
+    pub(crate) fn has_ended(&self) -> bool {
+        self.thread.as_ref().is_none_or(thread::JoinHandle::is_finished)
+    }
+}
+
+impl Drop for Meters {
+    fn drop(&mut self) {
+        self.end.notify_one();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Meter {
+    fn new(
+        number: usize,
+        broker: SocketAddr,
+        book: &Arc<Book>,
+        subscribed: &Arc<AtomicUsize>,
+    ) -> (Self, EventLoop) {
+        let name = meter(number);
+        let mut options = MqttOptions::new(&name, broker.ip().to_string(), broker.port());
+        options.set_credentials(USER, PASSWORD).set_clean_session(false).set_inflight(IDENTIFIERS);
+        let (client, events) = AsyncClient::new(options, WINDOW + 1);
+        let (to, qos) = match number % 2 {
+            0 => (gateway(number / 2 % GATEWAYS), QoS::ExactlyOnce),
+            _ => (meter((number + 2) % METERS), QoS::AtLeastOnce),
+        };
+        let (book, subscribed) = (book.clone(), subscribed.clone());
+        (Self { name, to, qos, client, book, subscribed, sent: Mutex::default() }, events)
+    }
+
+    /// Polls the connection, again and again.
+    async fn live(self: Arc<Self>, mut events: EventLoop) {
+        let asked = self.client.subscribe(topic_of(&self.name), QoS::AtLeastOnce).await;
+        if let Err(error) = asked {
+            self.book.accuse(format!("{}: {error}", self.name));
+        }
+        loop {
+            match events.poll().await {
+                Ok(event) => self.take(event),
+                Err(_) => sleep(BACKOFF).await,
+            }
+        }
+    }
+
+    fn take(&self, event: Event) {
+        let sent = &self.sent;
+        match event {
+            Event::Incoming(Packet::ConnAck(answer)) => {
+                sent.lock().highest = None;
+                if !answer.session_present && self.book.open_of(&self.name) > 0 {
+                    self.book.accuse(format!("{}: its session is gone", self.name));
+                }
+            }
+            Event::Incoming(Packet::SubAck(_)) => drop(self.subscribed.fetch_add(1, Ordering::Relaxed)),
+            Event::Incoming(Packet::Publish(publish)) => {
+                if let Err(error) = self.book.deliver(&self.name, &publish.payload) {
+                    self.book.accuse(format!("{}: {error:#}", self.name));
+                }
+            }
+            Event::Outgoing(Outgoing::Publish(id)) => {
+                let Sent { waiting, by_id, highest } = &mut *sent.lock();
+                // One that has its number already is sent again.
+                if !by_id.contains_key(&id) {
+                    by_id.extend(waiting.pop_front().map(|number| (id, number)));
+                }
+                let number = by_id.get(&id).copied();
+                // What it was about to repeat when a connection was lost it repeats before what it had repeated there.
+                if let Some(late) = number.filter(|number| *highest > Some(*number)) {
+                    self.book.excuse(&self.name, late);
+                }
+                *highest = (*highest).max(number);
+            }
+            Event::Incoming(Packet::PubAck(rumqttc::PubAck { pkid }))
+            | Event::Incoming(Packet::PubComp(rumqttc::PubComp { pkid })) => {
+                if let Some(number) = sent.lock().by_id.remove(&pkid) {
+                    self.book.acknowledge(&self.name, number);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    async fn publish(self: Arc<Self>, may_publish: Arc<AtomicBool>) {
+        let topic = topic_of(&self.to);
+        loop {
+            sleep(PACE).await;
+            if !may_publish.load(Ordering::Relaxed) || self.book.open_of(&self.name) >= WINDOW {
+                continue;
+            }
+            let mut sent = self.sent.lock();
+            let (number, payload) = self.book.publish(&self.name, &self.to, self.qos as u8);
+            sent.waiting.push_back(number);
+            if let Err(error) = self.client.try_publish(&topic, self.qos, false, payload) {
+                self.book.accuse(format!("{}: {error}", self.name));
+            }
+        }
+    }
+}
