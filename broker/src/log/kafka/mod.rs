@@ -26,7 +26,7 @@ mod vitals;
 mod writer;
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{
         Arc, Weak,
         atomic::{AtomicBool, Ordering},
@@ -94,6 +94,8 @@ struct TopicState {
     /// What it was last found to be in line with.
     settings: Mutex<Option<TopicSettings>>,
     min_in_sync: u32,
+    /// Partitions of which who reads them on does not know yet that the topic was deleted and made anew.
+    made_anew: Mutex<HashSet<u32>>,
     lanes: RwLock<Vec<Arc<Lane>>>,
 }
 
@@ -213,6 +215,9 @@ impl Log for KafkaLog {
     ) -> BoxFuture<'a, Result<ReadBatch, LogError>> {
         Box::pin(async move {
             self.shared.check(topic, partition)?;
+            if !limit.wait.is_zero() && self.shared.was_made_anew(topic, partition) && from > 0 {
+                return Err(LogError::Ahead { end: 0 });
+            }
             let read = self.shared.readers.read(topic, partition, from, limit).await;
             if matches!(read, Err(LogError::UnknownTopic(_))) {
                 // Nobody writes to it, perhaps, who would find that it is gone.
@@ -337,6 +342,12 @@ impl Shared {
     /// Makes or verifies a topic.
     async fn ensure(&self, name: &str, settings: TopicSettings) -> Result<Topic, LogError> {
         let found = mqtt_kafka::ensure(&self.admin()?, name, settings, self.access().copies()).await?;
+        // What is read on for ever has forgotten nothing of its topic's former life, and would pass over what came anew.
+        if let Some(known) =
+            self.topic(name).filter(|_| found.made && settings.cleanup != Cleanup::KeepLatest)
+        {
+            known.made_anew.lock().extend(0..found.partitions);
+        }
         self.admit(name, settings, &found).await
     }
 
@@ -351,6 +362,7 @@ impl Shared {
                     handle: Topic::new(name, id, 0),
                     settings: Mutex::default(),
                     min_in_sync: found.min_in_sync,
+                    made_anew: Mutex::default(),
                     lanes: RwLock::default(),
                 });
                 topics.by_name.insert(name.to_owned(), state.clone());
@@ -375,6 +387,11 @@ impl Shared {
         state.handle.grow(found.partitions);
         *state.settings.lock() = Some(settings);
         Ok(state.handle.clone())
+    }
+
+    /// Whether this partition was made anew since who reads it on asked last; told once.
+    fn was_made_anew(&self, topic: &Topic, partition: u32) -> bool {
+        self.topic(topic.name()).is_some_and(|topic| topic.made_anew.lock().remove(&partition))
     }
 
     /// Sees to it that a known topic is as it was asked for.
