@@ -10,7 +10,7 @@ use std::{collections::HashMap, sync::Arc};
 use foldhash::fast::RandomState;
 use mqtt_proto::{
     codec::{Publish, QoS, Reason, Version},
-    message::Message,
+    message::{Message, MessageId},
     session::Ticket,
     topic::check_topic,
 };
@@ -73,11 +73,15 @@ pub(super) struct Intake {
     is_stored: bool,
     /// Its packet identifier, if there is a note about it.
     noted: Option<u16>,
+    /// Its name as what its topic retains. A message that came again keeps its identifier, but is retained behind all that came
+    /// before it.
+    retained_as: MessageId,
 }
 
 impl Intake {
     fn new(message: Message, topic: Arc<TopicEntry>, ticket: Option<Ticket>, turn: u64) -> Intake {
-        Intake { message, topic, ticket, turn, is_ready: true, is_stored: false, noted: None }
+        let retained_as = message.id;
+        Intake { message, topic, ticket, turn, is_ready: true, is_stored: false, noted: None, retained_as }
     }
 }
 
@@ -173,7 +177,7 @@ where
                 // First who subscribes finds it, then those who have get it: so nobody misses it in between.
                 let (node, settling) = (&self.node, &self.settling);
                 let done = Completion { sink: settling.clone(), token: RETAINED | number };
-                node.retained.retain(&intake.message, intake.message.id, node.wall(), done);
+                node.retained.retain(&intake.message, intake.retained_as, node.wall(), done);
             } else {
                 intake.is_ready = true;
             }
@@ -268,7 +272,7 @@ where
         holding: &Holding,
         ticket: Ticket,
     ) {
-        let (packet_id, turn) = (publish.packet_id, self.next_turn());
+        let (packet_id, turn, retained_as) = (publish.packet_id, self.next_turn(), message.id);
         let now = self.node.wall();
         let former = self.held.core.notes.get(&packet_id);
         let former = former.filter(|note| note.is_repeated_by(&message, publish.dup, now)).cloned();
@@ -288,7 +292,7 @@ where
         }
         let intake = Intake::new(message, topic, Some(ticket), turn);
         let is_ready = self.node.outside.makes(Mistake::RouteBeforeNote);
-        self.intake.push_back(Intake { is_ready, noted: Some(packet_id), ..intake });
+        self.intake.push_back(Intake { is_ready, noted: Some(packet_id), retained_as, ..intake });
     }
 
     fn search(&mut self, note: Note, turn: u64) {

@@ -1,10 +1,10 @@
 //! What topics remember, for as long as the log is there: owns the topic `__mqtt-retained`, and puts in the router what its
 //! records amount to.
 //!
-//! A record's key names a message and its topic; one with an empty payload says that the topic has none any more. The last in the
-//! log counts, but of two of one process run that with the higher number: so a repeat changes nothing. Whoever wrote what counts
-//! deletes the others when it has read it back. What a former process run of this node had on its way may show late, and
-//! would count: then what counted before is written once more.
+//! A record's key names a message and its topic; one with an empty payload says that the topic has none any more. Of two that one
+//! node wrote the later run's counts, and of two of one run that with the higher number: so what shows again, or late, changes
+//! nothing. Of two nodes the last in the log counts. Whoever wrote what counts deletes the others when it has read it back. What
+//! a former process run of this node had on its way may show behind what another node wrote: then that is written once more.
 
 use std::{
     collections::HashMap,
@@ -65,7 +65,7 @@ struct Partition {
 #[derive(Default)]
 struct State {
     topics: HashMap<Box<str>, Kept, RandomState>,
-    /// Process runs, and the nodes that they are of.
+    /// Process runs, and the nodes that they are of, in the order in which they began.
     runs: Vec<(Boot, Box<str>)>,
     /// Who waits until a message of this process run is read back.
     waiting: HashMap<MessageId, Vec<Completion>, RandomState>,
@@ -127,8 +127,8 @@ impl RetainedLog {
         }
     }
 
-    /// Keeps a message as its topic's, under this name: what a client publishes again must not come behind what it published
-    /// since. `done` is told once who subscribes finds it.
+    /// Keeps a message as its topic's, under a name that this process run gave in the order of publishing: one that came again
+    /// has a new one. `done` is told once who subscribes finds it.
     pub(crate) fn retain(&self, message: &Message, id: MessageId, now: Millis, done: Completion) {
         let message = &message.renamed(id);
         let partition = murmur2::partition(message.topic().as_bytes(), self.partitions());
@@ -197,19 +197,15 @@ impl RetainedLog {
             Taken::Kept { mid, topic, former } => {
                 let Some(kept) = state.topics.get_mut(&topic) else { return };
                 node.router.retain(&kept.message);
-                let is_late = |boot| {
-                    boot != self.boot
-                        && state.runs.iter().any(|(run, name)| *run == boot && *name == self.name)
-                };
-                match former {
-                    Some(former) if is_late(mid.boot) && !state.waiting.contains_key(&mid) => {
-                        let again = match former.id.boot == self.boot {
-                            true => former,
-                            false => Arc::new(former.renamed(node.next_message_id())),
-                        };
-                        self.append_surely(partition, record(&again, node.wall()));
-                    }
-                    _ => {}
+                let is_mine = |boot| state.runs.iter().any(|(run, name)| *run == boot && *name == self.name);
+                if let Some(former) = former
+                    && mid.boot != self.boot
+                    && is_mine(mid.boot)
+                    && !is_mine(former.id.boot)
+                {
+                    // Below all that this run has on its way.
+                    let again = former.renamed(MessageId { boot: self.boot, counter: 0 });
+                    self.append_surely(partition, record(&again, node.wall()));
                 }
                 if kept.message.id.boot == self.boot {
                     for mid in kept.others.drain(..) {
@@ -344,11 +340,20 @@ impl State {
             return None;
         };
         let counts = kept.message.id;
+        let run = |boot| self.runs.iter().position(|(run, _)| *run == boot);
+        let is_older = match (run(mid.boot), run(counts.boot)) {
+            _ if mid.boot == counts.boot => mid.counter < counts.counter,
+            (Some(run), Some(of_counts)) => {
+                let name = |at: usize| self.runs.get(at).map(|(_, name)| name);
+                run < of_counts && name(run) == name(of_counts)
+            }
+            _ => false,
+        };
         if counts == mid {
             return None;
         }
         kept.others.retain(|other| *other != mid && *other != counts);
-        if counts.boot == mid.boot && counts.counter > mid.counter {
+        if is_older {
             kept.others.push(mid);
             return None;
         }
