@@ -232,9 +232,16 @@ where
         for _ in 0..READS_A_TURN {
             self.now = self.node.now();
             let mail = self.mailbox.look(context);
-            let mut outcome = Ok(());
-            for settled in mail.settled {
-                outcome = outcome.and(self.settle(settled, scratch));
+            // Behind an append that failed nothing more is appended: it would overtake what the client sends again.
+            let has_failed = |settled: &Settled| {
+                settled.connection == self.held.claim && !matches!(settled.outcome, Outcome::Durable(_))
+            };
+            let outcome = match mail.settled.iter().any(has_failed) {
+                true => Err(Close::LogFailed),
+                false => Ok(()),
+            };
+            if outcome.is_ok() {
+                mail.settled.into_iter().for_each(|settled| self.settle(settled, scratch));
             }
             let is_lost = || self.holding.as_ref().is_some_and(|holding| holding.is_lost());
             if mail.called && (!self.held.is_valid() || is_lost()) {
@@ -306,17 +313,12 @@ where
         Ok(())
     }
 
-    /// The outcome of an append of this connection.
-    fn settle(&mut self, settled: Settled, scratch: &mut Scratch) -> Result<(), Close> {
-        if settled.connection != self.held.claim {
-            return Ok(());
+    /// An append is durable; if it was a former connection's, that is nothing to this one.
+    fn settle(&mut self, settled: Settled, scratch: &mut Scratch) {
+        if settled.connection == self.held.claim {
+            self.settle_durable(settled.token, scratch);
+            self.ack_deadline = self.session.owes_acks().then(|| self.now + millis(ACK_TIMEOUT));
         }
-        if !matches!(settled.outcome, Outcome::Durable(_)) {
-            return Err(Close::LogFailed);
-        }
-        self.settle_durable(settled.token, scratch);
-        self.ack_deadline = self.session.owes_acks().then(|| self.now + millis(ACK_TIMEOUT));
-        Ok(())
     }
 
     /// Waits for recipients without room, but not for ever. Meanwhile publishes gather in the intake, while everything
