@@ -388,11 +388,11 @@ impl Ledger {
                 && one.until.is_none()
                 && one.filter.matches(&message.topic)
         });
-        let times = of.received.entry(number).or_default();
-        *times += 1;
-        let times = *times;
-        // What came down to QoS 0 has no promise: its repeat may be the first that comes.
+        // What came down to QoS 0 has no promise: its repeat may be the first that comes, at the QoS granted by then.
         let promised = qos > QoS::AtMostOnce || published == QoS::AtMostOnce;
+        let times = of.received.entry(number).or_default();
+        *times += u32::from(promised);
+        let times = *times;
         if times == 1 && is_due && promised && !maybe_twice && !maybe_late {
             let latest = of.latest.entry((connection, published)).or_insert(number);
             let last = *latest;
@@ -433,10 +433,14 @@ impl Ledger {
                 if of.received.contains_key(&u32::try_from(number).unwrap()) {
                     continue;
                 }
+                // What has been given up meanwhile has filled its queue, too.
+                let fills = of.subscriptions.iter().filter(|one| {
+                    one.qos > QoS::AtMostOnce && one.until.is_none_or(|until| until > message.since)
+                });
                 let newer = self.messages[from..].iter().filter(|other| {
                     other.qos > QoS::AtMostOnce
                         && other.acked.is_none_or(|at| at > message.since)
-                        && live.iter().any(|one| one.filter.matches(&other.topic))
+                        && fills.clone().any(|one| one.filter.matches(&other.topic))
                 });
                 let newer = newer.count() - 1;
                 if newer < self.cap {

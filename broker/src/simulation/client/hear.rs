@@ -203,7 +203,8 @@ impl Client {
         let text = std::str::from_utf8(publish.payload).unwrap().trim_end_matches('.');
         // An empty one cleared a retained value.
         let number = text.parse::<u32>().ok();
-        ledger.event("client", index, "gets", number.unwrap_or_default().into());
+        let gets = ["gets at 0", "gets at 1", "gets at 2"][publish.qos as usize];
+        ledger.event("client", index, gets, number.unwrap_or_default().into());
         let packet_id = publish.packet_id;
         let wrong = |ledger: &mut Ledger, other: u32| {
             let what = format!("client {index}: {number:?} comes under {packet_id}, which is {other}'s");
