@@ -332,8 +332,7 @@ where
         if message.retain && ticket.is_none() {
             // Nobody is told when it is durable, and its client may be gone by then.
             let (node, nobody) = (&self.node, self.node.bridge.nobody());
-            node.router.retain(&message);
-            node.retained.retain(&message, message.id, node.wall(), nobody);
+            node.retained.retain_early(node, &message, node.wall(), nobody);
             self.mind_the_log();
         }
         // A publish that waited for its turn must find who subscribed meanwhile.

@@ -69,6 +69,8 @@ struct State {
     runs: Vec<(Boot, Box<str>)>,
     /// Who waits until a message of this process run is read back.
     waiting: HashMap<MessageId, Vec<Completion>, RandomState>,
+    /// By topic, the message of this process run that is in the router already, until it is read back.
+    early: HashMap<Box<str>, MessageId, RandomState>,
 }
 
 /// What is in the log for one topic.
@@ -139,6 +141,17 @@ impl RetainedLog {
         self.append(partition, message, now, Completion { sink, token: 0 });
     }
 
+    /// The same for a message that nobody acknowledges: who subscribes finds it at once, though the log may not take it.
+    pub(crate) fn retain_early(&self, node: &Node, message: &Arc<Message>, now: Millis, done: Completion) {
+        let partition = murmur2::partition(message.topic().as_bytes(), self.partitions());
+        if let Some(of) = self.of(partition) {
+            let mut state = of.state.lock();
+            state.early.insert(message.topic().into(), message.id);
+            node.router.retain(message);
+        }
+        self.retain(message, message.id, now, done);
+    }
+
     fn of(&self, partition: u32) -> Option<&Partition> {
         self.partitions.get(usize::try_from(partition).ok()?)
     }
@@ -188,6 +201,7 @@ impl RetainedLog {
     fn act(&self, node: &Node, partition: u32, state: &mut State, taken: Taken) {
         match taken {
             Taken::Tick(_) => {}
+            Taken::Gone(topic) if state.early.contains_key(&topic) => {}
             Taken::Gone(topic) => {
                 // A cleared one takes the message away.
                 let id = MessageId { boot: self.boot, counter: 0 };
@@ -196,7 +210,13 @@ impl RetainedLog {
             }
             Taken::Kept { mid, topic, former } => {
                 let Some(kept) = state.topics.get_mut(&topic) else { return };
-                node.router.retain(&kept.message);
+                // What was written before it does not take its place.
+                let is_early =
+                    |early: &MessageId| kept.message.id.boot == self.boot && *early <= kept.message.id;
+                if state.early.get(&topic).is_none_or(is_early) {
+                    state.early.remove(&topic);
+                    node.router.retain(&kept.message);
+                }
                 let is_mine = |boot| state.runs.iter().any(|(run, name)| *run == boot && *name == self.name);
                 if let Some(former) = former
                     && mid.boot != self.boot
