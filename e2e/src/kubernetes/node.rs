@@ -127,7 +127,7 @@ impl Node {
         send(&process, signal).with_context(|| format!("signalling {}", part.name()))
     }
 
-    /// Sends a signal to all processes of a pod.
+    /// Sends a signal to all processes of a pod; if its container is about to start again, to those of the new one.
     pub(super) fn signal_pod(&self, uid: &str, signal: Signal) -> Result<()> {
         let mark = format!("/pod{uid}/");
         let ours = |process: &PathBuf| {
@@ -135,8 +135,10 @@ impl Node {
             let cgroups = fs::read_to_string(process.join("cgroup")).unwrap_or_default();
             comm.trim() != "pause" && cgroups.contains(&mark)
         };
-        let found: Vec<PathBuf> = processes()?.into_iter().filter(ours).collect();
-        ensure!(!found.is_empty(), "pod {uid} has no process");
+        let found = wait_until(&format!("a process of pod {uid}"), START_LIMIT, || {
+            let found: Vec<PathBuf> = processes()?.into_iter().filter(ours).collect();
+            Ok((!found.is_empty()).then_some(found))
+        })?;
         found.iter().try_for_each(|process| send(process, signal))
     }
 
