@@ -34,11 +34,14 @@ fn a_certificate_is_renewed_without_a_dropped_connection_and_a_bad_one_changes_n
     println!("a renewed certificate is shown {:?} after kubectl apply began", start.elapsed());
     ensure!(stays.ping()?.is_empty(), "the connection was disturbed");
 
-    let broken = json!({"stringData": {"tls.key": "none"}});
-    namespace.patch("secret", TLS, &broken)?;
-    let message = meters.told("mqttinstance/meters", "Stalled", "SecretUnusable")?;
-    ensure!(message.contains(TLS), "{message}");
-    ensure!(shown()? == second.der()?, "a certificate that can't be used is in use");
+    for (key, told) in [("none", "private key"), (first.key.as_str(), "not the key of the certificate")] {
+        namespace.patch("secret", TLS, &json!({"stringData": {"tls.key": key}}))?;
+        wait_until(told, SOON, || {
+            let message = meters.told("mqttinstance/meters", "Stalled", "SecretUnusable")?;
+            Ok((message.contains(TLS) && message.contains(told)).then_some(()))
+        })?;
+        ensure!(shown()? == second.der()?, "a certificate that can't be used is in use");
+    }
     let (third, secret) = certificate(&authority, namespace)?;
     namespace.apply(&secret)?;
     meters.ready("mqttinstance/meters")?;

@@ -3,6 +3,7 @@
 //! | part | does |
 //! |---|---|
 //! | [`fetch`] | gathers what the instance is rendered from |
+//! | [`certificates`] | whether certificates and keys can serve |
 //! | [`rivals`] | two instances on one Kafka |
 //! | [`build`] | makes the objects that run it |
 //! | [`nodes`] | asks its brokers |
@@ -11,6 +12,7 @@
 //! | [`reconcile`] | the way through all of it |
 
 pub mod build;
+pub mod certificates;
 pub mod fetch;
 pub mod in_force;
 pub mod members;

@@ -7,7 +7,7 @@ use std::{
 };
 
 use futures_util::{StreamExt as _, stream};
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::{api::core::v1::Pod, jiff::Timestamp};
 use kube::{Resource, ResourceExt as _};
 use mqtt_broker_api::{acl::AclDocument, shards};
 use mqtt_operator_api::{
@@ -24,6 +24,7 @@ use tokio::time::Instant;
 
 use super::{
     build::{self, Built, build},
+    certificates,
     fetch::{self, Members},
     in_force::Progress,
     members::{self, Rendering},
@@ -220,6 +221,7 @@ impl Instances {
         let stopping =
             |_| Error::Later { what: format!("render {name}"), why: "the operator is stopping".into() };
         let mut rendered = rendering.await.map_err(stopping)?;
+        certificates::check(&objects.instance, &mut rendered, Timestamp::now());
         if rendered.acl != *before || before.generation == 0 {
             rendered.acl.generation = before.generation.saturating_add(1);
         }
