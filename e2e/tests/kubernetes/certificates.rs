@@ -1,4 +1,4 @@
-//! The certificate of the TLS listener is renewed, as cert-manager would do it: in its Secret.
+//! The certificate of the TLS listener comes and is renewed, as cert-manager would do it: in its Secret.
 
 use std::time::Instant;
 
@@ -7,19 +7,28 @@ use mqtt_e2e::{Authority, Tls, TlsVersion, wait_until};
 use serde_json::json;
 
 use crate::{
-    SOON,
+    PODS, SOON,
     meters::{Meters, SERVICE, TLS, certificate, meter},
 };
 
 #[test]
-fn a_certificate_is_renewed_without_a_dropped_connection_and_a_bad_one_changes_nothing() -> Result<()> {
+fn a_certificate_comes_late_and_is_renewed_without_a_dropped_connection_and_a_bad_one_changes_nothing()
+-> Result<()> {
     let authority = Authority::new("plant")?;
     let meters = Meters::empty()?;
     let namespace = &meters.namespace;
     let (first, secret) = certificate(&authority, namespace)?;
-    meters.apply(json!({"listeners": {"mqtts": {"secretRef": {"name": TLS}}}}), &[secret])?;
+    // Its Secret is still to come: no broker starts that would wait for it.
+    meters.apply(json!({"listeners": {"mqtts": {"secretRef": {"name": TLS}}}}), &[])?;
+    let message = meters.told_within(PODS, "mqttinstance/meters", "Stalled", "SecretNotFound")?;
+    ensure!(message.contains(TLS) && message.contains("no broker starts before"), "{message}");
+    ensure!(namespace.list("statefulsets", "app.kubernetes.io/instance=meters")?.is_empty(), "pods are made");
+    let message = meters.told("mqttuser/fleet", "Reconciling", "InstanceNotReady")?;
+    ensure!(message.contains("meters"), "{message}");
+    namespace.apply(&secret)?;
     meters.wait_until_all_are_ready()?;
     let before = meters.pod()?;
+    ensure!(before.1 == 0, "the broker was started {} times in vain", before.1);
 
     let mqtts = meters.endpoint()?.mqtts.context("no TLS")?;
     let client = authority.client(TlsVersion::V13);

@@ -6,7 +6,7 @@ use serde_json::json;
 
 use crate::{
     PODS, SOON,
-    meters::{Meters, TLS, certificate, meter, ops},
+    meters::{Meters, TLS, certificate, grant, meter, ops},
 };
 
 #[test]
@@ -22,11 +22,16 @@ fn a_wrong_kafka_address_and_missing_secrets_are_told_and_come_right_without_a_r
     meters.wait_until_all_are_ready()?;
     ensure!(meters.pod()? == before, "the pod was restarted");
 
-    // A listener whose Secret is still to come.
+    // A listener whose Secret is still to come: until then the pod is left alone, and what else changes is in force.
+    let mut stays = meters.connect(&ops("early"))?;
     let mqtts = json!({"spec": {"listeners": {"mqtts": {"secretRef": {"name": TLS}}}}});
     namespace.patch("mqttinstance", "meters", &mqtts)?;
     let message = meters.told("mqttinstance/meters", "Stalled", "SecretNotFound")?;
     ensure!(message.contains(TLS) && message.contains("spec.listeners.mqtts.secretRef.name"), "{message}");
+    namespace.apply(&grant("ops-meanwhile", "ops", &[("sub", "alarms/meanwhile")]))?;
+    meters.ready("topicgrant/ops-meanwhile")?;
+    ensure!(stays.subscribe("alarms/meanwhile", 0)? == 0, "ready, but not in force");
+    ensure!(meters.pod()? == before, "the pod was restarted before there is a certificate");
     namespace.apply(&certificate(&Authority::new("plant")?, namespace)?.1)?;
     meters.wait_until_all_are_ready()?;
 

@@ -28,6 +28,8 @@ pub struct Rendering<'a> {
     pub generation: u64,
     /// What was rendered is applied.
     pub applied: bool,
+    /// There are pods, or there will be.
+    pub runs: bool,
 }
 
 impl<'a> Rendering<'a> {
@@ -58,7 +60,7 @@ impl<'a> Rendering<'a> {
         if self.pending.contains(object) {
             return Verdict::reconciling("PasswordPending", "its password is being made or hashed");
         }
-        if !self.applied {
+        if !(self.applied && self.runs) {
             return waits_for(instance);
         }
         if self.progress.in_force(object) {

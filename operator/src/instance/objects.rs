@@ -1,4 +1,7 @@
 //! From what was built to what is in the cluster: what is wanted is applied, what is ours and no longer wanted goes.
+//!
+//! Promises: pods are not told to look for what they would not find. Where a Secret that they mount has not all of it yet,
+//! their config and their template stay as they are, or are not made, until it has.
 
 use std::collections::{HashMap, HashSet};
 
@@ -6,7 +9,7 @@ use mqtt_operator_api::instance::MqttInstance;
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
-use super::build::Built;
+use super::build::{Built, Kept};
 use crate::{
     apply::{Error, Item, Owner, Writer},
     watch::World,
@@ -21,6 +24,8 @@ pub(super) struct Applied {
     pub(super) mounted: String,
     /// The first thing that did not work; the others were done.
     pub(super) failed: Option<Error>,
+    /// Pods wait for a Secret.
+    pub(super) held: bool,
 }
 
 pub(super) async fn apply(
@@ -38,8 +43,8 @@ pub(super) async fn apply(
     let owned: HashMap<Item, _> =
         world.owned_by(namespace, &owner.uid).into_iter().map(|owned| (owned.item.clone(), owned)).collect();
     let wanted: HashSet<Item> = objects.iter().map(Item::of).collect();
-    let mut mounted = Vec::new();
-    let mut failed = None;
+    let held = lacks(world, owner, &built.kept).await?;
+    let (mut mounted, mut failed) = (Vec::new(), None);
     let mut note = |outcome: Result<(), Error>| match outcome {
         Err(Error::Lost) => Err(Error::Lost),
         Err(error) => {
@@ -50,13 +55,16 @@ pub(super) async fn apply(
     };
     for object in &objects {
         let item = Item::of(object);
+        if held && matches!(item.kind.as_str(), "ConfigMap" | "StatefulSet") {
+            continue;
+        }
         let applied = writer.apply(owner, object, owned.contains_key(&item)).await;
         if matches!(item.kind.as_str(), "ConfigMap" | "Secret") {
             mounted.push(format!("{item}={}", applied.as_deref().unwrap_or_default()));
         }
         note(applied.map(drop).map_err(|error| explained(error, object)))?;
     }
-    let kept = |item: &Item| item.kind == "Secret" && built.kept.contains(&item.name);
+    let kept = |item: &Item| item.kind == "Secret" && built.kept.iter().any(|kept| kept.name == item.name);
     for (item, owned) in owned.iter().filter(|(item, _)| !wanted.contains(item) && !kept(item)) {
         note(writer.delete(item, owned.group_version, &owned.uid).await)?;
     }
@@ -66,7 +74,19 @@ pub(super) async fn apply(
     mounted.sort();
     let digest = Sha256::digest(mounted.join("\n"));
     let mounted = digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
-    Ok(Applied { mounted, failed })
+    Ok(Applied { mounted, failed, held })
+}
+
+/// Whether pods would look in vain for something in these Secrets.
+async fn lacks(world: &World, owner: &Owner, kept: &[Kept]) -> Result<bool, Error> {
+    for Kept { name, keys } in kept {
+        let there = world.secrets.read(&(owner.object.namespace.clone(), name.clone())).await?;
+        let there = there.filter(|there| there.owner.as_ref() == Some(&owner.uid));
+        if there.is_none_or(|there| !keys.iter().all(|key| there.data.contains_key(*key))) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 async fn without_monitor(writer: &Writer, owner: &Owner, built: &Built) -> Result<(), Error> {

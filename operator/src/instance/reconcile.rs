@@ -90,6 +90,14 @@ struct Memory {
     nudges: u32,
 }
 
+/// What became of the objects of one instance.
+struct Written<'a> {
+    built: Option<&'a Built>,
+    failed: Option<&'a Error>,
+    /// Pods wait for a Secret.
+    held: bool,
+}
+
 impl Instances {
     pub fn new(
         world: Arc<World>,
@@ -167,14 +175,15 @@ impl Instances {
         let all_loaded = memory.progress.loaded(&brokers, rendered.acl.generation, &hash);
         if !all_loaded
             && memory.mounted_at.is_some_and(|at| at.elapsed() > BELIEVED)
+            && brokers.iter().any(|broker| broker.ready)
             && brokers.iter().all(|broker| broker.acl.is_none())
         {
             memory.progress.assume_loaded(rendered.acl.generation);
         }
         let failed = applied.as_ref().and_then(|applied| applied.failed.clone()).or(not_nudged);
-        let ready = self
-            .say_of_instance(instance, &rendered, built.as_ref(), failed.as_ref(), &brokers, &memory)
-            .await?;
+        let held = applied.as_ref().is_some_and(|applied| applied.held);
+        let written = Written { built: built.as_ref(), failed: failed.as_ref(), held };
+        let ready = self.say_of_instance(instance, &rendered, &written, &brokers, &memory).await?;
         let rendering = Rendering {
             problems: Rendering::by_object(&rendered.problems),
             pending: &rendered.pending,
@@ -182,6 +191,7 @@ impl Instances {
             progress: &memory.progress,
             generation: rendered.acl.generation,
             applied: applied.is_some(),
+            runs: !held || !brokers.is_empty(),
         };
         self.say_members(name, &objects, &rendering).await?;
         if let Some(failed) = failed.or(generated.failed.into_values().next()) {
@@ -321,14 +331,13 @@ impl Instances {
         &self,
         instance: &MqttInstance,
         rendered: &Rendered,
-        built: Option<&Built>,
-        failed: Option<&Error>,
+        written: &Written<'_>,
         brokers: &[Broker],
         memory: &Memory,
     ) -> Result<bool, Error> {
         let name = name_of(Kind::MqttInstance, instance);
         let problems: Vec<_> = rendered.problems.iter().filter(|problem| problem.object == name).collect();
-        let notes = built.map(|built| {
+        let notes = written.built.map(|built| {
             let notes = built.notes.iter().map(|note| format!("{} {}", note.field, note.message));
             notes.collect::<Vec<_>>().join("; ")
         });
@@ -339,7 +348,8 @@ impl Instances {
         let facts = Facts {
             instance,
             problems: &problems,
-            failed,
+            failed: written.failed,
+            held: written.held,
             stateful_set: stateful_set.as_deref(),
             brokers,
             service: service.as_deref(),

@@ -28,6 +28,8 @@ pub struct Facts<'a> {
     pub problems: &'a [&'a Problem],
     /// What could not be written.
     pub failed: Option<&'a Error>,
+    /// Pods wait for a Secret that one of the problems is about.
+    pub held: bool,
     pub stateful_set: Option<&'a StatefulSet>,
     pub brokers: &'a [Broker],
     /// The one that devices meet.
@@ -40,7 +42,15 @@ pub struct Facts<'a> {
 
 pub fn verdict(facts: &Facts<'_>) -> Verdict {
     let Facts { problems, failed, brokers, .. } = facts;
-    if let Some(verdict) = Verdict::of_problems(problems.iter().copied()) {
+    if let Some(mut verdict) = Verdict::of_problems(problems.iter().copied()) {
+        if facts.held {
+            let until = if brokers.is_empty() {
+                "no broker starts before"
+            } else {
+                "until then brokers go on as they are"
+            };
+            verdict.message = format!("{}. {until}", verdict.message);
+        }
         return verdict;
     }
     if let Some(failed) = failed {
@@ -177,6 +187,7 @@ mod tests {
             instance,
             problems: &[],
             failed: None,
+            held: false,
             stateful_set,
             brokers,
             service: None,
@@ -254,6 +265,16 @@ mod tests {
             "SecretNotFound",
             "no Secret plant/tls",
         );
+        let held = Facts { problems: &[&problem], held: true, ..serving() };
+        check(
+            "pods wait for it",
+            &held,
+            Turn::Theirs,
+            "SecretNotFound",
+            "create it. until then brokers go on",
+        );
+        let new = Facts { brokers: &[], ..held };
+        check("new ones, too", &new, Turn::Theirs, "SecretNotFound", "create it. no broker starts before");
     }
 
     #[test]

@@ -63,8 +63,8 @@ pub struct Built {
     pub kafka: Option<Secret>,
     /// What the TLS listener shows; absent if there is none, or see [`Built::kept`].
     pub tls: Option<Secret>,
-    /// Names of Secrets that belong to the instance, but miss something now: what was applied before stays.
-    pub kept: Vec<String>,
+    /// Secrets that belong to the instance, but miss something now: what was applied before stays.
+    pub kept: Vec<Kept>,
     /// The one that devices meet, and the headless one that gives pods their names.
     pub services: [Service; 2],
     pub network_policy: NetworkPolicy,
@@ -73,6 +73,14 @@ pub struct Built {
     pub service_monitor: Option<DynamicObject>,
     /// What the instance asks for and doesn't get yet.
     pub notes: Vec<Note>,
+}
+
+/// A Secret that misses something.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Kept {
+    pub name: String,
+    /// All that pods look for in it. Where what was applied before has less, pods must not be told to look.
+    pub keys: Vec<&'static str>,
 }
 
 /// What a person should know of a field that is in order.

@@ -15,7 +15,7 @@ use mqtt_broker_api::{
 };
 use mqtt_operator_api::render::Problem;
 
-use super::{ACL_SHARDS, config::has_kafka_secrets, names::Frame};
+use super::{ACL_SHARDS, Kept, config::has_kafka_secrets, names::Frame};
 
 pub(super) const TLS_CERTIFICATE: &str = "tls.crt";
 pub(super) const TLS_KEY: &str = "tls.key";
@@ -53,7 +53,7 @@ pub(super) fn kafka(
     frame: &Frame<'_>,
     config: &InstanceConfig,
     secrets: &KafkaSecrets,
-    kept: &mut Vec<String>,
+    kept: &mut Vec<Kept>,
 ) -> Option<Secret> {
     let kafka = config.kafka.as_ref().filter(|kafka| has_kafka_secrets(Some(kafka)))?;
     let KafkaSecrets { ca, certificate, key, password } = secrets;
@@ -64,12 +64,8 @@ pub(super) fn kafka(
         (with_pair, KAFKA_KEY, key),
         (kafka.sasl.is_some(), KAFKA_PASSWORD, password),
     ];
-    let found: Option<Vec<_>> = wanted
-        .into_iter()
-        .filter(|(wanted, ..)| *wanted)
-        .map(|(_, name, text)| Some((name, text.as_ref()?.clone().into_bytes())))
-        .collect();
-    or_keep(found.map(|entries| secret(frame, frame.kafka(), entries)), frame.kafka(), kept)
+    let wanted = wanted.into_iter().filter(|(wanted, ..)| *wanted);
+    whole_or_keep(frame, frame.kafka(), wanted.map(|(_, key, text)| (key, text.as_ref())), kept)
 }
 
 /// What the TLS listener shows; one that misses something is kept as it is.
@@ -77,23 +73,33 @@ pub(super) fn tls(
     frame: &Frame<'_>,
     config: &InstanceConfig,
     secrets: Option<&TlsSecrets>,
-    kept: &mut Vec<String>,
+    kept: &mut Vec<Kept>,
 ) -> Option<Secret> {
     config.listeners.mqtts.as_ref()?;
-    let found = secrets.map(|TlsSecrets { certificate, key, client_ca }| {
-        let pair = [(TLS_CERTIFICATE, certificate), (TLS_KEY, key)];
-        let ca = client_ca.iter().map(|ca| (TLS_CLIENT_CA, ca));
-        let entries = pair.into_iter().chain(ca).map(|(name, text)| (name, text.clone().into_bytes()));
-        secret(frame, frame.tls(), entries)
-    });
-    or_keep(found, frame.tls(), kept)
+    let with_ca =
+        frame.spec().listeners.mqtts.as_ref().is_some_and(|mqtts| mqtts.client_ca_secret_ref.is_some());
+    let wanted = [
+        (true, TLS_CERTIFICATE, secrets.map(|secrets| &secrets.certificate)),
+        (true, TLS_KEY, secrets.map(|secrets| &secrets.key)),
+        (with_ca, TLS_CLIENT_CA, secrets.and_then(|secrets| secrets.client_ca.as_ref())),
+    ];
+    let wanted = wanted.into_iter().filter(|(wanted, ..)| *wanted);
+    whole_or_keep(frame, frame.tls(), wanted.map(|(_, key, text)| (key, text)), kept)
 }
 
-fn or_keep(found: Option<Secret>, name: String, kept: &mut Vec<String>) -> Option<Secret> {
-    if found.is_none() {
-        kept.push(name);
+fn whole_or_keep<'a>(
+    frame: &Frame<'_>,
+    name: String,
+    wanted: impl Iterator<Item = (&'static str, Option<&'a String>)> + Clone,
+    kept: &mut Vec<Kept>,
+) -> Option<Secret> {
+    let found: Option<Vec<_>> =
+        wanted.clone().map(|(key, text)| Some((key, text?.clone().into_bytes()))).collect();
+    if let Some(found) = found {
+        return Some(secret(frame, name, found));
     }
-    found
+    kept.push(Kept { name, keys: wanted.map(|(key, _)| key).collect() });
+    None
 }
 
 fn secret<'a>(
