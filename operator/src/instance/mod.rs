@@ -6,9 +6,10 @@
 //! | [`certificates`] | whether certificates and keys can serve |
 //! | [`rivals`] | two instances on one Kafka |
 //! | [`build`] | makes the objects that run it |
-//! | [`nodes`] | asks its brokers |
+//! | [`nodes`], [`nudging`] | ask its brokers, and decide which pods are told of a change |
 //! | [`in_force`] | which users and grants brokers have in force |
 //! | [`verdict`], [`members`] | how the instance and what names it fare |
+//! | `saying` | says so |
 //! | [`reconcile`] | the way through all of it |
 
 pub mod build;
@@ -17,7 +18,9 @@ pub mod fetch;
 pub mod in_force;
 pub mod members;
 pub mod nodes;
+pub mod nudging;
 mod objects;
 pub mod reconcile;
 pub mod rivals;
+mod saying;
 pub mod verdict;

@@ -6,35 +6,32 @@ use std::{
     time::Duration,
 };
 
-use futures_util::{StreamExt as _, stream};
 use k8s_openapi::{api::core::v1::Pod, jiff::Timestamp};
-use kube::{Resource, ResourceExt as _};
+use kube::ResourceExt as _;
 use mqtt_broker_api::{acl::AclDocument, shards};
 use mqtt_operator_api::{
     Kind,
-    grant::TopicGrant,
     instance::MqttInstance,
-    parent_topic::ParentTopic,
     render::{ObjectName, Objects, Rendered, name_of, render},
-    user::MqttUser,
 };
 use parking_lot::Mutex;
-use serde_json::{Map, Value, json};
+use serde_json::Map;
 use tokio::time::Instant;
 
 use super::{
-    build::{self, Built, build},
+    build::{self, build},
     certificates,
     fetch::{self, Members},
     in_force::Progress,
     members::{self, Rendering},
     nodes::{Asker, Broker},
+    nudging::{Due, Nudging, Seen},
     objects::{self, Applied},
     rivals,
-    verdict::{self, Facts},
+    saying::{Written, told_before},
 };
 use crate::{
-    apply::{Error, Owner, Subject, Writer},
+    apply::{Error, Owner, Writer},
     invalid,
     parent_topic::{Access, Wanted, Wants},
     queue::Done,
@@ -46,17 +43,12 @@ use crate::{
     watch::{World, picked, secrets::SecretName},
 };
 
-/// Statuses that are written at a time.
-const AT_A_TIME: usize = 16;
 /// How soon brokers are asked again whether they have loaded what is new.
 const ASK_AGAIN: Duration = Duration::from_millis(500);
 /// How soon passwords that were left for another rendering are hashed.
 const RENDER_AGAIN: Duration = Duration::from_millis(100);
 /// How soon a broker that is not ready is asked why.
 const ASK_WHY: Duration = Duration::from_secs(3);
-/// A pod that was nudged so long ago and has not loaded what is new is nudged again: its kubelet may have been told
-/// before it knew of the change.
-const NUDGE_AGAIN: Duration = Duration::from_secs(3);
 /// Kubelets mount what has changed within a minute and a half; brokers that can't be asked are believed after that.
 const BELIEVED: Duration = Duration::from_secs(100);
 
@@ -83,19 +75,7 @@ struct Memory {
     resynced: Option<Instant>,
     /// Since when no broker has been ready.
     unready: Option<Instant>,
-    /// The mounted content, since when it is so, when pods were last nudged, and how often for this content.
-    mounted: String,
-    mounted_at: Option<Instant>,
-    nudged_at: Option<Instant>,
-    nudges: u32,
-}
-
-/// What became of the objects of one instance.
-struct Written<'a> {
-    built: Option<&'a Built>,
-    failed: Option<&'a Error>,
-    /// Pods wait for a Secret.
-    held: bool,
+    nudging: Nudging,
 }
 
 impl Instances {
@@ -174,7 +154,7 @@ impl Instances {
         let hash = shards::hash(&rendered.acl);
         let all_loaded = memory.progress.loaded(&brokers, rendered.acl.generation, &hash);
         if !all_loaded
-            && memory.mounted_at.is_some_and(|at| at.elapsed() > BELIEVED)
+            && memory.nudging.since().is_some_and(|at| at.elapsed() > BELIEVED)
             && brokers.iter().any(|broker| broker.ready)
             && brokers.iter().all(|broker| broker.acl.is_none())
         {
@@ -183,7 +163,8 @@ impl Instances {
         let failed = applied.as_ref().and_then(|applied| applied.failed.clone()).or(not_nudged);
         let held = applied.as_ref().is_some_and(|applied| applied.held);
         let written = Written { built: built.as_ref(), failed: failed.as_ref(), held };
-        let ready = self.say_of_instance(instance, &rendered, &written, &brokers, &memory).await?;
+        let unready = memory.unready.map_or(Duration::ZERO, |since| since.elapsed());
+        let ready = self.say_of_instance(instance, &rendered, &written, &brokers, unready).await?;
         let rendering = Rendering {
             problems: Rendering::by_object(&rendered.problems),
             pending: &rendered.pending,
@@ -270,28 +251,22 @@ impl Instances {
             memory.unready.get_or_insert_with(Instant::now);
         }
         let Some(Applied { mounted, .. }) = applied else { return (brokers, None) };
-        let mut failed = None;
-        let now = Instant::now();
-        if memory.mounted != *mounted {
-            (memory.mounted, memory.mounted_at, memory.nudges) = (mounted.clone(), Some(now), 0);
-        }
         let generation = memory.before.as_ref().map(|before| before.generation);
         let behind =
             |broker: &Broker| broker.acl.as_ref().is_some_and(|acl| Some(acl.generation) != generation);
-        let late = memory.nudged_at.is_some_and(|at| at.elapsed() > NUDGE_AGAIN);
-        if late && brokers.iter().any(behind) {
-            memory.nudges += 1;
-        }
-        let mark = if memory.nudges == 0 { mounted.clone() } else { format!("{mounted}-{}", memory.nudges) };
-        for pod in pods.iter().filter(|pod| pod.metadata.deletion_timestamp.is_none()) {
-            let nudged = Writer::nudged(pod);
-            let again = memory.nudges > 0 && nudged != Some(&mark);
-            let behind = brokers.iter().any(|broker| broker.pod == pod.name_any() && behind(broker));
-            if nudged.is_none_or(|nudged| !nudged.starts_with(mounted.as_str())) || (again && behind) {
-                match self.writer.nudge(&name.namespace, &pod.name_any(), &mark).await {
-                    Ok(()) => memory.nudged_at = Some(now),
-                    Err(error) => failed = Some(error),
-                }
+        let seen = pods.iter().zip(&brokers).filter(|(_, broker)| !broker.ending);
+        let seen = seen.map(|(pod, broker)| Seen {
+            pod: &broker.pod,
+            nudged: Writer::nudged(pod),
+            behind: behind(broker),
+        });
+        let mut failed = None;
+        let now = Instant::now();
+        let Due { pods, mark } = memory.nudging.due(mounted, &seen.collect::<Vec<_>>(), now);
+        for pod in pods {
+            match self.writer.nudge(&name.namespace, pod, &mark).await {
+                Ok(()) => memory.nudging.nudged(now),
+                Err(error) => failed = Some(error),
             }
         }
         (brokers, failed)
@@ -327,126 +302,6 @@ impl Instances {
         self.wants.set(name, &access, wanted.collect());
     }
 
-    async fn say_of_instance(
-        &self,
-        instance: &MqttInstance,
-        rendered: &Rendered,
-        written: &Written<'_>,
-        brokers: &[Broker],
-        memory: &Memory,
-    ) -> Result<bool, Error> {
-        let name = name_of(Kind::MqttInstance, instance);
-        let problems: Vec<_> = rendered.problems.iter().filter(|problem| problem.object == name).collect();
-        let notes = written.built.map(|built| {
-            let notes = built.notes.iter().map(|note| format!("{} {}", note.field, note.message));
-            notes.collect::<Vec<_>>().join("; ")
-        });
-        let stateful_set =
-            self.world.stateful_sets.get(&name.namespace, &build::broker_name(instance, &self.options));
-        let service =
-            self.world.services.get(&name.namespace, &build::client_service_name(instance, &self.options));
-        let facts = Facts {
-            instance,
-            problems: &problems,
-            failed: written.failed,
-            held: written.held,
-            stateful_set: stateful_set.as_deref(),
-            brokers,
-            service: service.as_deref(),
-            unready: memory.unready.map_or(Duration::ZERO, |since| since.elapsed()),
-            notes: notes.as_deref().unwrap_or_default(),
-        };
-        let mut more = Map::new();
-        more.insert("endpoints".into(), json!(verdict::endpoints(instance, service.as_deref())));
-        more.insert("aclGeneration".into(), json!(rendered.acl.generation));
-        let rows: Vec<_> = brokers.iter().map(Broker::row).collect();
-        if !rows.is_empty() {
-            more.insert("nodes".into(), json!(rows));
-        }
-        self.say_instance(instance, &verdict::verdict(&facts), more).await
-    }
-
-    async fn say_instance(
-        &self,
-        instance: &MqttInstance,
-        verdict: &Verdict,
-        more: Map<String, Value>,
-    ) -> Result<bool, Error> {
-        let (name, seen) = (name_of(Kind::MqttInstance, instance), json!(instance.status));
-        let conditions = self.writer.say(&subject(&name, instance.meta(), &seen), verdict, more).await?;
-        Ok(is_ready(&conditions, instance.metadata.generation))
-    }
-
-    async fn say_members(
-        &self,
-        name: &ObjectName,
-        objects: &Objects,
-        rendering: &Rendering<'_>,
-    ) -> Result<(), Error> {
-        let anonymous = objects.instance.spec.auth.anonymous_user.as_ref();
-        let users: HashMap<_, _> =
-            objects.users.iter().map(|user| (name_of(Kind::MqttUser, user), user)).collect();
-        let verdict = |object: &ObjectName| match object.kind {
-            Kind::ParentTopic => {
-                let wrong = rendering.wrong(object);
-                // The topics' loop speaks of those that are in force.
-                wrong.or_else(|| (!rendering.applied).then(|| members::waits_for(name)))
-            }
-            Kind::MqttUser => {
-                let is_anonymous = anonymous == Some(&object.name) && object.namespace == name.namespace;
-                let good = users.get(object).map(|user| members::good_user(user, is_anonymous));
-                Some(rendering.verdict(object, name, good.unwrap_or_default()))
-            }
-            Kind::MqttInstance | Kind::TopicGrant => {
-                Some(rendering.verdict(object, name, "every broker has it in force".into()))
-            }
-        };
-        self.say_each(&objects.topics, &objects.users, &objects.grants, verdict).await
-    }
-
-    /// The instance is not in force, and so is nothing that names it.
-    async fn members_wait(&self, name: &ObjectName) -> Result<Done, Error> {
-        self.wants.clear(name);
-        self.say_all(&Members::of(&self.world, name), |_| members::waits_for(name)).await?;
-        Ok(Done::Settled)
-    }
-
-    async fn say_all(
-        &self,
-        members: &Members,
-        verdict: impl Fn(&ObjectName) -> Verdict,
-    ) -> Result<(), Error> {
-        let Members { topics, users, grants } = members;
-        self.say_each(topics, users, grants, |object| Some(verdict(object))).await
-    }
-
-    async fn say_each(
-        &self,
-        topics: &[ParentTopic],
-        users: &[MqttUser],
-        grants: &[TopicGrant],
-        verdict: impl Fn(&ObjectName) -> Option<Verdict>,
-    ) -> Result<(), Error> {
-        let mut all = Vec::new();
-        all.extend(
-            topics.iter().map(|topic| (name_of(Kind::ParentTopic, topic), topic.meta(), json!(topic.status))),
-        );
-        all.extend(users.iter().map(|user| (name_of(Kind::MqttUser, user), user.meta(), json!(user.status))));
-        all.extend(
-            grants.iter().map(|grant| (name_of(Kind::TopicGrant, grant), grant.meta(), json!(grant.status))),
-        );
-        let mut said = Vec::new();
-        for (object, metadata, seen) in &all {
-            if let Some(verdict) = verdict(object) {
-                said.push(async move {
-                    self.writer.say(&subject(object, metadata, seen), &verdict, Map::new()).await.map(drop)
-                });
-            }
-        }
-        let said: Vec<Result<(), Error>> = stream::iter(said).buffer_unordered(AT_A_TIME).collect().await;
-        said.into_iter().collect()
-    }
-
     /// What is remembered of what was written counts no longer.
     fn forget(&self, name: &ObjectName) {
         self.writer
@@ -476,16 +331,4 @@ fn ready_objects(objects: &Objects) -> BTreeSet<ObjectName> {
     });
     let users = users.map(|user| name_of(Kind::MqttUser, user));
     users.chain(grants.map(|grant| name_of(Kind::TopicGrant, grant))).collect()
-}
-
-/// What a status says besides its conditions: it is as true as it was.
-fn told_before(instance: &MqttInstance) -> Map<String, Value> {
-    let Value::Object(mut told) = json!(instance.status) else { return Map::new() };
-    told.retain(|field, _| field != "conditions" && field != "observedGeneration");
-    told
-}
-
-fn subject<'a>(object: &'a ObjectName, metadata: &'a kube::core::ObjectMeta, seen: &'a Value) -> Subject<'a> {
-    let uid = metadata.uid.as_deref().unwrap_or_default();
-    Subject { object, uid, generation: metadata.generation, seen }
 }

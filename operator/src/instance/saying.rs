@@ -1,0 +1,174 @@
+//! What is said of an instance, and of all that names it, once it is known how they fare.
+
+use std::{collections::HashMap, time::Duration};
+
+use futures_util::{StreamExt as _, stream};
+use kube::Resource as _;
+use mqtt_operator_api::{
+    Kind,
+    grant::TopicGrant,
+    instance::MqttInstance,
+    parent_topic::ParentTopic,
+    render::{ObjectName, Objects, Rendered, name_of},
+    user::MqttUser,
+};
+use serde_json::{Map, Value, json};
+
+use super::{
+    build::{self, Built},
+    fetch::Members,
+    members::{self, Rendering},
+    nodes::Broker,
+    reconcile::Instances,
+    verdict::{self, Facts},
+};
+use crate::{
+    apply::{Error, Subject},
+    queue::Done,
+    status::{Verdict, is_ready},
+};
+
+/// Statuses that are written at a time.
+const AT_A_TIME: usize = 16;
+
+/// What became of the objects of one instance.
+pub(super) struct Written<'a> {
+    pub(super) built: Option<&'a Built>,
+    pub(super) failed: Option<&'a Error>,
+    /// Pods wait for a Secret.
+    pub(super) held: bool,
+}
+
+impl Instances {
+    pub(super) async fn say_of_instance(
+        &self,
+        instance: &MqttInstance,
+        rendered: &Rendered,
+        written: &Written<'_>,
+        brokers: &[Broker],
+        unready: Duration,
+    ) -> Result<bool, Error> {
+        let name = name_of(Kind::MqttInstance, instance);
+        let problems: Vec<_> = rendered.problems.iter().filter(|problem| problem.object == name).collect();
+        let notes = written.built.map(|built| {
+            let notes = built.notes.iter().map(|note| format!("{} {}", note.field, note.message));
+            notes.collect::<Vec<_>>().join("; ")
+        });
+        let stateful_set =
+            self.world.stateful_sets.get(&name.namespace, &build::broker_name(instance, &self.options));
+        let service =
+            self.world.services.get(&name.namespace, &build::client_service_name(instance, &self.options));
+        let facts = Facts {
+            instance,
+            problems: &problems,
+            failed: written.failed,
+            held: written.held,
+            stateful_set: stateful_set.as_deref(),
+            brokers,
+            service: service.as_deref(),
+            unready,
+            notes: notes.as_deref().unwrap_or_default(),
+        };
+        let mut more = Map::new();
+        more.insert("endpoints".into(), json!(verdict::endpoints(instance, service.as_deref())));
+        more.insert("aclGeneration".into(), json!(rendered.acl.generation));
+        let rows: Vec<_> = brokers.iter().map(Broker::row).collect();
+        if !rows.is_empty() {
+            more.insert("nodes".into(), json!(rows));
+        }
+        self.say_instance(instance, &verdict::verdict(&facts), more).await
+    }
+
+    pub(super) async fn say_instance(
+        &self,
+        instance: &MqttInstance,
+        verdict: &Verdict,
+        more: Map<String, Value>,
+    ) -> Result<bool, Error> {
+        let (name, seen) = (name_of(Kind::MqttInstance, instance), json!(instance.status));
+        let conditions = self.writer.say(&subject(&name, instance.meta(), &seen), verdict, more).await?;
+        Ok(is_ready(&conditions, instance.metadata.generation))
+    }
+
+    pub(super) async fn say_members(
+        &self,
+        name: &ObjectName,
+        objects: &Objects,
+        rendering: &Rendering<'_>,
+    ) -> Result<(), Error> {
+        let anonymous = objects.instance.spec.auth.anonymous_user.as_ref();
+        let users: HashMap<_, _> =
+            objects.users.iter().map(|user| (name_of(Kind::MqttUser, user), user)).collect();
+        let verdict = |object: &ObjectName| match object.kind {
+            Kind::ParentTopic => {
+                let wrong = rendering.wrong(object);
+                // The topics' loop speaks of those that are in force.
+                wrong.or_else(|| (!rendering.applied).then(|| members::waits_for(name)))
+            }
+            Kind::MqttUser => {
+                let is_anonymous = anonymous == Some(&object.name) && object.namespace == name.namespace;
+                let good = users.get(object).map(|user| members::good_user(user, is_anonymous));
+                Some(rendering.verdict(object, name, good.unwrap_or_default()))
+            }
+            Kind::MqttInstance | Kind::TopicGrant => {
+                Some(rendering.verdict(object, name, "every broker has it in force".into()))
+            }
+        };
+        self.say_each(&objects.topics, &objects.users, &objects.grants, verdict).await
+    }
+
+    /// The instance is not in force, and so is nothing that names it.
+    pub(super) async fn members_wait(&self, name: &ObjectName) -> Result<Done, Error> {
+        self.wants.clear(name);
+        self.say_all(&Members::of(&self.world, name), |_| members::waits_for(name)).await?;
+        Ok(Done::Settled)
+    }
+
+    pub(super) async fn say_all(
+        &self,
+        members: &Members,
+        verdict: impl Fn(&ObjectName) -> Verdict,
+    ) -> Result<(), Error> {
+        let Members { topics, users, grants } = members;
+        self.say_each(topics, users, grants, |object| Some(verdict(object))).await
+    }
+
+    async fn say_each(
+        &self,
+        topics: &[ParentTopic],
+        users: &[MqttUser],
+        grants: &[TopicGrant],
+        verdict: impl Fn(&ObjectName) -> Option<Verdict>,
+    ) -> Result<(), Error> {
+        let mut all = Vec::new();
+        all.extend(
+            topics.iter().map(|topic| (name_of(Kind::ParentTopic, topic), topic.meta(), json!(topic.status))),
+        );
+        all.extend(users.iter().map(|user| (name_of(Kind::MqttUser, user), user.meta(), json!(user.status))));
+        all.extend(
+            grants.iter().map(|grant| (name_of(Kind::TopicGrant, grant), grant.meta(), json!(grant.status))),
+        );
+        let mut said = Vec::new();
+        for (object, metadata, seen) in &all {
+            if let Some(verdict) = verdict(object) {
+                said.push(async move {
+                    self.writer.say(&subject(object, metadata, seen), &verdict, Map::new()).await.map(drop)
+                });
+            }
+        }
+        let said: Vec<Result<(), Error>> = stream::iter(said).buffer_unordered(AT_A_TIME).collect().await;
+        said.into_iter().collect()
+    }
+}
+
+/// What a status says besides its conditions: it is as true as it was.
+pub(super) fn told_before(instance: &MqttInstance) -> Map<String, Value> {
+    let Value::Object(mut told) = json!(instance.status) else { return Map::new() };
+    told.retain(|field, _| field != "conditions" && field != "observedGeneration");
+    told
+}
+
+fn subject<'a>(object: &'a ObjectName, metadata: &'a kube::core::ObjectMeta, seen: &'a Value) -> Subject<'a> {
+    let uid = metadata.uid.as_deref().unwrap_or_default();
+    Subject { object, uid, generation: metadata.generation, seen }
+}
