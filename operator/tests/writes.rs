@@ -57,6 +57,28 @@ async fn what_is_as_it_should_be_is_not_written_again() {
     assert_eq!(api.asked(), [format!("GET {SERVICE}"), format!("PATCH {SERVICE}")]);
     assert_eq!(apply(&service(1883)).await, version);
     assert_eq!(api.asked(), [""; 0]);
+    // At a resync it is looked at.
+    let resync = async || {
+        writer.ledger.doubt(|item| item.name == "meters-mqtt");
+        apply(&service(1883)).await
+    };
+    assert_eq!(resync().await, version);
+    assert_eq!(api.asked(), [format!("GET {SERVICE}")], "nobody has changed it");
+    assert_eq!(apply(&service(1883)).await, version);
+    assert_eq!(api.asked(), [""; 0], "it was looked at");
+    for (what, theirs) in [("changed", Some(json!({"port": 99}))), ("deleted", None)] {
+        match theirs {
+            Some(ports) => {
+                let mut changed = api.get(SERVICE).unwrap();
+                changed["spec"]["ports"] = json!([ports]);
+                api.put(SERVICE, changed);
+            }
+            None => api.remove(SERVICE),
+        }
+        resync().await;
+        assert_eq!(api.asked(), [format!("GET {SERVICE}"), format!("PATCH {SERVICE}")], "{what}");
+        assert_eq!(api.get(SERVICE).unwrap()["spec"]["ports"][0]["port"], 1883, "{what}");
+    }
     apply(&service(1884)).await;
     assert_eq!(api.get(SERVICE).unwrap()["spec"]["ports"][0]["port"], 1884);
 }
@@ -109,6 +131,17 @@ async fn a_status_is_written_when_it_changes_and_what_is_no_longer_so_is_taken_a
     let ready = Verdict::ready("InForce", "devices may log in");
     assert_eq!(say(&ready, json!({"nodes": [1]})).await, 1);
     assert_eq!(say(&ready, json!({"nodes": [1]})).await, 0, "said already, though no watch has told so yet");
+    // At a resync what the watch has seen counts.
+    let said = api.get(USER).unwrap()["status"].clone();
+    for (what, seen, writes) in
+        [("as it was said", &said, 0), ("changed by somebody", &json!({"nodes": [7]}), 1)]
+    {
+        writer.forget_status(|_| true);
+        let subject = Subject { object: &object, uid: "1", generation: Some(3), seen };
+        writer.say(&subject, &ready, [("nodes".to_owned(), json!([1]))].into_iter().collect()).await.unwrap();
+        let asked: Vec<_> = api.asked().into_iter().filter(|asked| asked.ends_with("/status")).collect();
+        assert_eq!(asked.len(), writes, "{what}: {asked:?}");
+    }
     assert_eq!(say(&ready, json!({})).await, 1);
     let status = api.get(USER).unwrap()["status"].clone();
     assert_eq!((&status["observedGeneration"], &status["nodes"]), (&json!(3), &Value::Null));

@@ -8,11 +8,10 @@ use serde_json::json;
 
 use crate::meters::Meters;
 
-/// How long nothing is written.
-const REST: Duration = Duration::from_secs(20);
-/// What is still on its way when all is ready may take so long; and every 45 s here, which are 10 min at a user's, all is
-/// applied again.
-const SETTLED: Duration = Duration::from_secs(60);
+/// How long nothing is written: in that time there is a resync, of which there is one every 45 s here.
+const REST: Duration = Duration::from_secs(55);
+/// What is still on its way when all is ready may take so long.
+const SETTLED: Duration = Duration::from_secs(150);
 
 #[test]
 fn once_all_is_in_force_nothing_is_written_but_the_lease() -> Result<()> {

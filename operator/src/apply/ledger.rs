@@ -47,6 +47,19 @@ struct Entry {
     wanted: u64,
     /// The resourceVersion that the API server answered.
     version: String,
+    /// A change may have been missed.
+    doubted: bool,
+}
+
+/// What is known of an object that shall be as it was applied last.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Known {
+    /// It is so, at this version.
+    AsApplied(String),
+    /// It is so if it still has this version.
+    AsAppliedAt(String),
+    /// It has to be applied.
+    Otherwise,
 }
 
 /// A digest of what is wanted.
@@ -57,14 +70,17 @@ pub fn digest(object: &Value) -> u64 {
 }
 
 impl Ledger {
-    /// The version that is in force, if nothing need be written.
-    pub fn up_to_date(&self, item: &Item, wanted: u64) -> Option<String> {
-        let entries = self.entries.lock();
-        entries.get(item).filter(|entry| entry.wanted == wanted).map(|entry| entry.version.clone())
+    pub fn known(&self, item: &Item, wanted: u64) -> Known {
+        match self.entries.lock().get(item).filter(|entry| entry.wanted == wanted) {
+            Some(Entry { version, doubted: false, .. }) => Known::AsApplied(version.clone()),
+            Some(Entry { version, doubted: true, .. }) => Known::AsAppliedAt(version.clone()),
+            None => Known::Otherwise,
+        }
     }
 
+    /// It is as wanted at this version.
     pub fn applied(&self, item: Item, wanted: u64, version: String) {
-        self.entries.lock().insert(item, Entry { wanted, version });
+        self.entries.lock().insert(item, Entry { wanted, version, doubted: false });
     }
 
     /// A watch has seen the object at this version; none: it is gone.
@@ -75,9 +91,10 @@ impl Ledger {
         }
     }
 
-    /// Whatever was missed, or is not watched, is written again.
-    pub fn forget(&self, which: impl Fn(&Item) -> bool) {
-        self.entries.lock().retain(|item, _| !which(item));
+    /// Something may have been missed, or is not watched: it is looked at before it counts again.
+    pub fn doubt(&self, which: impl Fn(&Item) -> bool) {
+        let mut entries = self.entries.lock();
+        entries.iter_mut().filter(|(item, _)| which(item)).for_each(|(_, entry)| entry.doubted = true);
     }
 }
 
@@ -88,22 +105,30 @@ mod tests {
     #[test]
     fn what_is_as_applied_is_left_alone_until_it_changes_or_something_else_is_wanted() {
         let (ledger, item) = (Ledger::default(), Item::new("Service", "plant", "a"));
-        assert_eq!(ledger.up_to_date(&item, 1), None, "never applied");
+        let check = |what: &str, wanted: u64, expected: Known| {
+            assert_eq!(ledger.known(&item, wanted), expected, "{what}");
+        };
+        let as_applied = || Known::AsApplied("7".into());
+        check("never applied", 1, Known::Otherwise);
         let applied = || ledger.applied(item.clone(), 1, "7".into());
         applied();
-        assert_eq!(ledger.up_to_date(&item, 1), Some("7".into()));
-        assert_eq!(ledger.up_to_date(&item, 2), None, "something else is wanted");
+        check("applied", 1, as_applied());
+        check("something else is wanted", 2, Known::Otherwise);
         ledger.seen(&item, Some("7"));
-        assert_eq!(ledger.up_to_date(&item, 1), Some("7".into()), "the watch saw our own write");
+        check("the watch saw our own write", 1, as_applied());
         ledger.seen(&item, Some("8"));
-        assert_eq!(ledger.up_to_date(&item, 1), None, "somebody else has changed it");
+        check("somebody else has changed it", 1, Known::Otherwise);
         applied();
         ledger.seen(&item, None);
-        assert_eq!(ledger.up_to_date(&item, 1), None, "it was deleted");
+        check("it was deleted", 1, Known::Otherwise);
         applied();
-        ledger.forget(|other| other.kind == "Secret");
-        assert_eq!(ledger.up_to_date(&item, 1), Some("7".into()));
-        ledger.forget(|other| other.namespace == "plant");
-        assert_eq!(ledger.up_to_date(&item, 1), None, "forgotten");
+        ledger.doubt(|other| other.kind == "Secret");
+        check("others are doubted", 1, as_applied());
+        ledger.doubt(|other| other.namespace == "plant");
+        check("a change may have been missed", 1, Known::AsAppliedAt("7".into()));
+        ledger.seen(&item, Some("7"));
+        check("what a watch has seen may be old", 1, Known::AsAppliedAt("7".into()));
+        applied();
+        check("it was looked at", 1, as_applied());
     }
 }

@@ -1,7 +1,7 @@
 //! The only writer: everything that the operator changes in a cluster, but for its Lease, goes through here.
 //!
 //! Promises: nothing is written unless this process leads ([`Fence`]); an object that is there and is not its owner's is
-//! never touched; what is as it should be is not written again ([`ledger`]); a status is written only when it changes
+//! never touched; what is as it was applied is not written again, at a resync neither ([`ledger`]); a status is written only when it changes
 //! ([`status`]); every write ends within [`PATIENCE`], and an [`Error`] says whose turn it is.
 
 mod error;
@@ -30,7 +30,7 @@ pub use self::{
     ledger::{Item, Ledger},
     status::Subject,
 };
-use self::{events::Events, status::Statuses};
+use self::{events::Events, ledger::Known, status::Statuses};
 use crate::leader::Fence;
 
 /// Who writes, as the API server's `managedFields` tell it.
@@ -72,12 +72,18 @@ impl Writer {
     /// resourceVersion. `known`: it has been seen to be its owner's.
     pub async fn apply(&self, owner: &Owner, object: &Value, known: bool) -> Result<String, Error> {
         let (item, wanted) = (Item::of(object), ledger::digest(object));
-        if let Some(version) = self.ledger.up_to_date(&item, wanted) {
-            return Ok(version);
-        }
+        let as_applied = match self.ledger.known(&item, wanted) {
+            Known::AsApplied(version) => return Ok(version),
+            Known::AsAppliedAt(version) => Some(version),
+            Known::Otherwise => None,
+        };
         let api = self.objects(object, &item);
-        if !known {
-            self.refuse_foreign(&api, owner, &item).await?;
+        if as_applied.is_some() || !known {
+            let there = self.refuse_foreign(&api, owner, &item).await?;
+            if let Some(version) = as_applied.filter(|version| there.as_ref() == Some(version)) {
+                self.ledger.applied(item, wanted, version.clone());
+                return Ok(version);
+            }
         }
         let what = format!("apply {item}");
         let params = PatchParams::apply(MANAGER).force();
@@ -193,12 +199,13 @@ impl Writer {
         Ok(Some(value.to_vec()))
     }
 
+    /// The resourceVersion of its owner's object, if it is there.
     async fn refuse_foreign(
         &self,
         api: &Api<DynamicObject>,
         owner: &Owner,
         item: &Item,
-    ) -> Result<(), Error> {
+    ) -> Result<Option<String>, Error> {
         let what = format!("get {item}");
         let found = self.ask(&what, async {
             match api.get_opt(&item.name).await {
@@ -206,10 +213,10 @@ impl Writer {
                 found => found,
             }
         });
-        let Some(found) = found.await? else { return Ok(()) };
+        let Some(found) = found.await? else { return Ok(None) };
         let references = found.metadata.owner_references.unwrap_or_default();
         if owner.owns(&references) {
-            return Ok(());
+            return Ok(found.metadata.resource_version);
         }
         let kind = owner.object.kind.name();
         if references.iter().any(|other| {

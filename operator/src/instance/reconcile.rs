@@ -122,7 +122,7 @@ impl Instances {
         }
         let thorough = memory.resynced.is_none_or(|at| at.elapsed() >= self.resync);
         if thorough {
-            self.forget(name);
+            self.doubt(name);
             memory.resynced = Some(Instant::now());
         }
         let owner = Owner { object: name.clone(), uid };
@@ -302,11 +302,11 @@ impl Instances {
         self.wants.set(name, &access, wanted.collect());
     }
 
-    /// What is remembered of what was written counts no longer.
-    fn forget(&self, name: &ObjectName) {
+    /// What is remembered of what was written is looked at before it counts again.
+    fn doubt(&self, name: &ObjectName) {
         self.writer
             .ledger
-            .forget(|item| item.namespace == name.namespace && item.name.starts_with(&name.name));
+            .doubt(|item| item.namespace == name.namespace && item.name.starts_with(&name.name));
         let members = Members::of(&self.world, name);
         let mut all: BTreeSet<_> = [name.clone()].into();
         all.extend(members.users.iter().map(|user| name_of(Kind::MqttUser, user)));

@@ -287,7 +287,7 @@ impl Children {
             Seen::Changed(object, _) => children.seen(kind, object.meta(), true),
             Seen::Gone(object) => children.seen(kind, object.meta(), false),
             // Whatever went meanwhile was not told.
-            Seen::Listed => children.writer.ledger.forget(|item| item.kind == kind),
+            Seen::Listed => children.writer.ledger.doubt(|item| item.kind == kind),
         }
     }
 
@@ -321,7 +321,7 @@ impl Children {
         self.queue.add(instance);
     }
 
-    pub(crate) fn forget_secrets(&self, namespace: &str) {
-        self.writer.ledger.forget(|item| item.kind == "Secret" && item.namespace == namespace);
+    pub(crate) fn doubt_secrets(&self, namespace: &str) {
+        self.writer.ledger.doubt(|item| item.kind == "Secret" && item.namespace == namespace);
     }
 }

@@ -175,7 +175,7 @@ impl Secrets {
                 Seen::Changed(secret, _) => (secret, true),
                 Seen::Gone(secret) => (secret, false),
                 Seen::Listed => {
-                    children.forget_secrets(&here);
+                    children.doubt_secrets(&here);
                     return asked
                         .lock()
                         .all_in(&here)
