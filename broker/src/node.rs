@@ -8,7 +8,7 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use mqtt_proto::message::{Message, MessageId, Millis};
 use tokio::{sync::oneshot, time::Instant};
 
@@ -52,6 +52,8 @@ pub(crate) struct Node {
     pub(crate) sockets: Sockets,
     pub(crate) publish_rate: Rate,
     pub(crate) admission: Admission,
+    /// Of the config file that `settings` were made of; none: they were made of something else.
+    pub(crate) config_hash: ArcSwapOption<String>,
     settings: ArcSwap<Settings>,
     next_message: AtomicU64,
     started: Instant,
@@ -84,6 +86,7 @@ impl Node {
             sockets: Sockets::default(),
             publish_rate: Rate::default(),
             admission: Admission::default(),
+            config_hash: ArcSwapOption::default(),
             settings: ArcSwap::from_pointee(settings),
             next_message: AtomicU64::new(1),
             started: Instant::now(),

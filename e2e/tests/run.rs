@@ -9,7 +9,8 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use mqtt_broker_api::{
     acl::{AclDocument, AclUser, Action, Argon2id, PasswordHash, Rule},
-    admin::AclView,
+    admin::{AclView, ConfigView},
+    node,
     shards::{self, AclShard},
 };
 use mqtt_e2e::{
@@ -58,7 +59,7 @@ impl Mounts {
     }
 
     fn put_config(&self, document: &Value) -> Result<()> {
-        self.config.put(&[("node.yaml", &serde_json::to_string_pretty(document)?)])
+        self.config.put(&[("node.yaml", &text_of(document)?)])
     }
 
     fn put_acl(&self, shards: &[AclShard]) -> Result<()> {
@@ -112,6 +113,21 @@ fn in_force(broker: &Broker) -> Result<AclView> {
     Ok(serde_json::from_str(&body)?)
 }
 
+/// The config file.
+fn text_of(document: &Value) -> Result<String> {
+    Ok(serde_json::to_string_pretty(document)?)
+}
+
+/// Waits until the admin endpoint says that this config file is in force.
+fn wait_for_config(broker: &Broker, document: &Value) -> Result<()> {
+    let expected = node::hash(&text_of(document)?);
+    wait_until("the config", PROMPT, || {
+        let (status, body) = broker.get("/v1/config")?;
+        ensure!(status == 200, "{status}: {body}");
+        Ok((serde_json::from_str::<ConfigView>(&body)?.hash == expected).then_some(()))
+    })
+}
+
 fn wait_for_generation(broker: &Broker, shards: &[AclShard]) -> Result<()> {
     let first = shards.first().context("no shard")?;
     let expected = AclView { generation: first.generation, hash: first.hash.clone(), users: 2 };
@@ -134,7 +150,7 @@ fn a_grant_changed_by_a_switch_of_links_is_in_force_and_a_mixture_never() -> Res
         Ok(())
     };
     ensure!(broker.get("/healthz")?.0 == 200);
-    for path in ["/readyz", "/v1/acl", "/v1/counters"] {
+    for path in ["/readyz", "/v1/acl", "/v1/config", "/v1/counters"] {
         waits(path, "there are no shards")?;
     }
     let first = acl(1, &["kept/#"])?;
@@ -228,6 +244,7 @@ fn a_standalone_broker_tells_which_acl_is_in_force_too() -> Result<()> {
     let broker = Broker::start(&manifests)?;
     let first = in_force(&broker)?;
     ensure!((first.generation, first.users, first.hash.len()) == (1, 1, 64), "{first:?}");
+    ensure!(broker.get("/v1/config")?.0 == 404, "it has a config file");
     broker.apply(&manifests.user("ops", "ops-secret"))?;
     wait_until("the next generation", PROMPT, || Ok((in_force(&broker)?.generation == 2).then_some(())))?;
     let second = in_force(&broker)?;
@@ -263,13 +280,17 @@ fn a_bad_config_is_refused_in_one_line_and_a_bad_change_leaves_the_last_good_one
     let mut broker = mounts.start()?;
     broker.ready()?;
     ensure!(broker.mqtts.is_none());
+    wait_for_config(&broker, &good)?;
     let (mut device, _) = Dialogue::connect(broker.mqtt, &Login::new(Version::V5, "meter-1"))?;
     for (document, told) in &cases {
         mounts.put_config(document)?;
         broker.wait_for_log(&["config not applied, the last good state stays", told])?;
         ensure!(device.ping()?.is_empty());
     }
-    mounts.put_config(&bad("/instance/limits/clientIdLength", json!(3))?)?;
+    wait_for_config(&broker, &good)?;
+    let changed = bad("/instance/limits/clientIdLength", json!(3))?;
+    mounts.put_config(&changed)?;
+    wait_for_config(&broker, &changed)?;
     wait_until("the new limit", PROMPT, || {
         let answer = Dialogue::greet(broker.mqtt, &Login::new(Version::V5, "meter-2"))?.read()?;
         Ok(matches!(answer, Packet::ConnAck { code: 0x85, .. }).then_some(()))

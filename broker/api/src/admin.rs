@@ -54,3 +54,11 @@ pub struct AclView {
     /// How many users it has.
     pub users: usize,
 }
+
+/// The config file in force, of `mqtt-broker run`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ConfigView {
+    /// [`crate::node::hash`] of its text.
+    pub hash: String,
+}

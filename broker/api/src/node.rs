@@ -5,6 +5,7 @@
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
 
 use crate::config::InstanceConfig;
 
@@ -26,6 +27,11 @@ pub struct NodeConfig {
     /// The folder of the embedded store: there if and only if `instance.kafka` is not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data: Option<PathBuf>,
+}
+
+/// The SHA-256 of a config file's text, in lower-case hex: by it a broker says which one it has in force.
+pub fn hash(text: &str) -> String {
+    Sha256::digest(text).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// What the TLS listener shows and asks for, in PEM.

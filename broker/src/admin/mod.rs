@@ -5,6 +5,7 @@
 //! | `GET /healthz` | 200 while the process runs |
 //! | `GET /readyz` | 200, or 503 and one line why not |
 //! | `GET /v1/acl` | generation and hash of the ACL document in force, and its number of users |
+//! | `GET /v1/config` | hash of the config file in force; 404 where there is none |
 //! | `GET /v1/counters` | a JSON object of counters and gauges |
 //! | `GET /v1/topics/TOPIC/records?from=OFFSET&follow=BOOL` | JSON records, one a line |
 //! | `GET /v1/trace/CLIENT_ID?from=MS&to=MS&next=OFFSET` | a page of what happened to a device |
@@ -26,7 +27,7 @@ use axum::{
     http::{StatusCode, request::Parts},
     routing::get,
 };
-use mqtt_broker_api::admin::AclView;
+use mqtt_broker_api::admin::{AclView, ConfigView};
 use serde_json::{Map, Value};
 use tokio::net::TcpListener;
 
@@ -48,6 +49,7 @@ pub(crate) async fn serve(stage: Arc<ArcSwap<Stage>>, listener: TcpListener) {
         .route("/healthz", get(async || "ok\n"))
         .route("/readyz", get(ready))
         .route("/v1/acl", get(acl))
+        .route("/v1/config", get(config))
         .route("/v1/counters", get(counters))
         .route("/v1/topics/{topic}/records", get(records::read).post(records::append))
         .route("/v1/trace/{client_id}", get(trace::read))
@@ -86,6 +88,11 @@ async fn ready(Serving(node): Serving) -> (StatusCode, String) {
 
 async fn acl(Serving(node): Serving) -> Json<AclView> {
     Json(node.settings().acl.clone())
+}
+
+async fn config(Serving(node): Serving) -> Result<Json<ConfigView>, (StatusCode, &'static str)> {
+    let hash = node.config_hash.load_full().ok_or((StatusCode::NOT_FOUND, "no config file steers this\n"))?;
+    Ok(Json(ConfigView { hash: hash.to_string() }))
 }
 
 async fn counters(Serving(node): Serving) -> Json<Value> {

@@ -43,6 +43,8 @@ const TRY_AGAIN: Duration = Duration::from_secs(1);
 /// What steers a node.
 pub(crate) struct Documents {
     pub(crate) config: InstanceConfig,
+    /// Of the file that it was read from, see [`mqtt_broker_api::node::hash`].
+    pub(crate) config_hash: Option<String>,
     /// Those that go with `config.kafka`.
     pub(crate) kafka_secrets: KafkaSecrets,
     /// There if and only if `config.listeners` use it.
@@ -186,6 +188,7 @@ async fn prepare<S: Source>(
         let lines =
             match make_node(Outside::default(), store.log(), store.place(), &documents.config, acl).await {
                 Ok(Ok(node)) => {
+                    node.config_hash.store(documents.config_hash.clone().map(Arc::new));
                     let Documents { config: InstanceConfig { listeners, .. }, tls, .. } = steering.documents;
                     return Ok(Ok(Prepared { store, node, listeners, tls }));
                 }

@@ -118,6 +118,7 @@ async fn apply<S: Source>(steered: &Steered, documents: Documents) -> bool {
     match Settings::compile(documents.config, &acl, &*node.log).await {
         Ok(settings) => {
             node.apply(settings);
+            node.config_hash.store(documents.config_hash.map(Arc::new));
             tracing::info!("{} applied", S::NAME);
             true
         }

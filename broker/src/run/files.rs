@@ -7,7 +7,7 @@ use std::{
 
 use mqtt_broker_api::{
     acl::AclDocument,
-    node::NodeConfig,
+    node::{self, NodeConfig},
     shards::{self, AclShard},
     yaml::{self, Document},
 };
@@ -15,6 +15,7 @@ use mqtt_broker_api::{
 /// The config file, with the lines that its fields stand in.
 pub(super) struct File {
     path: PathBuf,
+    hash: String,
     document: Document,
 }
 
@@ -28,9 +29,14 @@ impl File {
         })?;
         let count = documents.len();
         match <[Document; 1]>::try_from(documents) {
-            Ok([document]) => Ok(File { path: path.to_owned(), document }),
+            Ok([document]) => Ok(File { path: path.to_owned(), hash: node::hash(&text), document }),
             Err(_) => Err(format!("{}: has {count} documents; write one", path.display())),
         }
+    }
+
+    /// By which the admin endpoint says that it is in force.
+    pub(super) fn hash(&self) -> &str {
+        &self.hash
     }
 
     pub(super) fn node_config(&self) -> Result<NodeConfig, String> {

@@ -107,7 +107,8 @@ impl Source for Run {
             }
             (Err(why), None) => warnings.push(format!("acl: {why}; nobody is let in before it is complete")),
         }
-        Ok(Documents { config: instance, kafka_secrets, tls, acl: self.acl.clone(), data, warnings })
+        let (config, config_hash, acl) = (instance, Some(file.hash().to_owned()), self.acl.clone());
+        Ok(Documents { config, config_hash, kafka_secrets, tls, acl, data, warnings })
     }
 
     fn address_is_set(listener: &str) -> String {

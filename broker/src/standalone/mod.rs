@@ -56,7 +56,8 @@ impl Source for Standalone {
                 (None, _) => {}
             }
         }
-        Ok(Documents { config, kafka_secrets, tls, acl: Some(acl), data: data.clone(), warnings })
+        let (acl, data, config_hash) = (Some(acl), data.clone(), None);
+        Ok(Documents { config, config_hash, kafka_secrets, tls, acl, data, warnings })
     }
 
     fn address_is_set(listener: &str) -> String {

@@ -117,7 +117,7 @@ mod tests {
 
     fn broker(generation: Option<u64>, ready: bool) -> Broker {
         let acl = generation.map(|generation| AclView { generation, hash: "h".into(), users: 2 });
-        Broker { pod: "p".into(), ready, ending: false, trouble: None, said: None, acl }
+        Broker { pod: "p".into(), ready, ending: false, trouble: None, said: None, acl, config: None }
     }
 
     #[test]

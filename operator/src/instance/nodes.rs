@@ -2,7 +2,7 @@
 
 use std::{net::IpAddr, time::Duration};
 
-use futures_util::future::join_all;
+use futures_util::future::{join, join_all};
 use http_body_util::{BodyExt as _, Empty, Limited};
 use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
@@ -10,8 +10,9 @@ use hyper_util::{
 };
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
 use kube::ResourceExt as _;
-use mqtt_broker_api::admin::AclView;
+use mqtt_broker_api::admin::{AclView, ConfigView};
 use mqtt_operator_api::status::Node;
+use serde::de::DeserializeOwned;
 use tokio::time::timeout;
 
 /// How long a broker may take to answer.
@@ -40,6 +41,8 @@ pub struct Broker {
     pub said: Option<String>,
     /// The ACL document that it has in force.
     pub acl: Option<AclView>,
+    /// The config that it has in force.
+    pub config: Option<ConfigView>,
 }
 
 /// Why a pod does not run.
@@ -76,11 +79,8 @@ impl Asker {
             IpAddr::V4(address) => format!("{address}:{port}"),
             IpAddr::V6(address) => format!("[{address}]:{port}"),
         };
-        let acl = self.get(&authority, "/v1/acl").await;
-        broker.acl = acl
-            .as_ref()
-            .filter(|(code, _)| *code == 200)
-            .and_then(|(_, text)| serde_json::from_str(text).ok());
+        let (acl, config) = join(self.get(&authority, "/v1/acl"), self.get(&authority, "/v1/config")).await;
+        (broker.acl, broker.config) = (read(acl.as_ref()), read(config.as_ref()));
         if !broker.ready && acl.is_some() {
             let ready = self.get(&authority, "/readyz").await;
             broker.said = ready.filter(|(code, _)| *code != 200).map(|(_, text)| shown(&text));
@@ -101,6 +101,12 @@ impl Asker {
 }
 
 impl Broker {
+    /// Whether it says that it has another ACL document or another config in force than these.
+    pub fn is_behind(&self, generation: Option<u64>, config: Option<&str>) -> bool {
+        self.acl.as_ref().is_some_and(|acl| Some(acl.generation) != generation)
+            || self.config.as_ref().is_some_and(|said| config.is_some_and(|config| said.hash != config))
+    }
+
     /// Its row in the status.
     pub fn row(&self) -> Node {
         let trouble = self.trouble.as_ref().map(|trouble| trouble.message.clone());
@@ -133,7 +139,12 @@ pub fn of_pod(pod: &Pod) -> Broker {
         trouble: unscheduled.or(trouble).filter(|_| !ready),
         said: None,
         acl: None,
+        config: None,
     }
+}
+
+fn read<T: DeserializeOwned>(answer: Option<&(u16, String)>) -> Option<T> {
+    answer.filter(|(code, _)| *code == 200).and_then(|(_, text)| serde_json::from_str(text).ok())
 }
 
 fn of_container(status: &ContainerStatus) -> Option<Trouble> {

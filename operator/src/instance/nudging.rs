@@ -5,8 +5,10 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// A pod that was nudged so long ago and has not loaded what is new is nudged again.
+/// A pod that was nudged so long ago and has not loaded what is new is nudged again; then it is left alone for twice as
+/// long each time, up to [`DOUBLINGS`] times: it may be that it can't load it.
 const AGAIN: Duration = Duration::from_secs(3);
+const DOUBLINGS: u32 = 5;
 
 /// What is remembered of the pods of one instance.
 #[derive(Debug, Default)]
@@ -44,7 +46,8 @@ impl Nudging {
         if self.mounted != mounted {
             (self.mounted, self.since, self.repeats) = (mounted.to_owned(), Some(now), 0);
         }
-        let late = self.last.is_some_and(|last| now.saturating_duration_since(last) > AGAIN);
+        let patience = AGAIN * 2_u32.saturating_pow(self.repeats.min(DOUBLINGS));
+        let late = self.last.is_some_and(|last| now.saturating_duration_since(last) > patience);
         if late && seen.iter().any(|seen| seen.behind) {
             self.repeats = self.repeats.saturating_add(1);
         }
@@ -92,10 +95,13 @@ mod tests {
         check(5, "x", Some("x"), false, None);
         check(6, "x", Some("x"), true, Some("x-1"));
         check(7, "x", Some("x-1"), true, None);
-        check(10, "x", Some("x-1"), true, Some("x-2"));
-        check(11, "x", Some("x-2"), false, None);
-        check(12, "y", Some("x-2"), true, Some("y"));
-        check(13, "y", None, false, Some("y"));
+        check(11, "x", Some("x-1"), true, None);
+        check(13, "x", Some("x-1"), true, Some("x-2"));
+        check(14, "x", Some("x-2"), false, None);
+        check(25, "x", Some("x-2"), true, None);
+        check(26, "x", Some("x-2"), true, Some("x-3"));
+        check(27, "y", Some("x-3"), true, Some("y"));
+        check(28, "y", None, false, Some("y"));
     }
 
     #[test]

@@ -47,7 +47,7 @@ use crate::{
 const ASK_AGAIN: Duration = Duration::from_millis(500);
 /// How soon passwords that were left for another rendering are hashed.
 const RENDER_AGAIN: Duration = Duration::from_millis(100);
-/// How soon a broker that is not ready is asked why.
+/// How soon a broker that is not ready is asked why, or one that has not loaded in good time what is new.
 const ASK_WHY: Duration = Duration::from_secs(3);
 /// Kubelets mount what has changed within a minute and a half; brokers that can't be asked are believed after that.
 const BELIEVED: Duration = Duration::from_secs(100);
@@ -104,7 +104,7 @@ impl Instances {
             }
             _ => {
                 self.memories.lock().remove(name);
-                self.wants.clear(name);
+                self.wants.release(name);
                 self.world.secrets.release(name);
                 let of = |object: &ObjectName| members::no_instance(object, name);
                 self.say_all(&Members::of(&self.world, name), of).await?;
@@ -144,13 +144,24 @@ impl Instances {
         let built = built.map_err(|problems| rendered.problems.extend(problems)).ok();
         // Before brokers are told: who makes a topic is who says that it was not there before.
         self.want_topics(name, &objects, &rendered, built.is_some());
+        let parents: BTreeSet<_> =
+            rendered.config.parents.iter().map(|parent| parent.topic.clone()).collect();
+        self.wants.loading(name, parents.clone());
         let applied = match &built {
             Some(built) => {
                 Some(objects::apply(&self.writer, &self.world, &owner, instance, built, thorough).await?)
             }
             None => None,
         };
-        let (brokers, not_nudged) = self.brokers(name, instance, &mut memory, applied.as_ref()).await;
+        let held = applied.as_ref().is_some_and(|applied| applied.held);
+        // While pods are held back, it is another config that they have.
+        let config = built.as_ref().map(|built| built.config_hash.as_str()).filter(|_| !held);
+        let (brokers, not_nudged) = self.brokers(name, instance, &mut memory, applied.as_ref(), config).await;
+        let mut running = brokers.iter().filter(|broker| !broker.ending);
+        let has = |broker: &Broker| broker.config.as_ref().map(|said| said.hash.as_str()) == config;
+        if config.is_some() && running.all(has) {
+            self.wants.loaded(name, parents);
+        }
         let hash = shards::hash(&rendered.acl);
         let all_loaded = memory.progress.loaded(&brokers, rendered.acl.generation, &hash);
         if !all_loaded
@@ -161,7 +172,6 @@ impl Instances {
             memory.progress.assume_loaded(rendered.acl.generation);
         }
         let failed = applied.as_ref().and_then(|applied| applied.failed.clone()).or(not_nudged);
-        let held = applied.as_ref().is_some_and(|applied| applied.held);
         let written = Written { built: built.as_ref(), failed: failed.as_ref(), held };
         let unready = memory.unready.map_or(Duration::ZERO, |since| since.elapsed());
         let ready = self.say_of_instance(instance, &rendered, &written, &brokers, unready).await?;
@@ -178,9 +188,14 @@ impl Instances {
         if let Some(failed) = failed.or(generated.failed.into_values().next()) {
             return Err(failed);
         }
+        let generation = Some(rendered.acl.generation);
+        let behind = |broker: &Broker| !broker.ending && broker.is_behind(generation, config);
+        let waits = applied.is_some() && !brokers.is_empty() && (!all_loaded || brokers.iter().any(behind));
+        let fresh = memory.nudging.since().is_none_or(|since| since.elapsed() < BELIEVED);
         Ok(Done::Again(match () {
             () if !rendered.pending.is_empty() => RENDER_AGAIN,
-            () if applied.is_some() && !brokers.is_empty() && !all_loaded => ASK_AGAIN,
+            () if waits && fresh => ASK_AGAIN,
+            () if waits => ASK_WHY,
             () if !ready => ASK_WHY,
             () => self.until_resync(&memory),
         }))
@@ -235,13 +250,15 @@ impl Instances {
         fetch::applied(&self.world, &name.namespace, names).await
     }
 
-    /// Nudges pods that are to mount something new, and asks all of them. Tells, too, what kept a pod from being nudged.
+    /// Nudges pods that are to mount something new, and asks all of them. `config` is the hash of what they are to have in
+    /// force. Tells, too, what kept a pod from being nudged.
     async fn brokers(
         &self,
         name: &ObjectName,
         instance: &MqttInstance,
         memory: &mut Memory,
         applied: Option<&Applied>,
+        config: Option<&str>,
     ) -> (Vec<Broker>, Option<Error>) {
         let pods = self.pods(name, instance);
         let brokers = self.asker.ask(&pods, instance.spec.listeners.admin.port).await;
@@ -252,13 +269,11 @@ impl Instances {
         }
         let Some(Applied { mounted, .. }) = applied else { return (brokers, None) };
         let generation = memory.before.as_ref().map(|before| before.generation);
-        let behind =
-            |broker: &Broker| broker.acl.as_ref().is_some_and(|acl| Some(acl.generation) != generation);
         let seen = pods.iter().zip(&brokers).filter(|(_, broker)| !broker.ending);
         let seen = seen.map(|(pod, broker)| Seen {
             pod: &broker.pod,
             nudged: Writer::nudged(pod),
-            behind: behind(broker),
+            behind: broker.is_behind(generation, config),
         });
         let mut failed = None;
         let now = Instant::now();

@@ -174,7 +174,8 @@ mod tests {
     }
 
     fn broker(ready: bool) -> Broker {
-        Broker { pod: "meters-broker-0".into(), ready, ending: false, trouble: None, said: None, acl: None }
+        let pod = "meters-broker-0".into();
+        Broker { pod, ready, ending: false, trouble: None, said: None, acl: None, config: None }
     }
 
     fn facts<'a>(

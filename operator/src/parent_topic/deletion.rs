@@ -24,8 +24,13 @@ use crate::{
 
 /// Keeps the object until its Kafka topic is deleted.
 const FINALIZER: &str = "mqtt.dms.dev/kafka-topic";
-/// Brokers make a topic anew that their config still names: by then they have been told that it is gone.
-const BROKERS_KNOW: Duration = Duration::from_secs(15);
+/// Brokers make a topic anew that their config names. Kubelets mount a changed one within a minute and a half, so that by
+/// then those know that can't be asked, too.
+const BROKERS_KNOW: Duration = Duration::from_secs(100);
+/// How soon it is looked again whether they do.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+/// How soon it is looked again whether the instance is in force.
+const MENDED: Duration = Duration::from_secs(10);
 /// After that the topic stays, and the object goes.
 const GIVE_UP: Duration = Duration::from_secs(300);
 
@@ -47,6 +52,8 @@ struct Facts {
     instance_exists: bool,
     /// Another object has the topic.
     used: bool,
+    /// A broker's config may name the topic.
+    named: bool,
 }
 
 fn next(facts: &Facts) -> Next {
@@ -57,8 +64,8 @@ fn next(facts: &Facts) -> Next {
             Next::LetGo("its instance is gone, and nothing says where Kafka is")
         }
         Facts { since, .. } if *since > GIVE_UP => Next::LetGo("Kafka could not be made to delete it"),
-        Facts { since, .. } if *since < BROKERS_KNOW => Next::Wait(BROKERS_KNOW.saturating_sub(*since)),
-        Facts { kafka_is_known: false, .. } => Next::Wait(BROKERS_KNOW),
+        Facts { named: true, since, .. } if *since < BROKERS_KNOW => Next::Wait(LOOK_AGAIN),
+        Facts { kafka_is_known: false, .. } => Next::Wait(MENDED),
         Facts { .. } => Next::DeleteTopic,
     }
 }
@@ -86,10 +93,11 @@ impl Topics {
             kafka_is_known: access.is_some(),
             instance_exists: self.world.instances.get(&instance.namespace, &instance.name).is_some(),
             used: self.wants.used_by_another(name, &instance, &topic.topic()),
+            named: self.wants.may_be_known(&instance, &topic.topic()),
         };
         match (next(&facts), access) {
             (Next::Wait(time), _) => return Ok(Done::Again(time)),
-            (Next::DeleteTopic, None) => return Ok(Done::Again(BROKERS_KNOW)),
+            (Next::DeleteTopic, None) => return Ok(Done::Again(MENDED)),
             (Next::LetGo(why), _) => {
                 let message = format!("Kafka topic {} stays: {why}", topic.topic());
                 self.tell(name, topic, &Verdict::ready("TopicKept", message)).await;
@@ -137,18 +145,17 @@ mod tests {
         let seconds = Duration::from_secs;
         let good = || Facts {
             policy: DeletionPolicy::Delete,
-            since: seconds(20),
+            since: seconds(2),
             kafka_is_known: true,
             instance_exists: true,
             used: false,
+            named: false,
         };
         let let_go = |facts: &Facts| matches!(next(facts), Next::LetGo(_));
         assert_eq!(next(&good()), Next::DeleteTopic);
-        assert_eq!(
-            next(&Facts { since: seconds(3), ..good() }),
-            Next::Wait(seconds(12)),
-            "brokers are to know first"
-        );
+        let named = |since| next(&Facts { named: true, since: seconds(since), ..good() });
+        assert_eq!(named(99), Next::Wait(LOOK_AGAIN), "brokers are to know first");
+        assert_eq!(named(100), Next::DeleteTopic, "one that can't be asked knows by now");
         assert!(let_go(&Facts { policy: DeletionPolicy::Retain, ..good() }), "the policy was changed since");
         assert!(let_go(&Facts { used: true, ..good() }), "another object has it");
         assert!(
@@ -157,7 +164,7 @@ mod tests {
         );
         assert_eq!(
             next(&Facts { kafka_is_known: false, ..good() }),
-            Next::Wait(BROKERS_KNOW),
+            Next::Wait(MENDED),
             "a bad instance may be mended"
         );
         assert!(

@@ -42,11 +42,13 @@ pub struct Wants {
     all: Mutex<HashMap<ObjectName, (ObjectName, Wanted)>>,
     /// By instance.
     accesses: Mutex<HashMap<ObjectName, Arc<Access>>>,
+    /// By instance: the Kafka topics that its brokers know as parents. Absent: nobody knows which.
+    known: Mutex<HashMap<ObjectName, BTreeSet<String>>>,
 }
 
 impl Wants {
     pub fn new(queue: Arc<Queue>) -> Self {
-        Self { queue, all: Mutex::default(), accesses: Mutex::default() }
+        Self { queue, all: Mutex::default(), accesses: Mutex::default(), known: Mutex::default() }
     }
 
     /// All that an instance wants; what has changed goes in the queue.
@@ -73,6 +75,29 @@ impl Wants {
         self.replace(instance, BTreeMap::new());
     }
 
+    /// The instance is gone.
+    pub fn release(&self, instance: &ObjectName) {
+        self.clear(instance);
+        self.known.lock().remove(instance);
+    }
+
+    /// Brokers of an instance may load a config with these parents from now on.
+    pub fn loading(&self, instance: &ObjectName, parents: BTreeSet<String>) {
+        if let Some(known) = self.known.lock().get_mut(instance) {
+            known.extend(parents);
+        }
+    }
+
+    /// All brokers of an instance have a config in force that has these parents, and no others.
+    pub fn loaded(&self, instance: &ObjectName, parents: BTreeSet<String>) {
+        self.known.lock().insert(instance.clone(), parents);
+    }
+
+    /// Whether a broker of the instance may know the topic as a parent, so that it would make it anew.
+    pub fn may_be_known(&self, instance: &ObjectName, topic: &str) -> bool {
+        self.known.lock().get(instance).is_none_or(|known| known.contains(topic))
+    }
+
     /// How the Kafka of an instance is reached, if the instance is in force.
     pub fn access(&self, instance: &ObjectName) -> Option<Arc<Access>> {
         self.accesses.lock().get(instance).cloned()
@@ -91,5 +116,33 @@ impl Wants {
 
     pub fn instances(&self) -> BTreeSet<ObjectName> {
         self.accesses.lock().keys().cloned().collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use mqtt_operator_api::Kind;
+
+    use super::*;
+
+    #[test]
+    fn a_topic_may_be_known_until_every_broker_has_a_config_without_it() {
+        let wants = Wants::new(Arc::default());
+        let instance =
+            ObjectName { kind: Kind::MqttInstance, namespace: "plant".into(), name: "meters".into() };
+        let parents = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect::<BTreeSet<_>>();
+        let may_be_known = || ["a", "b"].map(|topic| wants.may_be_known(&instance, topic));
+        wants.loading(&instance, parents(&["a"]));
+        assert_eq!(may_be_known(), [true, true], "no broker was asked so far");
+        wants.loaded(&instance, parents(&["a"]));
+        assert_eq!(may_be_known(), [true, false]);
+        wants.loading(&instance, parents(&["b"]));
+        assert_eq!(may_be_known(), [true, true], "some have the one, some the other");
+        wants.clear(&instance);
+        assert_eq!(may_be_known(), [true, true], "what is not in force changes nothing at brokers");
+        wants.loaded(&instance, parents(&["b"]));
+        assert_eq!(may_be_known(), [false, true]);
+        wants.release(&instance);
+        assert_eq!(may_be_known(), [true, true]);
     }
 }

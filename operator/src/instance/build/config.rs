@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use k8s_openapi::api::core::v1::ConfigMap;
 use mqtt_broker_api::{
     config::{InstanceConfig, Kafka, Listeners},
-    node::{NodeConfig, TlsFiles},
+    node::{self, NodeConfig, TlsFiles},
 };
 use mqtt_operator_api::render::Problem;
 
@@ -17,15 +17,17 @@ pub(super) const ACL_FOLDER: &str = "/etc/mqtt/acl";
 pub(super) const KAFKA_FOLDER: &str = "/etc/mqtt/kafka";
 pub(super) const TLS_FOLDER: &str = "/etc/mqtt/tls";
 
-/// The ConfigMap with the config file.
-pub(super) fn config_map(frame: &Frame<'_>, config: &InstanceConfig) -> Result<ConfigMap, Problem> {
+/// The ConfigMap with the config file, and the hash of that file.
+pub(super) fn config_map(frame: &Frame<'_>, config: &InstanceConfig) -> Result<(ConfigMap, String), Problem> {
     let text = serde_saphyr::to_string(&node_config(frame, config))
         .map_err(|error| frame.problem("spec", format!("can't be written as YAML: {error}")))?;
-    Ok(ConfigMap {
+    let hash = node::hash(&text);
+    let config_map = ConfigMap {
         metadata: frame.meta(frame.config()),
         data: Some(BTreeMap::from([(CONFIG_KEY.to_owned(), text)])),
         ..ConfigMap::default()
-    })
+    };
+    Ok((config_map, hash))
 }
 
 /// Whether connections to Kafka need something that is secret.

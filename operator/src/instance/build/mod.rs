@@ -57,6 +57,8 @@ impl Default for Options {
 #[derive(Clone, Debug)]
 pub struct Built {
     pub config: ConfigMap,
+    /// The hash of its file, as brokers tell it that have it in force.
+    pub config_hash: String,
     /// At least one.
     pub acl: Vec<Secret>,
     /// What connections to Kafka need in secret; absent if they need nothing, or see [`Built::kept`].
@@ -102,11 +104,14 @@ pub fn build(instance: &MqttInstance, rendered: &Rendered, options: &Options) ->
     let config = or_report(config::config_map(&frame, &rendered.config), &mut problems);
     let acl = or_report(secrets::acl(&frame, &rendered.acl), &mut problems);
     let stateful_set = stateful_set::stateful_set(&frame, &rendered.config, &mut problems);
-    let (Some(config), Some(acl), []) = (config, acl, problems.as_slice()) else { return Err(problems) };
+    let (Some((config, config_hash)), Some(acl), []) = (config, acl, problems.as_slice()) else {
+        return Err(problems);
+    };
 
     let mut kept = Vec::new();
     Ok(Built {
         config,
+        config_hash,
         acl,
         kafka: secrets::kafka(&frame, &rendered.config, &rendered.kafka_secrets, &mut kept),
         tls: secrets::tls(&frame, &rendered.config, rendered.tls_secrets.as_ref(), &mut kept),
