@@ -33,7 +33,7 @@ pub use self::{
     kafka::{Consumer, PodKafka},
     namespace::Namespace,
     node::Part,
-    operator::Operator,
+    operator::{Operator, Scoped},
 };
 use crate::{clients::root, wait_until};
 
@@ -99,12 +99,12 @@ impl Cluster {
 
     /// A new namespace for one story.
     pub fn namespace(&'static self) -> Result<Namespace> {
-        Namespace::make(self, Calm::Shared(CALM.read_recursive()))
+        Namespace::make(self, Some(Calm::Shared(CALM.read_recursive())))
     }
 
     /// The same for a story that harms the whole cluster: no other namespace is in use meanwhile.
     pub fn namespace_alone(&'static self) -> Result<Namespace> {
-        Namespace::make(self, Calm::Alone(CALM.write()))
+        Namespace::make(self, Some(Calm::Alone(CALM.write())))
     }
 
     pub fn images(&self) -> &Images {

@@ -30,11 +30,12 @@ pub struct Namespace {
     name: String,
     /// As pods have it in `/etc/resolv.conf`.
     names: NamedTempFile,
-    _calm: Calm,
+    /// Absent: its story holds it with another namespace.
+    _calm: Option<Calm>,
 }
 
 impl Namespace {
-    pub(super) fn make(cluster: &'static Cluster, calm: Calm) -> Result<Self> {
+    pub(super) fn make(cluster: &'static Cluster, calm: Option<Calm>) -> Result<Self> {
         static COUNT: AtomicU32 = AtomicU32::new(1);
         let name = format!("story-{}-{}", process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let object = json!({
@@ -53,6 +54,11 @@ impl Namespace {
             namespace.get("serviceaccount", "default").map(Some)
         })?;
         Ok(namespace)
+    }
+
+    /// Another one for the same story; to go before this does.
+    pub fn another(&self) -> Result<Self> {
+        Self::make(self.cluster, None)
     }
 
     pub fn name(&self) -> &str {

@@ -12,8 +12,23 @@ use crate::clients::root;
 /// The namespace, the release, and what the chart calls the operator's Lease and Deployment.
 const NAME: &str = "mqtt-operator";
 
+/// Of two, one acts. What Kafka has is looked at more often than a user would want it, so that a story sees it.
+const VALUES: [&str; 4] =
+    ["replicas=2", "resync=45s", "log.format=text", "log.level=info,mqtt_operator=debug"];
+
 pub struct Operator {
     cluster: &'static Cluster,
+}
+
+/// The operator, while it acts in some namespaces alone.
+pub struct Scoped<'a>(&'a Operator);
+
+impl Drop for Scoped<'_> {
+    fn drop(&mut self) {
+        if let Err(error) = self.0.upgrade(&VALUES) {
+            eprintln!("the operator could not be made to act everywhere again: {error:#}");
+        }
+    }
 }
 
 impl Cluster {
@@ -33,10 +48,7 @@ impl Operator {
         });
         cluster.kubectl_with(&["apply", "-f", "-"], &namespace.to_string())?;
         let operator = Self { cluster };
-        // Of two, one acts. What Kafka has is looked at more often than a user would want it, so that a story sees it.
-        operator
-            .upgrade(&["replicas=2", "resync=45s", "log.format=text", "log.level=info,mqtt_operator=debug"])
-            .with_context(|| operator.state())?;
+        operator.upgrade(&VALUES).with_context(|| operator.state())?;
         Ok(operator)
     }
 
@@ -59,6 +71,16 @@ impl Operator {
         let arguments: Vec<String> = arguments.iter().map(|argument| argument.replace(',', "\\,")).collect();
         let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
         self.cluster.helm(&arguments).map(drop)
+    }
+
+    /// Lets it act in these namespaces alone, until what is returned goes. No other story may go on meanwhile.
+    pub fn only_in(&self, namespaces: &[&str]) -> Result<Scoped<'_>> {
+        let named = namespaces.iter().enumerate();
+        let named: Vec<_> = named.map(|(i, name)| format!("watchNamespaces[{i}]={name}")).collect();
+        let values = VALUES.iter().copied().chain(named.iter().map(String::as_str));
+        let scoped = Scoped(self);
+        self.upgrade(&values.collect::<Vec<_>>()).with_context(|| self.state())?;
+        Ok(scoped)
     }
 
     /// `helm test`; what it prints.

@@ -9,7 +9,9 @@ mod grants;
 mod meters;
 mod passwords;
 mod rest;
+mod scope;
 mod topics;
+mod users;
 mod whose_turn;
 
 use std::{path::Path, time::Duration};

@@ -10,9 +10,9 @@ use crate::{
     meters::{Meters, object},
 };
 
-/// A value in the Secret of the user `gateway`.
-fn generated(namespace: &Namespace, key: &str) -> Result<String> {
-    let secret = namespace.get("secret", "gateway-mqtt")?;
+/// A value in the Secret of a user.
+pub(crate) fn generated(namespace: &Namespace, secret: &str, key: &str) -> Result<String> {
+    let secret = namespace.get("secret", secret)?;
     let value = secret.pointer(&format!("/data/{key}")).and_then(Value::as_str);
     let value = value.with_context(|| format!("no {key} in it"))?;
     Ok(String::from_utf8(STANDARD.decode(value)?)?)
@@ -23,7 +23,10 @@ fn a_generated_password_lets_in_and_stays_valid_while_it_is_rotated() -> Result<
     let meters = Meters::start_with(json!({}), &[object("MqttUser", "gateway", json!({}))])?;
     let namespace = &meters.namespace;
     let gateway = |password: &str| Login::new(Version::V5, "prober").user("gateway", password);
-    let (user, first) = (generated(namespace, "username")?, generated(namespace, "password")?);
+    let (user, first) = (
+        generated(namespace, "gateway-mqtt", "username")?,
+        generated(namespace, "gateway-mqtt", "password")?,
+    );
     ensure!(user == "gateway" && first.len() >= 43, "{user}, {} characters", first.len());
     ensure!(meters.lets_in(&gateway(&first))? && !meters.lets_in(&gateway("wrong"))?);
     let mut stays = meters.connect(&Login::new(Version::V5, "stays").user("gateway", &first))?;
@@ -31,11 +34,11 @@ fn a_generated_password_lets_in_and_stays_valid_while_it_is_rotated() -> Result<
     let rotate = |value: &str| format!("mqtt.dms.dev/rotate-password{value}");
     namespace.kubectl(&["annotate", "mqttuser", "gateway", &rotate("=1")])?;
     wait_until("the second password", SOON, || {
-        let second = generated(namespace, "password")?;
+        let second = generated(namespace, "gateway-mqtt", "password")?;
         Ok((second != first && meters.lets_in(&gateway(&second))?).then_some(()))
     })?;
-    let second = generated(namespace, "password")?;
-    ensure!(generated(namespace, "previous-password")? == first);
+    let second = generated(namespace, "gateway-mqtt", "password")?;
+    ensure!(generated(namespace, "gateway-mqtt", "previous-password")? == first);
     ensure!(meters.lets_in(&gateway(&first))?, "devices that have the old one are shut out");
 
     namespace.kubectl(&["annotate", "mqttuser", "gateway", &rotate("-")])?;
@@ -46,7 +49,7 @@ fn a_generated_password_lets_in_and_stays_valid_while_it_is_rotated() -> Result<
     // A Secret that somebody deletes is made anew, with another password.
     namespace.delete("secret/gateway-mqtt")?;
     wait_until("the third password", SOON, || {
-        let third = generated(namespace, "password")?;
+        let third = generated(namespace, "gateway-mqtt", "password")?;
         Ok((third != second && meters.lets_in(&gateway(&third))?).then_some(()))
     })
 }
