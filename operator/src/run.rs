@@ -19,10 +19,10 @@ use tokio::{
 use crate::{
     apply::{Error as Unwritten, Writer},
     health::{self, Health, Stage},
-    instance::{build::Options, reconcile::Instances},
+    instance::{build::Options, clusters::Clusters, reconcile::Instances},
     invalid,
     leader::{self, Candidate, Fence},
-    parent_topic::{Topics, Wants},
+    parent_topic::{Clients, Topics, Wants},
     queue::{Done, Queue},
     user::hasher::HashKey,
     watch::World,
@@ -134,9 +134,11 @@ async fn act(
     health.set(Stage::Acting);
     let wants = Arc::new(Wants::new(queue.clone()));
     let (options, resync) = (settings.options.clone(), settings.resync);
+    let clients = Arc::new(Clients::default());
+    let clusters = Arc::new(Clusters::new(clients.clone(), queue.clone()));
     let kinds = Arc::new(Kinds {
-        topics: Topics::new(world.clone(), writer.clone(), wants.clone(), resync),
-        instances: Instances::new(world.clone(), writer.clone(), wants, options, key, resync),
+        topics: Topics::new(world.clone(), writer.clone(), wants.clone(), clients, resync),
+        instances: Instances::new(world.clone(), writer.clone(), wants, clusters, options, key, resync),
         world: world.clone(),
         writer,
     });

@@ -89,6 +89,12 @@ impl Admin {
         Ok(Admin { client: Arc::new(client), who })
     }
 
+    /// The id that the cluster has given itself; it is the same whichever of its nodes is asked, by whatever name.
+    pub async fn cluster_id(&self) -> Result<String, Error> {
+        let asked = self.blocking(|client| client.fetch_cluster_id(PATIENCE)).await?;
+        asked.ok_or_else(|| Error::passing("Kafka can't be asked which cluster it is".into()))
+    }
+
     /// The topic's settings; none if there is no such topic.
     pub(crate) async fn describe(&self, name: &str) -> Result<Option<ConfigResource>, Error> {
         let asked = self.client.describe_configs(&[ResourceSpecifier::Topic(name)], &options()).await;

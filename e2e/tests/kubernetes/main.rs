@@ -9,6 +9,7 @@ mod grants;
 mod meters;
 mod passwords;
 mod rest;
+mod rivals;
 mod scope;
 mod topics;
 mod users;

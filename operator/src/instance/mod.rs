@@ -4,7 +4,7 @@
 //! |---|---|
 //! | [`fetch`] | gathers what the instance is rendered from |
 //! | [`certificates`] | whether certificates and keys can serve |
-//! | [`rivals`] | two instances on one Kafka |
+//! | [`rivals`], [`clusters`] | two instances on one Kafka, and which one each has |
 //! | [`build`] | makes the objects that run it |
 //! | [`nodes`], [`nudging`] | ask its brokers, and decide which pods are told of a change |
 //! | [`in_force`] | which users and grants brokers have in force |
@@ -14,6 +14,7 @@
 
 pub mod build;
 pub mod certificates;
+pub mod clusters;
 pub mod fetch;
 pub mod in_force;
 pub mod members;

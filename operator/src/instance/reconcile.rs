@@ -12,7 +12,7 @@ use mqtt_broker_api::{acl::AclDocument, shards};
 use mqtt_operator_api::{
     Kind,
     instance::MqttInstance,
-    render::{ObjectName, Objects, Rendered, name_of, render},
+    render::{ObjectName, Objects, Problem, Rendered, name_of, render},
 };
 use parking_lot::Mutex;
 use serde_json::Map;
@@ -21,6 +21,7 @@ use tokio::time::Instant;
 use super::{
     build::{self, build},
     certificates,
+    clusters::Clusters,
     fetch::{self, Members},
     in_force::Progress,
     members::{self, Rendering},
@@ -57,6 +58,7 @@ pub struct Instances {
     pub world: Arc<World>,
     pub writer: Arc<Writer>,
     pub wants: Arc<Wants>,
+    pub clusters: Arc<Clusters>,
     pub options: build::Options,
     pub key: Arc<HashKey>,
     pub resync: Duration,
@@ -83,12 +85,13 @@ impl Instances {
         world: Arc<World>,
         writer: Arc<Writer>,
         wants: Arc<Wants>,
+        clusters: Arc<Clusters>,
         options: build::Options,
         key: HashKey,
         resync: Duration,
     ) -> Self {
         let (asker, memories) = (Asker::default(), Mutex::default());
-        Self { world, writer, wants, options, key: Arc::new(key), resync, asker, memories }
+        Self { world, writer, wants, clusters, options, key: Arc::new(key), resync, asker, memories }
     }
 
     /// Brings one instance in line, and says how it and all that names it fare.
@@ -105,6 +108,7 @@ impl Instances {
             _ => {
                 self.memories.lock().remove(name);
                 self.wants.release(name);
+                self.clusters.release(name);
                 self.world.secrets.release(name);
                 let of = |object: &ObjectName| members::no_instance(object, name);
                 self.say_all(&Members::of(&self.world, name), of).await?;
@@ -126,10 +130,8 @@ impl Instances {
             memory.resynced = Some(Instant::now());
         }
         let owner = Owner { object: name.clone(), uid };
-        if let Some(problem) = rivals::conflict(instance, &picked(&self.world.instances, |_| true)) {
-            let verdict = Verdict::of_problems([&problem]).unwrap_or_else(|| members::waits_for(name));
-            self.say_instance(instance, &verdict, Map::new()).await?;
-            return self.members_wait(name).await;
+        if let Some(problem) = self.conflict(instance) {
+            return self.give_way(name, instance, &problem).await;
         }
 
         let mut objects = Members::of(&self.world, name).with(instance.clone());
@@ -142,6 +144,16 @@ impl Instances {
         };
         let built = build(instance, &rendered, &self.options);
         let built = built.map_err(|problems| rendered.problems.extend(problems)).ok();
+        if let (Some(kafka), Some(_)) = (&rendered.config.kafka, &built) {
+            let access = Access { kafka: kafka.clone(), secrets: rendered.kafka_secrets.clone() };
+            self.clusters.ask(name, &Arc::new(access));
+            if self.is_new(name, instance) {
+                self.clusters.wait(name).await;
+                if let Some(problem) = self.conflict(instance) {
+                    return self.give_way(name, instance, &problem).await;
+                }
+            }
+        }
         // Before brokers are told: who makes a topic is who says that it was not there before.
         self.want_topics(name, &objects, &rendered, built.is_some());
         let parents: BTreeSet<_> =
@@ -199,6 +211,30 @@ impl Instances {
             () if !ready => ASK_WHY,
             () => self.until_resync(&memory),
         }))
+    }
+
+    /// Another instance has the Kafka that this one names.
+    fn conflict(&self, instance: &MqttInstance) -> Option<Problem> {
+        let all = picked(&self.world.instances, |_| true);
+        rivals::conflict(instance, &all, |instance| self.clusters.of(instance))
+    }
+
+    /// Whether nothing runs so far that would get in an older instance's way.
+    fn is_new(&self, name: &ObjectName, instance: &MqttInstance) -> bool {
+        let broker = build::broker_name(instance, &self.options);
+        self.world.stateful_sets.get(&name.namespace, &broker).is_none()
+            && !picked(&self.world.instances, |other| rivals::is_older(other, instance)).is_empty()
+    }
+
+    async fn give_way(
+        &self,
+        name: &ObjectName,
+        instance: &MqttInstance,
+        problem: &Problem,
+    ) -> Result<Done, Error> {
+        let verdict = Verdict::of_problems([problem]).unwrap_or_else(|| members::waits_for(name));
+        self.say_instance(instance, &verdict, Map::new()).await?;
+        self.members_wait(name).await
     }
 
     /// Renders the documents; the ACL's generation rises with every change.

@@ -8,23 +8,34 @@ use mqtt_operator_api::{
     render::{ObjectName, Problem, name_of},
 };
 
-/// What is wrong where an older instance has a server of the same Kafka.
+/// What is wrong where an older instance has the same Kafka: that with the same id where both are known, else one of which
+/// both name a server. `cluster` tells the id.
 pub fn conflict<'a>(
     instance: &MqttInstance,
     others: impl IntoIterator<Item = &'a MqttInstance>,
+    cluster: impl Fn(&MqttInstance) -> Option<String>,
 ) -> Option<Problem> {
     let name = name_of(Kind::MqttInstance, instance);
-    let mut older: Vec<_> = others
-        .into_iter()
-        .filter(|other| age(other) < age(instance))
-        .filter_map(|other| Some((age(other), common(instance, other)?)))
-        .collect();
-    older.sort();
-    let ((_, rival), server) = older.into_iter().next()?;
+    let own = cluster(instance);
+    let shared = |other: &MqttInstance| match (&own, cluster(other)) {
+        (Some(own), Some(theirs)) => {
+            (*own == theirs).then(|| format!("Kafka cluster {own}, where these servers lead,"))
+        }
+        (None, _) | (_, None) => common(instance, other).map(str::to_owned),
+    };
+    let older = others.into_iter().filter(|other| is_older(other, instance));
+    let mut rivals: Vec<_> = older.filter_map(|other| Some((age(other), shared(other)?))).collect();
+    rivals.sort();
+    let ((_, rival), shared) = rivals.into_iter().next()?;
     let message = format!(
-        "{server} is the Kafka of {rival}, which came first, and two instances on one Kafka would share their topics; give this one a Kafka of its own, or remove one of the two"
+        "{shared} is the Kafka of {rival}, which came first, and two instances on one Kafka would share their topics; give this one a Kafka of its own, or remove one of the two"
     );
     Some(Problem { object: name, field: "spec.kafka.bootstrapServers".into(), message })
+}
+
+/// Whether one comes before another.
+pub fn is_older(one: &MqttInstance, other: &MqttInstance) -> bool {
+    age(one) < age(other)
 }
 
 /// The oldest first; of two equally old ones the first by name.
@@ -72,7 +83,7 @@ mod tests {
     #[test]
     fn of_two_instances_on_one_kafka_the_older_has_it() {
         let check = |what: &str, one: &MqttInstance, other: &MqttInstance, rival: Option<&str>| {
-            let found = conflict(one, [other]);
+            let found = conflict(one, [other], |_| None);
             let named =
                 found.as_ref().map(|problem| problem.message.split_once(" is the Kafka of ").unwrap().1);
             assert_eq!(named.map(|rest| rest.split(',').next().unwrap()), rival, "{what}: {found:?}");
@@ -92,6 +103,29 @@ mod tests {
         for server in ["kafka-0.kafka.ops.svc:9092", "10.1.2.3:9092", "[2001:db8::1]:9092"] {
             let a = instance("a", "plant", 5, &[server]);
             check(server, &a, &elsewhere(server), Some("MqttInstance city/b"));
+        }
+    }
+
+    #[test]
+    fn where_both_clusters_are_known_their_ids_decide() {
+        let younger = instance("a", "plant", 5, &["kafka:9092"]);
+        let older = |server: &str| instance("b", "plant", 1, &[server]);
+        let check = |what: &str, other: &MqttInstance, ids: [Option<&str>; 2], begins: Option<&str>| {
+            let id = |of: &MqttInstance| ids[usize::from(of.metadata.name != younger.metadata.name)];
+            let found = conflict(&younger, [other], |of| id(of).map(str::to_owned));
+            let message = found.map(|problem| problem.message).unwrap_or_default();
+            match begins {
+                Some(begins) => assert!(message.starts_with(begins), "{what}: {message}"),
+                None => assert_eq!(message, "", "{what}"),
+            }
+        };
+        let (same, another) = (older("kafka:9092"), older("kafka-alias:9092"));
+        let by_id = "Kafka cluster x, where these servers lead, is the Kafka of MqttInstance plant/b, which came first";
+        check("one cluster by two names", &another, [Some("x"), Some("x")], Some(by_id));
+        check("two clusters by one name", &same, [Some("x"), Some("y")], None);
+        for known in [[Some("x"), None], [None, Some("x")], [None, None]] {
+            check("not both are known", &same, known, Some("kafka:9092 is the Kafka of"));
+            check("nor is any name the same", &another, known, None);
         }
     }
 }

@@ -9,15 +9,13 @@
 //! | `KafkaForbidden`, `KafkaRefused` | a person's | Kafka does not allow it, or can't do it |
 //! | `TopicUnfit` | a person's | the topic is there, and does not keep what it has to |
 //!
-//! [`wants`] tells what Kafka shall have: of objects that are in force alone.
+//! [`clients`] has the clients that ask it. [`wants`] tells what Kafka shall have: of objects that are in force alone.
 
+pub mod clients;
 mod deletion;
 pub mod wants;
 
-use std::{
-    collections::{HashMap, HashSet},
-    sync::Arc,
-};
+use std::{collections::HashSet, sync::Arc};
 
 use kube::Resource as _;
 use mqtt_kafka::{Admin, Fault, Found, TopicSettings};
@@ -30,7 +28,10 @@ use mqtt_operator_api::{
 use parking_lot::Mutex;
 use serde_json::{Map, json};
 
-pub use self::wants::{Access, Wanted, Wants};
+pub use self::{
+    clients::Clients,
+    wants::{Access, Wanted, Wants},
+};
 use crate::{
     apply::{Error, Subject, Writer},
     queue::Done,
@@ -38,8 +39,6 @@ use crate::{
     watch::World,
 };
 
-/// Who this is, in what Kafka logs.
-const CLIENT: &str = "mqtt-operator";
 const CREATED: &str = "Created";
 
 /// The Kafka topics of all instances.
@@ -48,8 +47,7 @@ pub struct Topics {
     writer: Arc<Writer>,
     wants: Arc<Wants>,
     resync: std::time::Duration,
-    /// By instance.
-    clients: Mutex<HashMap<ObjectName, (mqtt_kafka::Access, Admin)>>,
+    clients: Arc<Clients>,
     /// UIDs of objects whose topic was made by this process: their status may not have been seen to say so.
     made: Mutex<HashSet<String>>,
 }
@@ -59,9 +57,10 @@ impl Topics {
         world: Arc<World>,
         writer: Arc<Writer>,
         wants: Arc<Wants>,
+        clients: Arc<Clients>,
         resync: std::time::Duration,
     ) -> Self {
-        Self { world, writer, wants, resync, clients: Mutex::default(), made: Mutex::default() }
+        Self { world, writer, wants, resync, clients, made: Mutex::default() }
     }
 
     /// Brings the topic of one object in line: made, adopted, grown, its settings put back. Takes a minute at most.
@@ -102,22 +101,9 @@ impl Topics {
         mqtt_kafka::ensure(&admin, &wanted.parent.topic, settings, copies).await
     }
 
-    /// One client an instance, for as long as Kafka is reached in the same way.
     fn client(&self, instance: &ObjectName, access: &Access) -> Result<Admin, mqtt_kafka::Error> {
-        let Access { kafka, secrets } = access;
-        let access = mqtt_kafka::Access::new(kafka.clone(), secrets.clone(), CLIENT);
-        let mut clients = self.clients.lock();
-        if let Some((_, admin)) = clients.get(instance).filter(|(same, _)| *same == access) {
-            return Ok(admin.clone());
-        }
-        let admin = Admin::new(&access, "operator")?;
-        let before = clients.insert(instance.clone(), (access, admin.clone()));
         let used = self.wants.instances();
-        let unused: Vec<_> = clients.extract_if(|instance, _| !used.contains(instance)).collect();
-        drop(clients);
-        // The end of a client is waited for.
-        tokio::task::spawn_blocking(move || drop((before, unused)));
-        Ok(admin)
+        self.clients.get(instance, access, |instance| used.contains(instance))
     }
 
     /// Whether the operator made the Kafka topic, now or before.
