@@ -30,7 +30,6 @@ fn a_load_balancer_a_service_monitor_and_a_network_policy_are_asked_for_as_their
     let namespace = &meters.namespace;
     let ranges = json!(["203.0.113.0/24"]);
     let spec = json!({
-        "service": {"type": "LoadBalancer", "loadBalancerSourceRanges": ranges, "annotations": {"cloud.example/tier": "a"}},
         "monitoring": {"serviceMonitor": true, "labels": {"release": "prometheus"}, "namespace": "monitoring"},
         "pod": {
             "labels": {"team": "iot"}, "tolerations": [{"key": "iot", "operator": "Exists"}],
@@ -43,7 +42,11 @@ fn a_load_balancer_a_service_monitor_and_a_network_policy_are_asked_for_as_their
     ensure!(message.contains("ServiceMonitor"), "{message}");
     install_service_monitors(namespace)?;
 
-    // This cluster has no addresses to give.
+    // Public access is switched on later, and takes no restart. This cluster has no addresses to give.
+    meters.ready("mqttinstance/meters")?;
+    let before = meters.pod()?;
+    let public = json!({"type": "LoadBalancer", "loadBalancerSourceRanges": ranges, "annotations": {"cloud.example/tier": "a"}});
+    namespace.patch("mqttinstance", "meters", &json!({"spec": {"service": public}}))?;
     meters.told_within(PODS, "mqttinstance/meters", "Reconciling", "WaitsForAddress")?;
     let given = json!({"status": {"loadBalancer": {"ingress": [{"ip": "203.0.113.7"}]}}});
     let patch = ["patch", "service", SERVICE, "--subresource", "status", "--patch"];
@@ -53,6 +56,7 @@ fn a_load_balancer_a_service_monitor_and_a_network_policy_are_asked_for_as_their
     let devices = at(&instance, "/status/endpoints/devices");
     let public = json!("mqtt://203.0.113.7:1883");
     ensure!(devices.as_array().is_some_and(|all| all.contains(&public)), "{devices}");
+    ensure!(meters.pod()? == before, "the pod was restarted");
 
     let service = namespace.get("service", SERVICE)?;
     ensure!(*at(&service, "/spec/loadBalancerSourceRanges") == ranges, "{service}");

@@ -55,7 +55,7 @@ pub struct InstanceStatus {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Endpoints {
-    /// By devices: mqtt://HOST:PORT, and mqtts:// with TLS; first inside the cluster, then from outside.
+    /// By devices: mqtt://HOST:PORT, mqtts:// with TLS, ws:// and wss:// over WebSocket; first inside the cluster, then from outside.
     pub devices: Vec<String>,
     /// By applications: the bootstrap servers of Kafka.
     pub applications: Vec<String>,

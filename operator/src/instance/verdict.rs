@@ -121,8 +121,13 @@ pub fn endpoints(instance: &MqttInstance, service: Option<&Service>) -> Endpoint
         return Endpoints::default();
     };
     let listeners = &instance.spec.listeners;
-    let mqtts = listeners.mqtts.as_ref().map(|mqtts| ("mqtts", mqtts.port));
-    let ports: Vec<_> = [("mqtt", listeners.mqtt.port)].into_iter().chain(mqtts).collect();
+    let more = [
+        ("mqtts", listeners.mqtts.as_ref().map(|mqtts| mqtts.port)),
+        ("ws", listeners.ws.as_ref().map(|ws| ws.port)),
+        ("wss", listeners.wss.as_ref().map(|wss| wss.port)),
+    ];
+    let more = more.into_iter().filter_map(|(scheme, port)| Some((scheme, port?)));
+    let ports: Vec<_> = [("mqtt", listeners.mqtt.port)].into_iter().chain(more).collect();
     let mut devices = Vec::new();
     for host in [format!("{name}-mqtt.{namespace}.svc")].into_iter().chain(addresses(service)) {
         devices.extend(ports.iter().map(|(scheme, port)| format!("{scheme}://{host}:{port}")));
@@ -151,7 +156,8 @@ mod tests {
     fn instance(service: &str) -> MqttInstance {
         serde_json::from_value(json!({
             "metadata": {"name": "meters", "namespace": "plant"},
-            "spec": {"service": {"type": service}, "listeners": {"mqtts": {"port": 8883, "secretRef": {"name": "tls"}}},
+            "spec": {"service": {"type": service},
+                     "listeners": {"mqtts": {"port": 8883, "secretRef": {"name": "tls"}}, "ws": {"port": 8083}},
                      "kafka": {"bootstrapServers": ["kafka:9092"]}},
         }))
         .unwrap()
@@ -282,8 +288,12 @@ mod tests {
     fn endpoints_are_those_that_devices_and_applications_use() {
         let check = |kind: &str, status: Value, more: &[&str]| {
             let found = endpoints(&instance(kind), Some(&service(&status)));
-            let inside = ["mqtt://meters-mqtt.plant.svc:1883", "mqtts://meters-mqtt.plant.svc:8883"];
-            assert_eq!(found.devices, [&inside, more].concat(), "{kind} {status}");
+            let inside = [
+                "mqtt://meters-mqtt.plant.svc:1883",
+                "mqtts://meters-mqtt.plant.svc:8883",
+                "ws://meters-mqtt.plant.svc:8083",
+            ];
+            assert_eq!(found.devices, [&inside[..], more].concat(), "{kind} {status}");
             assert_eq!(found.applications, ["kafka:9092"]);
         };
         check("ClusterIP", json!({}), &[]);
@@ -297,8 +307,10 @@ mod tests {
             &[
                 "mqtt://[2001:db8::1]:1883",
                 "mqtts://[2001:db8::1]:8883",
+                "ws://[2001:db8::1]:8083",
                 "mqtt://mqtt.example:1883",
                 "mqtts://mqtt.example:8883",
+                "ws://mqtt.example:8083",
             ],
         );
     }
