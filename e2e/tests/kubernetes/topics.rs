@@ -3,12 +3,12 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use mqtt_e2e::{kafka::Topic, wait_until};
+use mqtt_e2e::{Packet, broker::Stored, kafka::Topic, wait_until};
 use serde_json::json;
 
 use crate::{
-    SOON,
-    meters::{Meters, object},
+    JAVA, SOON,
+    meters::{Meters, grant, meter, object},
 };
 
 /// What Kafka has is looked at once in the operator's resync, which is 45 s here.
@@ -60,6 +60,18 @@ fn a_topic_is_made_adopted_grown_put_back_and_goes_only_where_that_was_asked_for
     wait_until("the setting that was changed behind the operator's back", RESYNC, || {
         Ok((setting(&kafka.topic("alarms")?, "retention.ms") == Some("3600000")).then_some(()))
     })?;
+
+    // One that is ready is in force: what comes under it from then on is stored.
+    namespace.apply(&grant("late", "fleet", &[("pub", "late/#")]))?;
+    meters.ready("topicgrant/late")?;
+    let mut device = meters.connect(&meter(1))?;
+    namespace.apply(&object("ParentTopic", "late", json!({})))?;
+    meters.ready("parenttopic/late")?;
+    device.publish("late/1", b"at once", 1, 7)?;
+    ensure!(device.read()? == Packet::PubAck { id: 7, reason: 0 }, "nobody stores it, or nobody takes it");
+    let record = meters.kafka.consumer("application", &["late"])?.next(JAVA)?;
+    let stored = Stored::of(&record)?;
+    ensure!((stored.topic.as_str(), stored.payload.as_str()) == ("late/1", "at once"), "{stored:?}");
 
     // Of two that claim one topic the second takes over when the first is gone, and records are kept.
     let before = kafka.topic("readings")?;

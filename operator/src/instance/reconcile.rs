@@ -170,14 +170,18 @@ impl Instances {
         let config = built.as_ref().map(|built| built.config_hash.as_str()).filter(|_| !held);
         let (brokers, not_nudged) = self.brokers(name, instance, &mut memory, applied.as_ref(), config).await;
         let mut running = brokers.iter().filter(|broker| !broker.ending);
-        let has = |broker: &Broker| broker.config.as_ref().map(|said| said.hash.as_str()) == config;
+        let believed = memory.nudging.since().is_some_and(|since| since.elapsed() > BELIEVED);
+        let has = |broker: &Broker| match &broker.config {
+            Some(said) => config == Some(&said.hash),
+            None => broker.ready && believed,
+        };
         if config.is_some() && running.all(has) {
             self.wants.loaded(name, parents);
         }
         let hash = shards::hash(&rendered.acl);
         let all_loaded = memory.progress.loaded(&brokers, rendered.acl.generation, &hash);
         if !all_loaded
-            && memory.nudging.since().is_some_and(|at| at.elapsed() > BELIEVED)
+            && believed
             && brokers.iter().any(|broker| broker.ready)
             && brokers.iter().all(|broker| broker.acl.is_none())
         {
@@ -203,10 +207,9 @@ impl Instances {
         let generation = Some(rendered.acl.generation);
         let behind = |broker: &Broker| !broker.ending && broker.is_behind(generation, config);
         let waits = applied.is_some() && !brokers.is_empty() && (!all_loaded || brokers.iter().any(behind));
-        let fresh = memory.nudging.since().is_none_or(|since| since.elapsed() < BELIEVED);
         Ok(Done::Again(match () {
             () if !rendered.pending.is_empty() => RENDER_AGAIN,
-            () if waits && fresh => ASK_AGAIN,
+            () if waits && !believed => ASK_AGAIN,
             () if waits => ASK_WHY,
             () if !ready => ASK_WHY,
             () => self.until_resync(&memory),

@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | `Created` | nobody's | the operator made the Kafka topic |
 //! | `Adopted` | nobody's | it was there before, and does what is asked of it |
+//! | `Loading` | ours | brokers do not know yet that it is a parent |
 //! | `KafkaUnreachable` | ours | Kafka could not be asked, or can't do it now |
 //! | `KafkaAccess` | a person's | no connection can be made of `spec.kafka` |
 //! | `KafkaForbidden`, `KafkaRefused` | a person's | Kafka does not allow it, or can't do it |
@@ -35,7 +36,7 @@ pub use self::{
 use crate::{
     apply::{Error, Subject, Writer},
     queue::Done,
-    status::Verdict,
+    status::{Verdict, is_ready},
     watch::World,
 };
 
@@ -85,13 +86,30 @@ impl Topics {
         if self.wants.get(name).is_none() {
             return Ok(Done::Settled);
         }
-        let verdict = verdict(&wanted, &outcome, self.was_created(topic, &outcome), &instance);
+        let created = self.was_created(topic, &outcome);
+        let verdict = if outcome.is_ok() && !self.is_in_force(topic, &instance, &wanted) {
+            let message = format!(
+                "Kafka topic {} is there, and on its way to the brokers of {instance}",
+                wanted.parent.topic
+            );
+            Verdict::reconciling("Loading", message)
+        } else {
+            verdict(&wanted, &outcome, created, &instance)
+        };
         self.say(topic, &verdict).await?;
         Ok(if outcome.is_ok() {
             Done::Again(self.resync.mul_f64(1.0 + 0.1 * fastrand::f64()))
         } else {
             Done::Failed
         })
+    }
+
+    /// Whether every broker stores what comes under the topic. After a start of the operator a status counts until they
+    /// were asked.
+    fn is_in_force(&self, topic: &ParentTopic, instance: &ObjectName, wanted: &Wanted) -> bool {
+        let said =
+            || topic.status.as_ref().is_some_and(|status| is_ready(&status.conditions, wanted.generation));
+        self.wants.is_known(instance, &wanted.parent.topic).unwrap_or_else(said)
     }
 
     async fn ensure(&self, instance: &ObjectName, wanted: &Wanted) -> Result<Found, mqtt_kafka::Error> {

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
+    time::Duration,
 };
 
 use mqtt_broker_api::config::{Kafka, KafkaSecrets, Parent};
@@ -36,14 +37,20 @@ impl std::fmt::Debug for Access {
     }
 }
 
+/// Kafka topics that the brokers of an instance know as parents: all of them, or some.
+struct Known {
+    by_all: BTreeSet<String>,
+    by_some: BTreeSet<String>,
+}
+
 pub struct Wants {
     queue: Arc<Queue>,
     /// By ParentTopic; with the instance that wants it.
     all: Mutex<HashMap<ObjectName, (ObjectName, Wanted)>>,
     /// By instance.
     accesses: Mutex<HashMap<ObjectName, Arc<Access>>>,
-    /// By instance: the Kafka topics that its brokers know as parents. Absent: nobody knows which.
-    known: Mutex<HashMap<ObjectName, BTreeSet<String>>>,
+    /// By instance. Absent: its brokers were not asked so far.
+    known: Mutex<HashMap<ObjectName, Known>>,
 }
 
 impl Wants {
@@ -65,7 +72,7 @@ impl Wants {
                 continue;
             }
             all.insert(topic.clone(), (instance.clone(), wanted));
-            self.queue.add_after(topic, std::time::Duration::ZERO);
+            self.queue.add_after(topic, Duration::ZERO);
         }
     }
 
@@ -84,18 +91,31 @@ impl Wants {
     /// Brokers of an instance may load a config with these parents from now on.
     pub fn loading(&self, instance: &ObjectName, parents: BTreeSet<String>) {
         if let Some(known) = self.known.lock().get_mut(instance) {
-            known.extend(parents);
+            known.by_some.extend(parents);
         }
     }
 
-    /// All brokers of an instance have a config in force that has these parents, and no others.
+    /// All brokers of an instance have a config in force that has these parents, and no others. What is new among them goes
+    /// in the queue.
     pub fn loaded(&self, instance: &ObjectName, parents: BTreeSet<String>) {
-        self.known.lock().insert(instance.clone(), parents);
+        let known = Known { by_all: parents.clone(), by_some: parents.clone() };
+        let before = self.known.lock().insert(instance.clone(), known);
+        let is_new = |topic: &str| {
+            parents.contains(topic) && before.as_ref().is_none_or(|before| !before.by_all.contains(topic))
+        };
+        let all = self.all.lock();
+        let new = all.iter().filter(|(_, (of, wanted))| of == instance && is_new(&wanted.parent.topic));
+        new.for_each(|(topic, _)| self.queue.add_after(topic.clone(), Duration::ZERO));
     }
 
     /// Whether a broker of the instance may know the topic as a parent, so that it would make it anew.
     pub fn may_be_known(&self, instance: &ObjectName, topic: &str) -> bool {
-        self.known.lock().get(instance).is_none_or(|known| known.contains(topic))
+        self.known.lock().get(instance).is_none_or(|known| known.by_some.contains(topic))
+    }
+
+    /// Whether every broker of the instance knows the topic as a parent; none: they were not asked so far.
+    pub fn is_known(&self, instance: &ObjectName, topic: &str) -> Option<bool> {
+        self.known.lock().get(instance).map(|known| known.by_all.contains(topic))
     }
 
     /// How the Kafka of an instance is reached, if the instance is in force.
@@ -138,11 +158,16 @@ mod tests {
         assert_eq!(may_be_known(), [true, false]);
         wants.loading(&instance, parents(&["b"]));
         assert_eq!(may_be_known(), [true, true], "some have the one, some the other");
+        let all_know = ["a", "b"].map(|topic| wants.is_known(&instance, topic));
+        assert_eq!(all_know, [Some(true), Some(false)]);
         wants.clear(&instance);
         assert_eq!(may_be_known(), [true, true], "what is not in force changes nothing at brokers");
         wants.loaded(&instance, parents(&["b"]));
         assert_eq!(may_be_known(), [false, true]);
+        let all_know = ["a", "b"].map(|topic| wants.is_known(&instance, topic));
+        assert_eq!(all_know, [Some(false), Some(true)]);
         wants.release(&instance);
+        assert_eq!(wants.is_known(&instance, "b"), None);
         assert_eq!(may_be_known(), [true, true]);
     }
 }
