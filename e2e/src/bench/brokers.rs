@@ -9,16 +9,21 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail};
 use clap::ValueEnum;
 use serde::Serialize;
 use tempfile::TempDir;
 
+use crate::load::procfs;
 use crate::wait_until;
 
-const STARTS_WITHIN: Duration = Duration::from_secs(20);
+const STARTS_WITHIN: Duration = Duration::from_secs(60);
+/// Its memory is what it is about once it changes by less than this many KB between two looks.
+const SETTLED_KB: u64 = 512;
+const LOOK_EVERY: Duration = Duration::from_secs(2);
+const SETTLES_WITHIN: Duration = Duration::from_secs(40);
 /// The registered parent topic of scenes that store.
 pub(super) const TOPIC: &str = "stored";
 pub(super) const PARTITIONS: u32 = 3;
@@ -72,6 +77,9 @@ pub(super) struct Broker {
     pub(super) addr: SocketAddr,
     /// User and password, where the broker asks for them.
     pub(super) login: Option<(&'static str, &'static str)>,
+    kind: Kind,
+    /// It can be started once more.
+    command: Command,
     child: Child,
     home: TempDir,
 }
@@ -122,16 +130,47 @@ impl Broker {
             }
         };
         let child = command.spawn().context("cannot run taskset (Debian's util-linux)")?;
-        let mut broker = Self { addr: SocketAddr::from(([127, 0, 0, 1], 0)), login, child, home };
-        let ready = match peer {
-            Some(addr) => broker.takes_connections(addr),
-            None => broker.says_ready(),
+        let addr = peer.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 0)));
+        let mut broker = Self { addr, login, kind, command, child, home };
+        broker.await_ready()?;
+        Ok(broker)
+    }
+
+    fn await_ready(&mut self) -> anyhow::Result<()> {
+        let ready = match self.kind {
+            Kind::Mosquitto | Kind::Rumqttd => self.takes_connections(self.addr),
+            Kind::Ours | Kind::Bare => self.says_ready(),
         };
-        broker.addr = ready.map_err(|e| match broker.last_words() {
+        let kind = self.kind;
+        self.addr = ready.map_err(|e| match self.last_words() {
             Some(words) => anyhow!("{kind} {e}: {words}"),
             None => anyhow!("{kind} {e}"),
         })?;
-        Ok(broker)
+        Ok(())
+    }
+
+    /// Kills it and starts it again with what it stored; how long that took until it was ready.
+    pub(super) fn restart(&mut self) -> anyhow::Result<Duration> {
+        self.child.kill().context("cannot kill the broker")?;
+        self.child.wait().context("the broker does not end")?;
+        let began = Instant::now();
+        self.child = self.command.spawn().context("cannot run taskset (Debian's util-linux)")?;
+        self.await_ready()?;
+        Ok(began.elapsed())
+    }
+
+    /// What it has in memory, in KB, once that is about the same for a while.
+    pub(super) fn settled_kb(&self) -> anyhow::Result<u64> {
+        let look = || procfs::resident_kb(&self.pid().to_string()).map_err(anyhow::Error::from);
+        let (until, mut last) = (Instant::now() + SETTLES_WITHIN, look()?);
+        loop {
+            thread::sleep(LOOK_EVERY);
+            let now = look()?;
+            if now.abs_diff(last) < SETTLED_KB || Instant::now() > until {
+                return Ok(now);
+            }
+            last = now;
+        }
     }
 
     pub(super) fn pid(&self) -> u32 {
@@ -204,7 +243,7 @@ apiVersion: mqtt.dms.dev/v1alpha1
 kind: MqttInstance
 metadata: {{name: bench}}
 spec:
-  limits: {{connections: 100000, publishRate: 10000000, subscriptions: 100000, packetSize: 256Ki}}
+  limits: {{connections: 100000, publishRate: 10000000, subscriptions: 1000000, packetSize: 256Ki}}
   session: {{onlineMessages: 100000}}
 ---
 apiVersion: mqtt.dms.dev/v1alpha1

@@ -130,7 +130,7 @@ fn measure(
         kafka.clear().map_err(one_line)?;
     }
     let address = kafka.map(Kafka::bootstrap);
-    let broker = match (kind, kafka) {
+    let mut broker = match (kind, kafka) {
         (Kind::Bare, None) => return Err("it needs Kafka".to_owned()),
         (Kind::Bare, Some(kafka)) => {
             kafka.create_topic(TOPIC, PARTITIONS, &[]).map_err(one_line)?;
@@ -140,6 +140,10 @@ fn measure(
             Broker::start(kind, binary(options, load, kind), options.broker_core, address.as_deref())
                 .map_err(one_line)?,
         ),
+    };
+    let without_sessions = match &broker {
+        Some(broker) if scene.restarts => Some(broker.settled_kb().map_err(one_line)?),
+        _ => None,
     };
     let mut command = Command::new("taskset");
     let core = if broker.is_some() { options.load_core } else { options.broker_core };
@@ -151,7 +155,7 @@ fn measure(
         None => command.args(["--addr", address.as_deref().unwrap_or_default()]),
     };
     command.args(["--duration", &seconds.to_string(), "--warmup", if options.quick { "0.3" } else { "1" }]);
-    command.args(["--timeout", &(seconds + 60.0).to_string()]);
+    command.args(["--timeout", &(seconds + 120.0).to_string()]);
     if let Some((user, password)) = broker.as_ref().and_then(|broker| broker.login) {
         command.args(["--username", user, "--password", password]);
     }
@@ -161,7 +165,16 @@ fn measure(
     let said = String::from_utf8_lossy(&output.stderr);
     let said = said.lines().last().unwrap_or("no report").trim_start_matches("mqtt-load: ").to_owned();
     match output.status.code() {
-        Some(0) => serde_json::from_slice(&output.stdout).map_err(|e| format!("unreadable report: {e}")),
+        Some(0) => {
+            let report = serde_json::from_slice(&output.stdout);
+            let mut report: Report = report.map_err(|e| format!("unreadable report: {e}"))?;
+            if let (Some(broker), Some(before)) = (&mut broker, without_sessions) {
+                report.ready_seconds = Some(broker.restart().map_err(one_line)?.as_secs_f64());
+                let more = broker.settled_kb().map_err(one_line)? as f64 - before as f64;
+                report.broker_rss_kb_per_session = Some(more / report.connections.max(1) as f64);
+            }
+            Ok(report)
+        }
         _ => Err(match broker.and_then(|broker| broker.last_words()) {
             Some(words) => format!("{said} (broker: {words})"),
             None => said,

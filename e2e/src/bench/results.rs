@@ -140,6 +140,9 @@ impl SceneResults {
         let mut parts: Vec<String> = Vec::new();
         if let Some(memory) = self.spread(Metric::IdleKb, kind) {
             parts.push(memory.text(Metric::IdleKb));
+        } else if let Some(ready) = self.spread(Metric::Ready, kind) {
+            parts.push(ready.text(Metric::Ready));
+            parts.extend(self.spread(Metric::SessionKb, kind).map(|memory| memory.text(Metric::SessionKb)));
         } else if let Some(cpu) = self.spread(Metric::Cpu, kind) {
             parts.push(cpu.text(Metric::Cpu));
             parts.extend(self.spread(Metric::PerSecond, kind).map(|s| thousands(s.median)));
@@ -252,7 +255,15 @@ pub(super) fn in_brief(outcome: &Result<Report, String>) -> String {
     match outcome {
         Err(why) => format!("failed: {why}"),
         Ok(report) => {
-            let figures = [Metric::Cpu, Metric::PerSecond, Metric::P50, Metric::P99, Metric::IdleKb];
+            let figures = [
+                Metric::Cpu,
+                Metric::PerSecond,
+                Metric::P50,
+                Metric::P99,
+                Metric::IdleKb,
+                Metric::Ready,
+                Metric::SessionKb,
+            ];
             let said = figures.iter().filter_map(|metric| {
                 Some(format!("{} {} {}", metric.name(), digits(metric.of(report)?), metric.unit()))
             });
@@ -297,6 +308,8 @@ mod tests {
             broker_cpu_us_per_message: Some(cpu),
             broker_rss_kb: None,
             broker_rss_kb_per_connection: None,
+            ready_seconds: None,
+            broker_rss_kb_per_session: None,
         }
     }
 
@@ -329,7 +342,7 @@ mod tests {
 
     #[test]
     fn a_bar_that_is_a_least_share_of_a_peers_rate_is_reached_above_it() {
-        let scene = SCENES.iter().find(|scene| scene.name.contains("on Kafka")).unwrap();
+        let scene = SCENES.iter().find(|scene| scene.name.contains("stored on Kafka")).unwrap();
         let check = |ours: f64, bare: f64, cell: &str| {
             let mut results = Results::new(1, 1.0);
             for (kind, per_second) in [(Kind::Ours, ours), (Kind::Bare, bare)] {

@@ -12,6 +12,8 @@ pub(super) struct Scene {
     pub(super) peers: &'static [Kind],
     /// Where ours keeps its log.
     pub(super) store: Store,
+    /// Afterwards it is killed and started again; that is what is measured.
+    pub(super) restarts: bool,
     pub(super) bars: &'static [Bar],
 }
 
@@ -28,6 +30,8 @@ pub(super) enum Metric {
     P50,
     P99,
     IdleKb,
+    Ready,
+    SessionKb,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -84,6 +88,8 @@ impl Metric {
             Self::P50 => report.latency.map(|l| l.p50_us / 1000.0),
             Self::P99 => report.latency.map(|l| l.p99_us / 1000.0),
             Self::IdleKb => report.broker_rss_kb_per_connection,
+            Self::Ready => report.ready_seconds,
+            Self::SessionKb => report.broker_rss_kb_per_session,
         }
     }
 
@@ -93,7 +99,8 @@ impl Metric {
             Self::PerSecond => "rate",
             Self::P50 => "p50",
             Self::P99 => "p99",
-            Self::IdleKb => "memory",
+            Self::IdleKb | Self::SessionKb => "memory",
+            Self::Ready => "ready after",
         }
     }
 
@@ -102,7 +109,8 @@ impl Metric {
             Self::Cpu => "µs",
             Self::PerSecond => "/s",
             Self::P50 | Self::P99 => "ms",
-            Self::IdleKb => "KB",
+            Self::IdleKb | Self::SessionKb => "KB",
+            Self::Ready => "s",
         }
     }
 }
@@ -118,6 +126,12 @@ const fn cpu(of_best: f64) -> Bar {
     Bar { of: Metric::Cpu, limit: Limit::MostOfBest(of_best) }
 }
 
+/// Of sessions with three subscriptions each, that their devices have left.
+const LEFT: &[Bar] = &[
+    Bar { of: Metric::Ready, limit: Limit::AtMost(15.0) },
+    Bar { of: Metric::SessionKb, limit: Limit::AtMost(1.0) },
+];
+
 const RATE_OF_BARE: Bar = Bar { of: Metric::PerSecond, limit: Limit::LeastOfBest(0.7) };
 
 pub(super) const SCENES: &[Scene] = &[
@@ -126,6 +140,7 @@ pub(super) const SCENES: &[Scene] = &[
         load: &["--qos", "0", "--rate", "30000", "p2p", "--pairs", "50"],
         peers: BROKERS,
         store: Store::Folder,
+        restarts: false,
         bars: &[cpu(0.8)],
     },
     Scene {
@@ -133,6 +148,7 @@ pub(super) const SCENES: &[Scene] = &[
         load: &["--qos", "1", "--window", "20", "p2p", "--pairs", "50"],
         peers: BROKERS,
         store: Store::Folder,
+        restarts: false,
         bars: &[cpu(1.0)],
     },
     Scene {
@@ -140,6 +156,7 @@ pub(super) const SCENES: &[Scene] = &[
         load: &["--qos", "2", "--window", "20", "p2p", "--pairs", "50"],
         peers: BROKERS,
         store: Store::Folder,
+        restarts: false,
         bars: &[cpu(1.0)],
     },
     Scene {
@@ -147,6 +164,7 @@ pub(super) const SCENES: &[Scene] = &[
         load: &["--qos", "1", "--window", "20", "fan-in", "--publishers", "50"],
         peers: BROKERS,
         store: Store::Folder,
+        restarts: false,
         bars: &[cpu(1.0)],
     },
     Scene {
@@ -154,6 +172,7 @@ pub(super) const SCENES: &[Scene] = &[
         load: &["--qos", "0", "--rate", "600", "fan-out", "--subscribers", "100"],
         peers: BROKERS,
         store: Store::Folder,
+        restarts: false,
         bars: &[cpu(0.8)],
     },
     Scene {
@@ -161,6 +180,7 @@ pub(super) const SCENES: &[Scene] = &[
         load: &["--qos", "1", "--window", "20", "fan-out", "--subscribers", "100"],
         peers: BROKERS,
         store: Store::Folder,
+        restarts: false,
         bars: &[cpu(1.0)],
     },
     Scene {
@@ -168,6 +188,7 @@ pub(super) const SCENES: &[Scene] = &[
         load: &["--qos", "1", "--window", "1000", "--rate", "2000", "p2p", "--pairs", "50"],
         peers: BROKERS,
         store: Store::Folder,
+        restarts: false,
         bars: &[
             cpu(0.9),
             Bar { of: Metric::P50, limit: Limit::MostOfBest(1.0) },
@@ -179,13 +200,31 @@ pub(super) const SCENES: &[Scene] = &[
         load: &["idle", "--connections", "5000"],
         peers: BROKERS,
         store: Store::Folder,
+        restarts: false,
         bars: &[Bar { of: Metric::IdleKb, limit: Limit::AtMost(3.0) }],
+    },
+    Scene {
+        name: "start with 100,000 sessions",
+        load: &["--qos", "1", "leave", "--sessions", "100000"],
+        peers: &[],
+        store: Store::Folder,
+        restarts: true,
+        bars: LEFT,
+    },
+    Scene {
+        name: "start with 100,000 sessions on Kafka",
+        load: &["--qos", "1", "leave", "--sessions", "100000"],
+        peers: &[],
+        store: Store::Kafka,
+        restarts: true,
+        bars: LEFT,
     },
     Scene {
         name: "stored QoS 1, 50 publishers, window 20, flat out",
         load: &["--qos", "1", "--window", "20", "--topic", "stored", "stored", "--publishers", "50"],
         peers: &[],
         store: Store::Folder,
+        restarts: false,
         bars: &[Bar { of: Metric::PerSecond, limit: Limit::AtLeast(100_000.0) }],
     },
     Scene {
@@ -205,6 +244,7 @@ pub(super) const SCENES: &[Scene] = &[
         ],
         peers: &[],
         store: Store::Folder,
+        restarts: false,
         bars: &[Bar { of: Metric::P50, limit: Limit::AtMost(1.5) }],
     },
     Scene {
@@ -212,6 +252,7 @@ pub(super) const SCENES: &[Scene] = &[
         load: &["--qos", "1", "--window", "20", "--topic", "stored", "stored", "--publishers", "50"],
         peers: &[Kind::Bare],
         store: Store::Kafka,
+        restarts: false,
         bars: &[RATE_OF_BARE],
     },
     Scene {
@@ -219,6 +260,7 @@ pub(super) const SCENES: &[Scene] = &[
         load: &["--qos", "1", "--window", "200", "--topic", "stored", "stored", "--publishers", "50"],
         peers: &[Kind::Bare],
         store: Store::Kafka,
+        restarts: false,
         bars: &[RATE_OF_BARE],
     },
     Scene {
@@ -239,6 +281,7 @@ pub(super) const SCENES: &[Scene] = &[
         ],
         peers: &[Kind::Bare],
         store: Store::Kafka,
+        restarts: false,
         bars: &[Bar { of: Metric::P50, limit: Limit::MostOfBest(1.5) }],
     },
 ];

@@ -308,7 +308,12 @@ impl<'a> Engine<'a> {
             let client_id = format!("load-{}-{index}", std::process::id());
             wire::connect(
                 &mut client.conn.out,
-                &wire::Connect { client_id: &client_id, login: self.plan.login(), keep_alive: KEEP_ALIVE },
+                &wire::Connect {
+                    client_id: &client_id,
+                    login: self.plan.login(),
+                    keep_alive: KEEP_ALIVE,
+                    clean: true,
+                },
             );
             client.stage = Stage::Greeted;
         }
@@ -371,6 +376,8 @@ impl<'a> Engine<'a> {
                 .zip(idle_before)
                 .filter(|_| idle)
                 .map(|(after, (before, counted))| (after as f64 - before as f64) / counted.max(1) as f64),
+            ready_seconds: None,
+            broker_rss_kb_per_session: None,
         })
     }
 }

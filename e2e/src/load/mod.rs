@@ -9,6 +9,7 @@ mod bare;
 mod check;
 mod conn;
 mod engine;
+mod leave;
 mod ledger;
 mod plan;
 pub(crate) mod procfs;
@@ -33,6 +34,7 @@ pub use report::{Checks, Latency, Report};
 pub fn run(plan: &Plan) -> Result<Report, LoadError> {
     match plan.scene {
         Scene::Connect { at_once } => storm::run(plan, at_once),
+        Scene::Leave { sessions, at_once } => leave::run(plan, sessions, at_once),
         Scene::Stored { publishers, bare: true } => bare::run(plan, publishers),
         _ => engine::run(plan),
     }

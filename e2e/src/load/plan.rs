@@ -101,6 +101,13 @@ pub enum Scene {
         #[arg(long, default_value_t = 5000)]
         connections: u32,
     },
+    /// Devices that come once, subscribe to three filters, and go: their sessions stay.
+    Leave {
+        #[arg(long, default_value_t = 1000)]
+        sessions: u32,
+        #[arg(long, default_value_t = 500)]
+        at_once: u32,
+    },
     /// Connect, disconnect, again.
     Connect {
         #[arg(long, default_value_t = 64)]
@@ -117,6 +124,7 @@ impl Scene {
             Self::Stored { bare: false, .. } => "stored",
             Self::Stored { bare: true, .. } => "bare",
             Self::Idle { .. } => "idle",
+            Self::Leave { .. } => "leave",
             Self::Connect { .. } => "connect",
         }
     }
@@ -233,7 +241,7 @@ impl Plan {
             }
             Scene::FanOut { publishers, subscribers } => one(publishers, subscribers),
             Scene::Stored { publishers, .. } => one(publishers, 0),
-            Scene::Idle { .. } | Scene::Connect { .. } => Vec::new(),
+            Scene::Idle { .. } | Scene::Leave { .. } | Scene::Connect { .. } => Vec::new(),
         }
     }
 
@@ -269,9 +277,9 @@ impl Plan {
             }
             Scene::Stored { publishers, .. } => (publishers, 0),
             Scene::Idle { connections } => (connections, 0),
-            Scene::Connect { at_once } => (at_once, 0),
+            Scene::Connect { at_once } | Scene::Leave { at_once, .. } => (at_once, 0),
         };
-        // A side without anyone makes the scene empty, but for stored, idle and connect, which have one side.
+        // A side without anyone makes the scene empty, but for those that have one side.
         let empty = a == 0 || (b == 0 && matches!(self.scene, Scene::FanIn { .. } | Scene::FanOut { .. }));
         if empty { 0 } else { u64::from(a) + u64::from(b) }
     }

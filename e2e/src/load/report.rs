@@ -31,6 +31,12 @@ pub struct Report {
     pub broker_rss_kb: Option<u64>,
     /// Scene idle only.
     pub broker_rss_kb_per_connection: Option<f64>,
+    /// Where the broker was killed afterwards: until the next run of it was ready, and what it has in memory for each session,
+    /// beyond what the first had without any.
+    #[serde(default)]
+    pub ready_seconds: Option<f64>,
+    #[serde(default)]
+    pub broker_rss_kb_per_session: Option<f64>,
 }
 
 /// Microseconds.
@@ -134,6 +140,8 @@ mod tests {
             broker_cpu_us_per_message: None,
             broker_rss_kb: None,
             broker_rss_kb_per_connection: None,
+            ready_seconds: None,
+            broker_rss_kb_per_session: None,
         }
     }
 

@@ -66,6 +66,8 @@ pub(super) fn run(plan: &Plan, seats: u32) -> Result<Report, LoadError> {
         broker_cpu_us_per_message: plan.broker_cpu()?.zip(broker).map(|(a, b)| each(a.saturating_sub(b))),
         broker_rss_kb: plan.broker_resident_kb()?,
         broker_rss_kb_per_connection: None,
+        ready_seconds: None,
+        broker_rss_kb_per_session: None,
     })
 }
 
@@ -119,8 +121,12 @@ impl Storm<'_> {
                 return Ok(());
             }
             let client_id = format!("load-{}-{index}", std::process::id());
-            let connect =
-                wire::Connect { client_id: &client_id, login: plan.login(), keep_alive: KEEP_ALIVE };
+            let connect = wire::Connect {
+                client_id: &client_id,
+                login: plan.login(),
+                keep_alive: KEEP_ALIVE,
+                clean: true,
+            };
             wire::connect(&mut seat.conn.out, &connect);
             seat.stage = Stage::Greeted;
         }

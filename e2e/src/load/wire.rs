@@ -61,18 +61,20 @@ pub(super) struct Connect<'a> {
     pub(super) login: Option<(&'a str, &'a str)>,
     /// Seconds; a run ends before it passes, so no PINGREQ is ever due.
     pub(super) keep_alive: u16,
+    /// Without a session that outlives the connection.
+    pub(super) clean: bool,
 }
 
-/// CONNECT with a clean session (3.1).
+/// CONNECT (3.1).
 pub(super) fn connect(out: &mut Vec<u8>, c: &Connect<'_>) {
-    const CLEAN: u8 = 0x02;
+    let clean = if c.clean { 0x02 } else { 0 };
     const USER_AND_PASSWORD: u8 = 0xC0;
     let login = c.login.map_or(0, |(user, password)| 4 + user.len() + password.len());
     out.push(0x10);
     push_length(out, 10 + 2 + c.client_id.len() + login);
     push_string(out, b"MQTT");
     out.push(4);
-    out.push(if c.login.is_some() { CLEAN | USER_AND_PASSWORD } else { CLEAN });
+    out.push(if c.login.is_some() { clean | USER_AND_PASSWORD } else { clean });
     out.extend_from_slice(&c.keep_alive.to_be_bytes());
     push_string(out, c.client_id.as_bytes());
     if let Some((user, password)) = c.login {
@@ -261,11 +263,16 @@ mod tests {
             assert_eq!(out, want);
         };
         check(
-            &|out| connect(out, &Connect { client_id: "ab", login: None, keep_alive: 258 }),
+            &|out| connect(out, &Connect { client_id: "ab", login: None, keep_alive: 258, clean: true }),
             b"\x10\x0e\x00\x04MQTT\x04\x02\x01\x02\x00\x02ab",
         );
         check(
-            &|out| connect(out, &Connect { client_id: "a", login: Some(("u", "pw")), keep_alive: 0 }),
+            &|out| {
+                connect(
+                    out,
+                    &Connect { client_id: "a", login: Some(("u", "pw")), keep_alive: 0, clean: true },
+                )
+            },
             b"\x10\x14\x00\x04MQTT\x04\xc2\x00\x00\x00\x01a\x00\x01u\x00\x02pw",
         );
         check(&|out| subscribe(out, "a/+", 2), b"\x82\x08\x00\x01\x00\x03a/+\x02");
