@@ -2,6 +2,8 @@
 //!
 //! A [`RuleTemplate`] is one rule of a user as written; [`Grants`] are a user's rules for one connection.
 
+use std::sync::Arc;
+
 use crate::{
     topic::{Filter, TopicError, is_internal},
     trie::Trie,
@@ -106,11 +108,12 @@ fn is_plain(value: &str) -> bool {
 }
 
 /// A user's rules for one connection. Rules without placeholder are the same for all connections of a user:
-/// who has many of them can resolve those once and ask both.
+/// they are resolved once, and each connection has them in common with the others.
 #[derive(Debug, Default)]
 pub struct Grants {
     publish: PublishRules,
     subscribe: Vec<Filter>,
+    common: Option<Arc<Grants>>,
 }
 
 #[derive(Debug)]
@@ -145,7 +148,12 @@ impl Grants {
             }
             PublishRules::Many(trie)
         };
-        Grants { publish, subscribe }
+        Grants { publish, subscribe, common: None }
+    }
+
+    /// With what is granted to all connections of the user.
+    pub fn with(self, common: Arc<Grants>) -> Grants {
+        Grants { common: Some(common), ..self }
     }
 
     /// Whether a rule matches the topic name. Topics that begin with `$` are never published to by clients.
@@ -153,19 +161,21 @@ impl Grants {
         if is_internal(topic) {
             return false;
         }
-        match &self.publish {
+        let own = match &self.publish {
             PublishRules::Few(filters) => filters.iter().any(|filter| filter.matches(topic)),
             PublishRules::Many(trie) => {
                 let mut allowed = false;
                 trie.matches(topic, |(), ()| allowed = true);
                 allowed
             }
-        }
+        };
+        own || self.common.as_ref().is_some_and(|common| common.may_publish(topic))
     }
 
     /// Whether one rule covers the whole filter. A shared subscription is judged by its filter.
     pub fn may_subscribe(&self, requested: &Filter) -> bool {
         self.subscribe.iter().any(|filter| filter.covers(requested))
+            || self.common.as_ref().is_some_and(|common| common.may_subscribe(requested))
     }
 }
 
@@ -305,11 +315,16 @@ mod tests {
         filters.push("+/y".to_owned());
         let rules: Vec<_> = filters.iter().map(|filter| (PUB, filter.as_str())).collect();
         let together = grants(&rules, "m1", "u");
+        let parse = |(_, filter): &(_, &str)| RuleTemplate::parse(true, false, filter).unwrap();
+        let (own, plain): (Vec<_>, Vec<_>) = rules.iter().map(parse).partition(RuleTemplate::has_placeholder);
+        let shared = Arc::new(Grants::resolve(&plain, "", "u"));
+        let shared = Grants::resolve(&own, "m1", "u").with(shared);
         for n in 0..41 {
             for tail in ["", "/x", "/y", "/m1", "/x/y", "/"] {
                 let topic = format!("t{n}{tail}");
                 let alone = rules.iter().any(|rule| grants(&[*rule], "m1", "u").may_publish(&topic));
                 assert_eq!(together.may_publish(&topic), alone, "{topic}");
+                assert_eq!(shared.may_publish(&topic), alone, "{topic}");
             }
         }
         check_publish(&together, &["other/y"], &["$SYS/y"]);

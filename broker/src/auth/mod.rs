@@ -5,7 +5,10 @@ mod password;
 #[cfg(test)]
 mod tests;
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
 
 use mqtt_broker_api::acl::{AclDocument, AclUser, Action};
 use mqtt_proto::{
@@ -26,7 +29,12 @@ pub(crate) struct Access {
 #[derive(Debug)]
 pub(crate) struct User {
     pub(crate) name: Box<str>,
+    /// Those with a placeholder first.
     rules: Vec<RuleTemplate>,
+    /// How many rules mean something else for each client ID.
+    with_placeholder: usize,
+    /// What the others grant.
+    common: Arc<Grants>,
     passwords: Vec<Password>,
     client_ids: Vec<Box<str>>,
 }
@@ -80,6 +88,13 @@ impl Access {
                 }
             }
         }
+    }
+
+    /// The users whose clients may do other things now than `before`.
+    pub(crate) fn changed_since<'a>(&'a self, before: &'a Access) -> HashSet<&'a str> {
+        let rules = |of: &'a Access, name: &str| of.users.get(name).map(|user| &user.rules);
+        let names = self.users.keys().chain(before.users.keys()).map(|name| &**name);
+        names.filter(|name| rules(self, name) != rules(before, name)).collect()
     }
 
     /// Whose credentials these are, as far as it is known without computing; none means no credentials.
@@ -137,6 +152,10 @@ impl User {
                 }
             }
         }
+        let (mut rules, plain): (Vec<_>, Vec<_>) = rules.into_iter().partition(RuleTemplate::has_placeholder);
+        let common = Arc::new(Grants::resolve(&plain, "", &user.username));
+        let with_placeholder = rules.len();
+        rules.extend(plain);
         let mut passwords = Vec::with_capacity(user.passwords.len());
         for hash in &user.passwords {
             match Password::compile(hash) {
@@ -147,6 +166,8 @@ impl User {
         User {
             name: user.username.as_str().into(),
             rules,
+            with_placeholder,
+            common,
             passwords,
             client_ids: user.client_ids.iter().map(|pattern| pattern.as_str().into()).collect(),
         }
@@ -154,7 +175,8 @@ impl User {
 
     /// What this user may do on a connection with this client ID.
     pub(crate) fn grants(&self, client_id: &str) -> Grants {
-        Grants::resolve(&self.rules, client_id, &self.name)
+        let own = self.rules.get(..self.with_placeholder).unwrap_or_default();
+        Grants::resolve(own, client_id, &self.name).with(self.common.clone())
     }
 
     pub(crate) fn may_use(&self, client_id: &str) -> bool {
