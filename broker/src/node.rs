@@ -132,10 +132,11 @@ impl Node {
 
     /// Puts new settings in force: at the return every connection has been asked to look at its rights, and sessions have lost
     /// the subscriptions that are no longer granted.
-    pub(crate) fn apply(&self, mut settings: Settings) {
+    pub(crate) async fn apply(&self, mut settings: Settings) {
         settings.access.inherit(&self.settings().access);
-        self.settings.store(Arc::new(settings));
-        self.sessions.review(self);
+        let settings = Arc::new(settings);
+        let former = self.settings.swap(settings.clone());
+        self.sessions.review(self, &settings.access.changed_since(&former.access)).await;
         self.registry.call_all();
     }
 

@@ -78,11 +78,13 @@ impl<K, V> Default for Trie<K, V> {
 }
 
 /// Those of one filter: mostly one. The map is ordered so that a run with the same input visits in the same
-/// order, which a simulation needs to be replayed, and so that it shrinks by itself.
+/// order, which a simulation needs to be replayed, and so that it shrinks by itself. It is boxed so that the one
+/// has no larger place than it needs.
 #[derive(Debug)]
+#[expect(clippy::box_collection, reason = "see above")]
 enum Subscribers<K, V> {
     One(K, V),
-    Many(BTreeMap<K, V>),
+    Many(Box<BTreeMap<K, V>>),
 }
 
 impl<K: Ord, V> Subscribers<K, V> {
@@ -91,7 +93,7 @@ impl<K: Ord, V> Subscribers<K, V> {
             Subscribers::One(own, old) if *own == key => Some(mem::replace(old, value)),
             Subscribers::Many(map) => map.insert(key, value),
             Subscribers::One(..) => {
-                let map = BTreeMap::from([(key, value)]);
+                let map = Box::new(BTreeMap::from([(key, value)]));
                 if let Subscribers::One(own, old) = mem::replace(self, Subscribers::Many(map)) {
                     self.insert(own, old);
                 }

@@ -107,8 +107,9 @@ where
             let _ = timeout(WILL_TIMEOUT, node.sessions.publish_left_will(&node, &holding)).await;
         }
         held.core.subscriptions.clear();
-        if expiry == 0 {
-            node.registry.forget(held);
+        match expiry {
+            0 => node.registry.forget(held),
+            _ => node.registry.release(held),
         }
     } else {
         if let Some(will) = will {
@@ -136,7 +137,10 @@ pub(super) struct Left {
 pub(super) fn leave_unused(node: &Node, admitted: Admitted) {
     node.connections.leave();
     match admitted.holding {
-        Some(holding) => leave_logged(node, &admitted.held, &holding, None),
+        Some(holding) => {
+            leave_logged(node, &admitted.held, &holding, None);
+            node.registry.release(admitted.held);
+        }
         None => end_session(node, admitted.held),
     }
 }

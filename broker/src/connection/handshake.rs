@@ -310,10 +310,13 @@ async fn let_in(
         return Err(Refused::ConnectionLimit(limits.connections));
     }
     let was_online = node.registry.is_online(client_id);
-    let taken = take_session(node, connect, user, client_id, expiry, will.as_ref(), peer).await;
-    let Taken { held, holding, state, present: session_present, had_session } = match taken {
+    let held = node.registry.claim(client_id, node.sessions.mailbox(client_id)).await;
+    let mut held = held.inspect_err(|_| node.connections.leave())?;
+    let taken = take_session(node, &mut held, connect, user, expiry, will.as_ref(), peer).await;
+    let Taken { holding, state, present: session_present, had_session } = match taken {
         Ok(taken) => taken,
         Err(refused) => {
+            node.registry.release(held);
             node.connections.leave();
             return Err(refused);
         }
@@ -392,24 +395,24 @@ async fn login(
 
 /// A client that was taken for this connection.
 struct Taken {
-    held: Held,
     holding: Option<Arc<Holding>>,
     state: SessionState,
     present: bool,
     had_session: bool,
 }
 
-/// Takes the client over from whoever has it, here and, if its session is or will be in the log, there.
+/// Takes the client over, in the log if its session is or will be there, for a connection that has it here.
 async fn take_session(
     node: &Arc<Node>,
+    held: &mut Held,
     connect: &Connect<'_>,
     user: &User,
-    client_id: &str,
     expiry: u32,
     will: Option<&Will>,
     peer: SocketAddr,
 ) -> Result<Taken, Refused> {
-    let mut held = node.registry.claim(client_id).await?;
+    let slot = held.slot.clone();
+    let client_id = &*slot.client_id;
     let former = node.sessions.latest(client_id).filter(|(_, former)| former.phase != Phase::Ended);
     let had_session = former.is_some();
     let resumes = !connect.clean_start
@@ -422,17 +425,11 @@ async fn take_session(
             node.sessions.claim_end(node, &held.slot, LOG_PATIENCE).await?;
         }
         held.core.discard(&held.slot.mailbox, &node.router);
-        return Ok(Taken {
-            held,
-            holding: None,
-            state: SessionState::default(),
-            present: false,
-            had_session,
-        });
+        return Ok(Taken { holding: None, state: SessionState::default(), present: false, had_session });
     }
     let terms = Online {
         resumes,
-        user: user.name.clone(),
+        user: (&*user.name).into(),
         peer: peer.to_string().into(),
         protocol: connect.version as u8,
         expiry,
@@ -441,11 +438,11 @@ async fn take_session(
     let resumed = node.sessions.claim_online(node, &held.slot, LOG_PATIENCE, terms).await?;
     let present = resumed.present;
     let holding = resumed.holding.clone();
-    let state = match timeout(LOG_PATIENCE, restore(node, &mut held, resumed)).await {
+    let state = match timeout(LOG_PATIENCE, restore(node, held, resumed)).await {
         Ok(Ok(state)) => state,
         Ok(Err(_)) | Err(_) => {
             // It is not served after all.
-            super::closing::leave_logged(node, &held, &holding, None);
+            super::closing::leave_logged(node, held, &holding, None);
             return Err(Refused::LogAway);
         }
     };
@@ -453,7 +450,7 @@ async fn take_session(
         // A grant may have gone while nobody could act on the session.
         node.sessions.subscribe(&holding, &name, None, node.wall(), node.bridge.nobody());
     }
-    Ok(Taken { held, holding: Some(holding), state, present, had_session })
+    Ok(Taken { holding: Some(holding), state, present, had_session })
 }
 
 /// Publishes the will of the connection before, unless it waits and the session goes on.

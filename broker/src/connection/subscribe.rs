@@ -174,7 +174,7 @@ where
         } else {
             self.node
                 .router
-                .subscribe(&request.filter, &self.mailbox, options, None, limit)
+                .subscribe(&request.filter, &self.mailbox, options, false, limit)
                 .map_err(|_| Reason::QuotaExceeded)?;
         }
         let sends_retained = match asked.retain_handling {

@@ -249,9 +249,9 @@ pub(crate) async fn make_node(
     config: &InstanceConfig,
     acl: &AclDocument,
 ) -> Result<Result<Arc<Node>, Problems>, LogError> {
-    let (boot, now, packet_size) = (outside.random(), outside.wall(), config.limits.packet_size);
+    let (boot, packet_size) = (outside.random(), config.limits.packet_size);
     let sessions = SessionLog::open(log.clone(), outside.clone(), boot, place, packet_size).await?;
-    let retained = RetainedLog::open(log.clone(), boot, place, packet_size, now).await?;
+    let retained = RetainedLog::open(log.clone(), &outside, boot, place, packet_size).await?;
     let topics = SystemTopics::ensure(&*log, config.limits.packet_size).await?;
     let bridge = Bridge::new(log.clone(), topics);
     let settings = match Settings::compile(config.clone(), acl, &*log).await {

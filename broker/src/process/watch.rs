@@ -117,7 +117,7 @@ async fn apply<S: Source>(steered: &Steered, documents: Documents) -> bool {
     let Some(acl) = documents.acl else { return true };
     match Settings::compile(documents.config, &acl, &*node.log).await {
         Ok(settings) => {
-            node.apply(settings);
+            node.apply(settings).await;
             node.config_hash.store(documents.config_hash.map(Arc::new));
             tracing::info!("{} applied", S::NAME);
             true

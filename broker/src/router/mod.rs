@@ -26,7 +26,7 @@ use crate::session::mailbox::Mailbox;
 
 #[derive(Default)]
 pub(crate) struct Router {
-    subscriptions: RwLock<Trie<u64, Recipient>>,
+    subscriptions: RwLock<Trie<u64, Subscriber>>,
     retained: RwLock<RetainedTrie<Arc<Message>>>,
     /// Rises with every change of the subscriptions.
     generation: AtomicU64,
@@ -40,6 +40,19 @@ pub(crate) struct Options {
     pub(crate) no_local: bool,
     pub(crate) retain_as_published: bool,
     pub(crate) subscription_id: Option<u32>,
+}
+
+/// One subscription, by the key of its mailbox. There may be a million: it is as small as can be.
+#[derive(Clone, Debug)]
+struct Subscriber {
+    mailbox: Arc<Mailbox>,
+    /// 0: none.
+    subscription_id: u32,
+    qos: QoS,
+    no_local: bool,
+    retain_as_published: bool,
+    /// Of a session in the log; where that stands there the mailbox knows.
+    is_logged: bool,
 }
 
 /// One session that gets a topic's messages, whatever the number of its filters that match.
@@ -87,31 +100,35 @@ impl Router {
     }
 
     /// From its return on, every message that is routed finds the subscription. Replaces the session's former one on the
-    /// same filter.
+    /// same filter. `is_logged`: it is of the session in the log that the mailbox was told of last.
     pub(crate) fn subscribe(
         &self,
         filter: &Filter,
         mailbox: &Arc<Mailbox>,
         options: Options,
-        logged: Option<Logged>,
+        is_logged: bool,
         limit: u64,
     ) -> Result<(), SubscriptionLimit> {
-        let recipient = Recipient {
+        let subscriber = Subscriber {
             mailbox: mailbox.clone(),
+            subscription_id: options.subscription_id.unwrap_or(0),
             qos: options.qos,
             no_local: options.no_local,
             retain_as_published: options.retain_as_published,
-            subscription_ids: options.subscription_id.map(|id| Box::from([id])),
-            logged,
+            is_logged,
         };
         let mut subscriptions = self.subscriptions.write();
-        let replaced = subscriptions.insert(filter, mailbox.key, recipient);
-        if replaced.is_none() {
-            if subscriptions.len() as u64 > limit {
-                subscriptions.remove(filter, &mailbox.key);
-                return Err(SubscriptionLimit);
+        match subscriptions.insert(filter, mailbox.key, subscriber.clone()) {
+            // What publishers know of their topics still holds.
+            Some(former) if former.is(&subscriber) => return Ok(()),
+            Some(_) => {}
+            None => {
+                if subscriptions.len() as u64 > limit {
+                    subscriptions.remove(filter, &mailbox.key);
+                    return Err(SubscriptionLimit);
+                }
+                self.count.fetch_add(1, Ordering::Relaxed);
             }
-            self.count.fetch_add(1, Ordering::Relaxed);
         }
         self.generation.fetch_add(1, Ordering::Release);
         Ok(())
@@ -143,7 +160,8 @@ impl Router {
             }
             None => {
                 seen.insert(*key, recipients.len());
-                recipients.push(found.clone());
+                // While the subscription is there its mailbox is of no later session.
+                recipients.push(found.recipient());
             }
         });
         let mut logged: Vec<(u32, Vec<usize>)> = Vec::new();
@@ -186,15 +204,34 @@ impl Router {
     }
 }
 
+impl Subscriber {
+    fn is(&self, other: &Subscriber) -> bool {
+        let options =
+            |s: &Subscriber| (s.subscription_id, s.qos, s.no_local, s.retain_as_published, s.is_logged);
+        Arc::ptr_eq(&self.mailbox, &other.mailbox) && options(self) == options(other)
+    }
+
+    fn recipient(&self) -> Recipient {
+        Recipient {
+            mailbox: self.mailbox.clone(),
+            qos: self.qos,
+            no_local: self.no_local,
+            retain_as_published: self.retain_as_published,
+            subscription_ids: (self.subscription_id != 0).then(|| Box::from([self.subscription_id])),
+            logged: self.mailbox.logged().filter(|_| self.is_logged),
+        }
+    }
+}
+
 impl Recipient {
     /// Another subscription of the same session matches, too: one delivery at the higher QoS, with all identifiers.
-    fn merge(&mut self, other: &Recipient) {
+    fn merge(&mut self, other: &Subscriber) {
         self.qos = self.qos.max(other.qos);
         self.no_local &= other.no_local;
         self.retain_as_published |= other.retain_as_published;
-        if let Some(more) = &other.subscription_ids {
-            let ids = self.subscription_ids.iter().flatten().chain(more).copied();
-            self.subscription_ids = Some(ids.collect());
+        if other.subscription_id != 0 {
+            let ids = self.subscription_ids.iter().flatten().copied();
+            self.subscription_ids = Some(ids.chain([other.subscription_id]).collect());
         }
     }
 }

@@ -20,7 +20,7 @@ use tokio::time::Instant;
 
 use crate::{
     log::{AppendSink, Outcome},
-    router::Recipient,
+    router::{Logged, Recipient},
 };
 
 /// How long publishers wait for a slow device before its oldest messages go.
@@ -35,20 +35,30 @@ pub(crate) struct Mailbox {
     inner: Mutex<Inner>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Inner {
     presence: Presence,
+    /// Somebody wants the holder to look at its claim or at its rights.
+    called: bool,
+    /// Whether its subscriptions are of a session in the log, and of which one in which partition.
+    is_in_log: bool,
+    partition: u32,
+    sid: MessageId,
+    /// There once it is used: a device that is away costs nothing of it.
+    open: Option<Box<Open>>,
+}
+
+#[derive(Debug, Default)]
+struct Open {
     queue: VecDeque<Delivery>,
     /// Outcomes of appends, with the connection and ticket they belong to.
     settled: Vec<Settled>,
-    /// Somebody wants the holder to look at its claim or at its rights.
-    called: bool,
     /// The holder has been woken, or need not be.
     signaled: bool,
     /// The holder has no use for more deliveries now; it will come by itself.
     full_window: bool,
     /// What comes at QoS > 0 is in the session log, and waits here only while the device is there.
-    logged: bool,
+    is_logged: bool,
     waker: Option<Waker>,
     /// Connections that wait for room here.
     waiting: Vec<Waker>,
@@ -98,7 +108,16 @@ pub(crate) struct Mail {
 
 impl Mailbox {
     pub(crate) fn new(key: u64) -> Mailbox {
-        Mailbox { key, inner: Mutex::default() }
+        let nothing = MessageId { boot: 0, counter: 0 };
+        let inner = Inner {
+            presence: Presence::Ended,
+            called: false,
+            is_in_log: false,
+            partition: 0,
+            sid: nothing,
+            open: None,
+        };
+        Mailbox { key, inner: Mutex::new(inner) }
     }
 
     /// Leaves messages for this session. The waker of a holder that must be told is added to `wake`.
@@ -121,30 +140,32 @@ impl Mailbox {
                 continue;
             }
             waits |= qos > QoS::AtMostOnce;
-            inner.queue.push_back(Delivery {
+            inner.open().queue.push_back(Delivery {
                 message: message.clone(),
                 qos,
                 retain: to.retain_as_published && message.retain,
                 subscription_ids: to.subscription_ids.clone(),
             });
         }
-        if !inner.logged && inner.presence == Presence::Online && inner.queue.len() > caps.online {
-            let since = *inner.over_since.get_or_insert_with(Instant::now);
+        let is_online = inner.presence == Presence::Online;
+        let Some(open) = &mut inner.open else { return posted };
+        if !open.is_logged && is_online && open.queue.len() > caps.online {
+            let since = *open.over_since.get_or_insert_with(Instant::now);
             if since.elapsed() < PATIENCE {
                 posted.congested = waits;
             } else {
                 // It has been waited for long enough: from now on the oldest goes.
-                posted.dropped += inner.trim_to(caps.online);
+                posted.dropped += open.trim_to(caps.online);
             }
         }
-        inner.signal_deliveries(wake);
+        open.signal_deliveries(wake);
         posted
     }
 
     /// Bytes of topics and payloads that wait; what waits elsewhere, too, is counted in full.
     pub(crate) fn bytes(&self) -> usize {
         let of = |delivery: &Delivery| delivery.message.topic().len() + delivery.message.payload().len();
-        self.inner.lock().queue.iter().map(of).sum()
+        self.inner.lock().open.iter().flat_map(|open| &open.queue).map(of).sum()
     }
 
     /// Leaves a message that is in the session log. Returns those that go for want of room: the oldest, once publishers have
@@ -156,40 +177,43 @@ impl Mailbox {
         wake: &mut Vec<Waker>,
     ) -> Vec<MessageId> {
         let mut inner = self.inner.lock();
-        inner.queue.push_back(delivery);
+        let open = inner.open();
+        open.queue.push_back(delivery);
         let mut surplus = Vec::new();
-        if inner.queue.len() > caps.online {
-            let since = *inner.over_since.get_or_insert_with(Instant::now);
+        if open.queue.len() > caps.online {
+            let since = *open.over_since.get_or_insert_with(Instant::now);
             if since.elapsed() >= PATIENCE {
-                surplus = inner.take_surplus(caps.online);
+                surplus = open.take_surplus(caps.online);
             }
         }
-        inner.signal_deliveries(wake);
+        open.signal_deliveries(wake);
         surplus
     }
 
     /// Leaves what waited in the session log before the device came.
     pub(crate) fn prepend(&self, deliveries: Vec<Delivery>) {
         let mut inner = self.inner.lock();
-        let later = std::mem::replace(&mut inner.queue, deliveries.into());
-        inner.queue.extend(later);
+        let open = inner.open();
+        let later = std::mem::replace(&mut open.queue, deliveries.into());
+        open.queue.extend(later);
     }
 
     /// Leaves retained messages for a new subscription: all of them, whatever is waiting.
     pub(crate) fn post_retained(&self, deliveries: Vec<Delivery>) {
-        self.inner.lock().queue.extend(deliveries);
+        self.inner.lock().open().queue.extend(deliveries);
     }
 
     /// Takes messages in order, at most `most`, of which `window` may be QoS > 0. True if more are waiting that may
     /// be taken at once.
     pub(crate) fn take(&self, window: usize, most: usize, into: &mut Vec<Delivery>) -> bool {
         let mut inner = self.inner.lock();
+        let Some(open) = &mut inner.open else { return false };
         let mut window = window;
-        inner.full_window = false;
-        while let Some(next) = inner.queue.front() {
+        open.full_window = false;
+        while let Some(next) = open.queue.front() {
             if next.qos > QoS::AtMostOnce {
                 if window == 0 {
-                    inner.full_window = true;
+                    open.full_window = true;
                     break;
                 }
                 window -= 1;
@@ -197,10 +221,10 @@ impl Mailbox {
             if into.len() == most {
                 return true;
             }
-            into.extend(inner.queue.pop_front());
+            into.extend(open.queue.pop_front());
         }
-        if inner.queue.is_empty() && inner.queue.capacity() > KEPT_CAPACITY {
-            inner.queue = VecDeque::new();
+        if open.queue.is_empty() && open.queue.capacity() > KEPT_CAPACITY {
+            open.queue = VecDeque::new();
         }
         false
     }
@@ -208,24 +232,26 @@ impl Mailbox {
     /// Takes what is not a delivery, and asks to be woken for whatever comes after this call.
     pub(crate) fn look(&self, context: &Context<'_>) -> Mail {
         let mut inner = self.inner.lock();
-        inner.signaled = false;
-        match &mut inner.waker {
+        let called = std::mem::take(&mut inner.called);
+        let open = inner.open();
+        open.signaled = false;
+        match &mut open.waker {
             Some(waker) => waker.clone_from(context.waker()),
             none => *none = Some(context.waker().clone()),
         }
-        Mail { settled: std::mem::take(&mut inner.settled), called: std::mem::take(&mut inner.called) }
+        Mail { settled: std::mem::take(&mut open.settled), called }
     }
 
     /// Wakes the publishers that wait for room, if there is room.
     pub(crate) fn offer_room(&self, caps: Caps) {
         let mut inner = self.inner.lock();
-        if inner.queue.len() <= caps.online / 2 {
-            inner.over_since = None;
+        let is_online = inner.presence == Presence::Online;
+        let Some(open) = &mut inner.open else { return };
+        if open.queue.len() <= caps.online / 2 {
+            open.over_since = None;
         }
-        if !inner.waiting.is_empty()
-            && (inner.presence != Presence::Online || inner.queue.len() <= caps.online / 2)
-        {
-            let waiting = std::mem::take(&mut inner.waiting);
+        if !open.waiting.is_empty() && (!is_online || open.queue.len() <= caps.online / 2) {
+            let waiting = std::mem::take(&mut open.waiting);
             drop(inner);
             waiting.into_iter().for_each(Waker::wake);
         }
@@ -234,11 +260,13 @@ impl Mailbox {
     /// True if there is room; else the caller is woken when there is.
     pub(crate) fn has_room(&self, caps: Caps, context: &Context<'_>) -> bool {
         let mut inner = self.inner.lock();
-        if inner.presence != Presence::Online || inner.queue.len() <= caps.online {
+        let is_online = inner.presence == Presence::Online;
+        let Some(open) = inner.open.as_mut().filter(|open| is_online && open.queue.len() > caps.online)
+        else {
             return true;
-        }
-        if !inner.waiting.iter().any(|waker| waker.will_wake(context.waker())) {
-            inner.waiting.push(context.waker().clone());
+        };
+        if !open.waiting.iter().any(|waker| waker.will_wake(context.waker())) {
+            open.waiting.push(context.waker().clone());
         }
         false
     }
@@ -246,8 +274,10 @@ impl Mailbox {
     /// Whether who publishes QoS > 0 should wait.
     pub(crate) fn is_congested(&self, caps: Caps) -> bool {
         let inner = self.inner.lock();
-        let waits = inner.over_since.is_none_or(|since| since.elapsed() < PATIENCE);
-        inner.presence == Presence::Online && inner.queue.len() > caps.online && waits
+        let is_over = |open: &Open| {
+            open.queue.len() > caps.online && open.over_since.is_none_or(|since| since.elapsed() < PATIENCE)
+        };
+        inner.presence == Presence::Online && inner.open.as_deref().is_some_and(is_over)
     }
 
     pub(crate) fn is_online(&self) -> bool {
@@ -258,8 +288,9 @@ impl Mailbox {
     /// need not be told: there the next message does it.
     pub(crate) fn drop_surplus(&self, caps: Caps) -> usize {
         let mut inner = self.inner.lock();
-        let dropped = if inner.logged { 0 } else { inner.trim_to(caps.online) };
-        let waiting = std::mem::take(&mut inner.waiting);
+        let Some(open) = &mut inner.open else { return 0 };
+        let dropped = if open.is_logged { 0 } else { open.trim_to(caps.online) };
+        let waiting = std::mem::take(&mut open.waiting);
         drop(inner);
         waiting.into_iter().for_each(Waker::wake);
         dropped
@@ -267,7 +298,7 @@ impl Mailbox {
 
     /// Messages that wait here.
     pub(crate) fn len(&self) -> usize {
-        self.inner.lock().queue.len()
+        self.inner.lock().open.as_ref().map_or(0, |open| open.queue.len())
     }
 
     /// Asks the holder to look whether it still holds the session and has its rights.
@@ -275,7 +306,7 @@ impl Mailbox {
         let waker = {
             let mut inner = self.inner.lock();
             inner.called = true;
-            inner.signal()
+            inner.open.as_mut().and_then(|open| open.signal())
         };
         if let Some(waker) = waker {
             waker.wake();
@@ -286,24 +317,37 @@ impl Mailbox {
     pub(crate) fn go_online(&self) {
         let mut inner = self.inner.lock();
         inner.presence = Presence::Online;
-        inner.full_window = false;
-        inner.settled.clear();
+        let open = inner.open();
+        open.full_window = false;
+        open.settled.clear();
         // A call that came since the claim stands: it may be a later claim's.
     }
 
     /// A connection's claim of a session in the log took effect: from now on what is queued comes here, too.
     pub(crate) fn attach(&self) {
         let mut inner = self.inner.lock();
-        let called = inner.called;
-        *inner = Inner { called, presence: Presence::Online, logged: true, ..Inner::default() };
+        inner.presence = Presence::Online;
+        inner.open = Some(Box::new(Open { is_logged: true, ..Open::default() }));
+    }
+
+    /// Its subscriptions are of this session in the log from now on. There must be none of another one.
+    pub(crate) fn follow(&self, Logged { sid, partition }: Logged) {
+        let mut inner = self.inner.lock();
+        (inner.is_in_log, inner.sid, inner.partition) = (true, sid, partition);
+    }
+
+    /// See [`Self::follow`].
+    pub(crate) fn logged(&self) -> Option<Logged> {
+        let inner = self.inner.lock();
+        inner.is_in_log.then(|| Logged { sid: inner.sid, partition: inner.partition })
     }
 
     /// The device went away, and its session stays in the log. Returns the first message that was not sent.
     pub(crate) fn detach(&self) -> Option<MessageId> {
         let left = {
             let mut inner = self.inner.lock();
-            let called = inner.called;
-            std::mem::replace(&mut *inner, Inner { called, presence: Presence::Offline, ..Inner::default() })
+            inner.presence = Presence::Offline;
+            inner.open.take()?
         };
         left.waiting.into_iter().for_each(Waker::wake);
         left.queue.iter().find(|delivery| delivery.qos > QoS::AtMostOnce).map(|delivery| delivery.message.id)
@@ -314,10 +358,10 @@ impl Mailbox {
         let ended = {
             let mut inner = self.inner.lock();
             // Whoever called may be a later claim: it is the next holder that must hear it.
-            let called = inner.called;
-            std::mem::replace(&mut *inner, Inner { called, ..Inner::default() })
+            inner.presence = Presence::Ended;
+            inner.open.take()
         };
-        ended.waiting.into_iter().for_each(Waker::wake);
+        ended.into_iter().flat_map(|ended| ended.waiting).for_each(Waker::wake);
     }
 
     pub(crate) fn presence(&self) -> Presence {
@@ -326,18 +370,26 @@ impl Mailbox {
 }
 
 impl Inner {
+    fn open(&mut self) -> &mut Open {
+        self.open.get_or_insert_default()
+    }
+
     fn accepts(&self, qos: QoS, caps: Caps, posted: &mut Posted) -> bool {
         match (self.presence, qos) {
             // What waits for a device that is away is in the session log.
             (Presence::Ended | Presence::Offline, _) => false,
-            (Presence::Online, QoS::AtMostOnce) if self.queue.len() >= caps.online => {
+            (Presence::Online, QoS::AtMostOnce)
+                if self.open.as_ref().is_some_and(|open| open.queue.len() >= caps.online) =>
+            {
                 posted.dropped += 1;
                 false
             }
             _ => true,
         }
     }
+}
 
+impl Open {
     /// Takes the oldest that may go of what is in the log.
     fn take_surplus(&mut self, cap: usize) -> Vec<MessageId> {
         let surplus = self.queue.len().saturating_sub(cap);
@@ -374,8 +426,11 @@ impl AppendSink for Settling {
     fn appended(&self, token: u64, outcome: Outcome) {
         let waker = {
             let mut inner = self.mailbox.inner.lock();
-            inner.settled.push(Settled { connection: self.connection, token, outcome });
-            inner.signal()
+            // What comes when its connection has gone is nothing to anybody.
+            inner.open.as_mut().and_then(|open| {
+                open.settled.push(Settled { connection: self.connection, token, outcome });
+                open.signal()
+            })
         };
         if let Some(waker) = waker {
             waker.wake();
@@ -386,7 +441,6 @@ impl AppendSink for Settling {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::router::Logged;
 
     const CAPS: Caps = Caps { online: 4, offline: 2 };
 
@@ -437,6 +491,16 @@ mod tests {
     }
 
     #[test]
+    fn of_a_device_that_is_away_a_mailbox_takes_hardly_any_memory() {
+        let bytes = size_of::<Mailbox>();
+        assert!(bytes <= 48, "{bytes}");
+        let mailbox = Mailbox::new(7);
+        mailbox.attach();
+        mailbox.detach();
+        assert!(mailbox.inner.lock().open.is_none());
+    }
+
+    #[test]
     fn what_is_kept_depends_on_who_is_there() {
         use Presence::{Ended, Offline, Online};
         check(Online, &[0, 1, 2], false, &[1, 2, 3], 0, false);
@@ -454,7 +518,7 @@ mod tests {
     #[test]
     fn a_device_that_stayed_without_room_loses_its_oldest_and_holds_nobody_up() {
         let (mailbox, _) = posted(Presence::Online, &[1, 1, 1, 1, 1], false);
-        mailbox.inner.lock().over_since = Instant::now().checked_sub(PATIENCE);
+        mailbox.inner.lock().open().over_since = Instant::now().checked_sub(PATIENCE);
         let to = Recipient {
             mailbox: mailbox.clone(),
             qos: QoS::AtLeastOnce,
@@ -525,7 +589,7 @@ mod tests {
         };
         assert!((1..=5).all(|counter| post(counter).is_empty()));
         assert!(mailbox.is_congested(CAPS));
-        mailbox.inner.lock().over_since = Instant::now().checked_sub(PATIENCE);
+        mailbox.inner.lock().open().over_since = Instant::now().checked_sub(PATIENCE);
         assert!(!mailbox.is_congested(CAPS));
         assert_eq!(post(6), [1, 2]);
     }

@@ -1,6 +1,6 @@
 //! Sessions: who holds which, what waits for them, and when they end.
 //!
-//! [`Registry`] knows every session of this node by client ID. A session's [`Core`] is owned by exactly one task
+//! [`Registry`] knows every client that somebody is there for, by client ID. A session's [`Core`] is owned by exactly one task
 //! at a time, through its lock: the connection that serves the device, or whoever ends it. The later of two
 //! connections with one client ID always wins, in the order in which they claimed.
 //!
@@ -45,7 +45,7 @@ pub(crate) struct Registry {
 /// The sessions of some client IDs.
 type Shard = HashMap<Box<str>, Arc<Slot>, RandomState>;
 
-/// A client ID's place in the registry.
+/// A client ID's place in the registry: while a connection has it, or something is done with its session.
 pub(crate) struct Slot {
     pub(crate) client_id: Box<str>,
     pub(crate) mailbox: Arc<Mailbox>,
@@ -88,11 +88,16 @@ impl Registry {
         }
     }
 
-    /// Takes the client ID over from whoever has it. The former connection is told and closes.
-    pub(crate) async fn claim(&self, client_id: &str) -> Result<Held, ClaimError> {
+    /// Takes the client ID over from whoever has it. The former connection is told and closes. `mailbox`: that of the
+    /// client's session in the log.
+    pub(crate) async fn claim(
+        &self,
+        client_id: &str,
+        mailbox: Option<Arc<Mailbox>>,
+    ) -> Result<Held, ClaimError> {
         let (slot, claim) = {
             let mut shard = self.shard(client_id).lock();
-            let slot = self.slot_in(&mut shard, client_id);
+            let slot = self.slot_in(&mut shard, client_id, mailbox);
             let claim = slot.claims.fetch_add(1, Ordering::AcqRel) + 1;
             (slot, claim)
         };
@@ -121,18 +126,25 @@ impl Registry {
         }
     }
 
-    /// The client ID's place, made if there is none.
-    pub(crate) fn slot(&self, client_id: &str) -> Arc<Slot> {
-        self.slot_in(&mut self.shard(client_id).lock(), client_id)
+    /// Lets go of a client whose session may go on in the log: nothing of it is kept here but what is nowhere else.
+    pub(crate) fn release(&self, held: Held) {
+        if held.core.notes.is_empty() {
+            self.forget(held);
+        }
+    }
+
+    /// A mailbox for a session in the log that nobody is there for.
+    pub(crate) fn new_mailbox(&self) -> Arc<Mailbox> {
+        Arc::new(Mailbox::new(self.next_key.fetch_add(1, Ordering::Relaxed)))
     }
 
     pub(crate) fn slot_of(&self, client_id: &str) -> Option<Arc<Slot>> {
         self.shard(client_id).lock().get(client_id).cloned()
     }
 
-    /// Takes a client that nobody is there for.
-    pub(crate) fn take_idle(&self, client_id: &str) -> Option<Held> {
-        let slot = self.slot(client_id);
+    /// Takes a client that nobody is there for. `mailbox` as in [`Self::claim`].
+    pub(crate) fn take_idle(&self, client_id: &str, mailbox: Option<Arc<Mailbox>>) -> Option<Held> {
+        let slot = self.slot_in(&mut self.shard(client_id).lock(), client_id, mailbox);
         let claim = slot.claims.load(Ordering::Acquire);
         let core = slot.core.clone().try_lock_owned().ok()?;
         Some(Held { slot, core, claim })
@@ -143,11 +155,17 @@ impl Registry {
         self.slots(|_| true).iter().for_each(|slot| slot.mailbox.call());
     }
 
-    fn slot_in(&self, shard: &mut Shard, client_id: &str) -> Arc<Slot> {
+    /// The client ID's place, made if there is none.
+    fn slot_in(&self, shard: &mut Shard, client_id: &str, mailbox: Option<Arc<Mailbox>>) -> Arc<Slot> {
         if let Some(slot) = shard.get(client_id) {
             return slot.clone();
         }
-        let slot = Arc::new(Slot::new(client_id, self.next_key.fetch_add(1, Ordering::Relaxed)));
+        let slot = Arc::new(Slot {
+            client_id: client_id.into(),
+            mailbox: mailbox.unwrap_or_else(|| self.new_mailbox()),
+            claims: AtomicU64::new(0),
+            core: Arc::default(),
+        });
         shard.insert(client_id.into(), slot.clone());
         slot
     }
@@ -166,17 +184,6 @@ impl Registry {
         let index = usize::try_from(self.hasher.hash_one(client_id)).unwrap_or(0) % SHARDS;
         #[allow(clippy::indexing_slicing, reason = "there are SHARDS of them")]
         &self.shards[index]
-    }
-}
-
-impl Slot {
-    fn new(client_id: &str, key: u64) -> Slot {
-        Slot {
-            client_id: client_id.into(),
-            mailbox: Arc::new(Mailbox::new(key)),
-            claims: AtomicU64::new(0),
-            core: Arc::default(),
-        }
     }
 }
 

@@ -20,14 +20,14 @@ use futures_util::future::try_join_all;
 use mqtt_proto::{
     durable::{
         record::{Boot, Key, Value},
-        view::Change,
+        runs::Runs,
     },
     message::{Message, MessageId, Millis},
     murmur2,
 };
 use parking_lot::Mutex;
 
-use super::log::{Place, Surely, content, message_of, parse, read_to_tick};
+use super::log::{Begins, Place, Reads, Surely, content, message_of, parse, read_to_tick};
 use crate::{
     limits::Trouble,
     log::{
@@ -35,7 +35,7 @@ use crate::{
         TopicSettings,
     },
     node::Node,
-    outside::Mistake,
+    outside::{Mistake, Outside},
 };
 
 const TOPIC: &str = "__mqtt-retained";
@@ -65,8 +65,7 @@ struct Partition {
 #[derive(Default)]
 struct State {
     topics: HashMap<Box<str>, Kept, RandomState>,
-    /// Process runs, and the nodes that they are of, in the order in which they began.
-    runs: Vec<(Boot, Box<str>)>,
+    runs: Runs,
     /// Who waits until a message of this process run is read back.
     waiting: HashMap<MessageId, Vec<Completion>, RandomState>,
     /// By topic, the message of this process run that is in the router already, until it is read back.
@@ -85,10 +84,10 @@ impl RetainedLog {
     /// Reads all of the log.
     pub(crate) async fn open(
         log: Arc<dyn Log>,
+        outside: &Outside,
         boot: Boot,
         place: Place<'_>,
         packet_size: u32,
-        now: Millis,
     ) -> Result<RetainedLog, LogError> {
         let settings = TopicSettings {
             partitions: place.partitions.min(MOST_PARTITIONS),
@@ -100,13 +99,8 @@ impl RetainedLog {
             let (log, topic) = (log.clone(), topic.clone());
             async move {
                 let mut state = State::default();
-                let take = |stored: &StoredRecord, changes: &mut Vec<Change>| {
-                    if let Taken::Tick(boot) = state.take(&topic, partition, stored)? {
-                        changes.push(Change::Ticked { boot });
-                    }
-                    Ok(())
-                };
-                let next = read_to_tick(&*log, &topic, partition, boot, place.node, now, take).await?;
+                let begins = Begins { boot, node: place.node, outside };
+                let next = read_to_tick(&*log, &topic, partition, begins, &mut state).await?;
                 Ok::<_, LogError>(Partition { state: Mutex::new(state), next: next.into() })
             }
         }))
@@ -191,7 +185,7 @@ impl RetainedLog {
             let batch = self.log.read(&self.topic, partition, from, READ).await?;
             for stored in &batch.records {
                 let mut state = of.state.lock();
-                let taken = state.take(&self.topic, partition, stored)?;
+                let taken = state.read(&self.topic, partition, stored)?;
                 self.act(node, partition, &mut state, taken);
             }
             of.next.store(batch.next, Ordering::Release);
@@ -200,7 +194,7 @@ impl RetainedLog {
 
     fn act(&self, node: &Node, partition: u32, state: &mut State, taken: Taken) {
         match taken {
-            Taken::Tick(_) => {}
+            Taken::Tick => {}
             Taken::Gone(topic) if state.early.contains_key(&topic) => {}
             Taken::Gone(topic) => {
                 // A cleared one takes the message away.
@@ -217,7 +211,7 @@ impl RetainedLog {
                     state.early.remove(&topic);
                     node.router.retain(&kept.message);
                 }
-                let is_mine = |boot| state.runs.iter().any(|(run, name)| *run == boot && *name == self.name);
+                let is_mine = |boot| state.runs.is_of(boot, &self.name);
                 if let Some(former) = former
                     && mid.boot != self.boot
                     && is_mine(mid.boot)
@@ -280,7 +274,7 @@ impl RetainedLog {
                 let limit = ReadLimit { wait: Duration::ZERO, ..READ };
                 let batch = log.read(&topic, partition, from, limit).await.unwrap();
                 for stored in &batch.records {
-                    state.take(&topic, partition, stored).unwrap();
+                    state.read(&topic, partition, stored).unwrap();
                 }
                 if batch.next == from {
                     break;
@@ -294,9 +288,19 @@ impl RetainedLog {
     }
 }
 
+impl Reads for State {
+    fn take(&mut self, topic: &Topic, partition: u32, stored: &StoredRecord) -> Result<(), LogError> {
+        self.read(topic, partition, stored).map(drop)
+    }
+
+    fn runs(&self) -> &Runs {
+        &self.runs
+    }
+}
+
 /// What a record did.
 enum Taken {
-    Tick(Boot),
+    Tick,
     /// What counts for this topic may be another.
     Kept {
         mid: MessageId,
@@ -315,15 +319,13 @@ impl State {
         has.map(|kept| format!("{} {:?}", kept.message.topic(), kept.message.id)).collect()
     }
 
-    fn take(&mut self, topic: &Topic, partition: u32, stored: &StoredRecord) -> Result<Taken, LogError> {
+    fn read(&mut self, topic: &Topic, partition: u32, stored: &StoredRecord) -> Result<Taken, LogError> {
         match parse(topic, partition, stored)? {
             (Key::Tick { boot }, value) => {
-                if let Some(Value::Tick { node }) = value
-                    && !self.runs.iter().any(|(run, _)| *run == boot)
-                {
-                    self.runs.push((boot, node.into()));
+                if let Some(Value::Tick { node, run }) = value {
+                    self.runs.began(boot, node, run);
                 }
-                Ok(Taken::Tick(boot))
+                Ok(Taken::Tick)
             }
             (Key::Retained { mid, topic }, Some(Value::Retained(content))) => {
                 let created = u64::try_from(stored.record.created).unwrap_or(0);
@@ -360,14 +362,9 @@ impl State {
             return None;
         };
         let counts = kept.message.id;
-        let run = |boot| self.runs.iter().position(|(run, _)| *run == boot);
-        let is_older = match (run(mid.boot), run(counts.boot)) {
-            _ if mid.boot == counts.boot => mid.counter < counts.counter,
-            (Some(run), Some(of_counts)) => {
-                let name = |at: usize| self.runs.get(at).map(|(_, name)| name);
-                run < of_counts && name(run) == name(of_counts)
-            }
-            _ => false,
+        let is_older = match mid.boot == counts.boot {
+            true => mid.counter < counts.counter,
+            false => self.runs.is_earlier(mid.boot, counts.boot),
         };
         if counts == mid {
             return None;
@@ -411,4 +408,28 @@ fn keyed(key: &Key, value: Option<Vec<u8>>, now: Millis) -> Record {
 
 fn key(message: &Message) -> Key {
     Key::Retained { mid: message.id, topic: message.topic().into() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_later_run_retained_counts_though_the_tick_of_the_former_shows_again_behind_its_own() {
+        let message = |boot| {
+            let id = MessageId { boot, counter: 1 };
+            Arc::new(Message::new(id, 0, "t", b"x", mqtt_proto::codec::QoS::AtLeastOnce, true))
+        };
+        // The ticks were `1 2 1`, and compaction took the first.
+        for ticks in [[(1, 1), (2, 2)], [(2, 2), (1, 1)]] {
+            for order in [[1, 2], [2, 1]] {
+                let mut state = State::default();
+                ticks.iter().for_each(|&(boot, number)| state.runs.began(boot, "0", number));
+                for boot in order {
+                    state.keep(MessageId { boot, counter: 1 }, 0, || message(boot), "t");
+                }
+                assert_eq!(state.topics["t"].message.id.boot, 2, "{ticks:?} {order:?}");
+            }
+        }
+    }
 }

@@ -18,6 +18,8 @@
 //! One key is written by one process run, the one whose nonce, generation or boot stands in it. Others only delete it, once
 //! it is dead ([`super::view`]).
 
+use std::sync::Arc;
+
 use super::bytes::{Reader, Writer};
 use crate::{
     codec::QoS,
@@ -87,9 +89,10 @@ pub enum Value<'a> {
     Message(QueuedMessage<'a>),
     Progress(Progress),
     Inbound(Inbound),
-    /// The node of the process run that begins here.
+    /// The node of the process run that begins here, and which of its runs it is: they count up.
     Tick {
         node: &'a str,
+        run: u64,
     },
     Retained(Content<'a>),
 }
@@ -105,8 +108,8 @@ pub struct Identity {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Session {
     pub generation: Generation,
-    /// Counts the writings of this key, so that a repeat of an older one is known.
-    pub sequence: u32,
+    /// Counts the writings of this key, so that a repeat of an older one is known. 64 bits: no process run uses them up.
+    pub sequence: u64,
     /// The claim had taken effect when this was written.
     pub won: bool,
     pub phase: Phase,
@@ -121,8 +124,8 @@ pub struct Session {
     pub expiry: u32,
     /// Queued messages before this offset may have been sent to the device. 0: judge by the phases.
     pub sent_below: Offset,
-    pub node: Box<str>,
-    pub user: Box<str>,
+    pub node: Arc<str>,
+    pub user: Arc<str>,
     /// The device's address and protocol level, for who asks.
     pub peer: Box<str>,
     pub protocol: u8,
@@ -153,7 +156,7 @@ pub struct Will {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Subscription {
     /// Counts the writings of this key, as in [`Session::sequence`].
-    pub sequence: u32,
+    pub sequence: u64,
     pub on: bool,
     pub qos: QoS,
     pub no_local: bool,

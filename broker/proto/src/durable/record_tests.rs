@@ -47,7 +47,7 @@ fn content<'a>(random: &mut Random, pool: &'a Pool) -> Content<'a> {
 fn session(random: &mut Random) -> Session {
     Session {
         generation: number(random),
-        sequence: number(random) as u32,
+        sequence: number(random),
         won: flag(random),
         phase: [Phase::Online, Phase::Offline, Phase::Ended][random.below(3)],
         sid: id(random),
@@ -99,7 +99,7 @@ fn record<'a>(random: &mut Random, pool: &'a Pool) -> (Key, Value<'a>) {
         2 => (
             Key::Filter { sid: id(random), generation: number(random), filter: text(random).into() },
             Value::Filter(Subscription {
-                sequence: number(random) as u32,
+                sequence: number(random),
                 on: flag(random),
                 qos: qos(random),
                 no_local: flag(random),
@@ -134,7 +134,7 @@ fn record<'a>(random: &mut Random, pool: &'a Pool) -> (Key, Value<'a>) {
                 from: number(random),
             }),
         ),
-        6 => (Key::Tick { boot: number(random) }, Value::Tick { node: "n" }),
+        6 => (Key::Tick { boot: number(random) }, Value::Tick { node: "n", run: number(random) }),
         _ => (
             Key::Retained { mid: id(random), topic: text(random).into() },
             Value::Retained(content(random, pool)),

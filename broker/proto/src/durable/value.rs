@@ -33,7 +33,7 @@ impl<'a> Value<'a> {
                 partition: from.u32()?,
                 from: from.u64()?,
             }),
-            Key::Tick { .. } => Value::Tick { node: from.text()? },
+            Key::Tick { .. } => Value::Tick { node: from.text()?, run: from.u64()? },
             Key::Retained { .. } => Value::Retained(content(from)?),
         };
         from.end()?;
@@ -50,7 +50,7 @@ impl<'a> Value<'a> {
             }
             Value::Session(session) => put_session(&mut out, session),
             Value::Filter(subscription) => {
-                out.u32(subscription.sequence);
+                out.u64(subscription.sequence);
                 out.u8(subscription.on.into());
                 out.u8(subscription.qos as u8);
                 out.u8(subscription.no_local.into());
@@ -74,7 +74,10 @@ impl<'a> Value<'a> {
                 out.u32(inbound.partition);
                 out.u64(inbound.from);
             }
-            Value::Tick { node } => out.text(node),
+            Value::Tick { node, run } => {
+                out.text(node);
+                out.u64(*run);
+            }
             Value::Retained(content) => put_content(&mut out, content),
         }
         out.0
@@ -88,7 +91,7 @@ fn qos(from: &mut Reader<'_>) -> Option<QoS> {
 fn session(from: &mut Reader<'_>) -> Option<Session> {
     Some(Session {
         generation: from.u64()?,
-        sequence: from.u32()?,
+        sequence: from.u64()?,
         won: from.flag()?,
         phase: match from.u8()? {
             0 => Phase::Online,
@@ -112,7 +115,7 @@ fn session(from: &mut Reader<'_>) -> Option<Session> {
 
 fn put_session(out: &mut Writer, session: &Session) {
     out.u64(session.generation);
-    out.u32(session.sequence);
+    out.u64(session.sequence);
     out.u8(session.won.into());
     out.u8(session.phase as u8);
     out.id(session.sid);
@@ -152,7 +155,7 @@ fn will(from: &mut Reader<'_>) -> Option<Will> {
 
 fn subscription(from: &mut Reader<'_>) -> Option<Subscription> {
     Some(Subscription {
-        sequence: from.u32()?,
+        sequence: from.u64()?,
         on: from.flag()?,
         qos: qos(from)?,
         no_local: from.flag()?,

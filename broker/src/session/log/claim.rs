@@ -43,7 +43,7 @@ pub(crate) struct Resumed {
 #[derive(Clone)]
 pub(crate) struct Online {
     pub(crate) resumes: bool,
-    pub(crate) user: Box<str>,
+    pub(crate) user: Arc<str>,
     pub(crate) peer: Box<str>,
     pub(crate) protocol: u8,
     /// Seconds.

@@ -1,14 +1,16 @@
 //! What happens in the log, as it happens: keeps router, mailboxes and queues in line with the view.
 
 use std::{
+    collections::HashSet,
     sync::{Arc, atomic::Ordering},
     task::Waker,
     time::Duration,
 };
 
 use mqtt_proto::{
+    acl::Grants,
     durable::{
-        record::{Key, Offset, Phase, Session, Value, Why},
+        record::{Key, Offset, Phase, Session, Subscription, Value, Why},
         view::{Change, Entry},
     },
     message::{Delivery, Message, MessageId},
@@ -21,11 +23,13 @@ use crate::{
     log::{LogError, Outcome, ReadLimit, StoredRecord},
     node::Node,
     router::{Logged, Options},
-    session::Slot,
+    session::{Slot, mailbox::Mailbox},
 };
 
 const READ: ReadLimit = ReadLimit { records: 500, bytes: 1 << 20, wait: Duration::from_secs(5) };
 const RETRY: Duration = Duration::from_secs(1);
+/// Sessions that are looked at in one go when grants have changed: a millisecond or two.
+const REVIEWED: usize = 500;
 
 /// Reads one partition on until the task is aborted.
 pub(crate) async fn follow(node: Arc<Node>, partition: u32) {
@@ -66,16 +70,26 @@ impl SessionLog {
         }
     }
 
-    /// Routes only as what is granted now allows. What is not granted any more is written off once its client comes, or ends.
-    pub(crate) fn review(&self, node: &Node) {
+    /// Routes only as what is granted now allows to these users. What is not granted any more is written off once its client
+    /// comes, or ends. Between some sessions and the next others get their turn.
+    pub(crate) async fn review(&self, node: &Node, users: &HashSet<&str>) {
+        if users.is_empty() {
+            return;
+        }
         for partition in &self.partitions {
-            let state = partition.state.lock();
-            for sid in state.slots.keys() {
-                let session = state.view.session(*sid).map(|(_, session)| session);
-                let names = session.into_iter().flat_map(|session| session.subscriptions());
-                for (name, _) in names {
-                    self.filter_changed(node, &state, *sid, name);
+            let all: Vec<MessageId> = partition.state.lock().mailboxes.keys().copied().collect();
+            for some in all.chunks(REVIEWED) {
+                {
+                    let state = partition.state.lock();
+                    for sid in some {
+                        let Some((client, _)) = state.view.session(*sid) else { continue };
+                        let head = state.view.head(client);
+                        if head.is_some_and(|head| users.contains(&*head.session.user)) {
+                            self.route_all(node, &state, *sid);
+                        }
+                    }
                 }
+                tokio::task::yield_now().await;
             }
         }
     }
@@ -148,7 +162,7 @@ impl SessionLog {
                 self.queued(node, partition, state, record, (sid, order), wake);
             }
             Change::Finished { sid, mid, .. } => drop(state.dropping.remove(&(sid, mid))),
-            Change::Received { .. } | Change::Ticked { .. } => {}
+            Change::Received { .. } => {}
         }
     }
 
@@ -190,61 +204,54 @@ impl SessionLog {
     pub(super) fn adopt(&self, node: &Node, state: &mut State, client: &Arc<str>, slot: Option<&Arc<Slot>>) {
         let Some(head) = state.view.head(client) else { return };
         let (sid, is_mine) = (head.session.sid, *head.session.node == *self.name);
-        let former = state.slots.get(&sid);
-        if head.session.phase == Phase::Ended
-            || former.is_some_and(|former| is_mine && slot.is_none_or(|slot| Arc::ptr_eq(former, slot)))
-        {
+        let former = state.mailboxes.get(&sid);
+        let stays =
+            |former: &Arc<Mailbox>| is_mine && slot.is_none_or(|slot| Arc::ptr_eq(former, &slot.mailbox));
+        if head.session.phase == Phase::Ended || former.is_some_and(stays) {
             return;
         }
-        if let Some(former) = state.slots.remove(&sid) {
+        if let Some(former) = state.mailboxes.remove(&sid) {
             unroute(node, state, sid, &former);
         }
         if !is_mine {
             return;
         }
-        let slot = slot.cloned().unwrap_or_else(|| node.registry.slot(client));
-        state.slots.insert(sid, slot);
-        let names: Vec<Box<str>> = state.view.session(sid).map_or_else(Vec::new, |(_, session)| {
-            session.subscriptions().map(|(name, _)| name.into()).collect()
-        });
-        for name in &names {
-            self.filter_changed(node, state, sid, name);
-        }
+        let known = slot.cloned().or_else(|| node.registry.slot_of(client));
+        let mailbox = known.map_or_else(|| node.registry.new_mailbox(), |slot| slot.mailbox.clone());
+        mailbox.follow(Logged { sid, partition: self.partition_of(client) });
+        state.mailboxes.insert(sid, mailbox);
+        self.route_all(node, state, sid);
     }
 
     /// A session is over.
     fn part(&self, node: &Node, state: &mut State, sid: Option<MessageId>) {
         if let Some(sid) = sid
-            && let Some(slot) = state.slots.remove(&sid)
+            && let Some(mailbox) = state.mailboxes.remove(&sid)
         {
-            unroute(node, state, sid, &slot);
+            unroute(node, state, sid, &mailbox);
+        }
+    }
+
+    /// Routes as all subscriptions of a session say now.
+    fn route_all(&self, node: &Node, state: &State, sid: MessageId) {
+        let (Some(mailbox), Some((client, session))) = (state.mailboxes.get(&sid), state.view.session(sid))
+        else {
+            return;
+        };
+        let grants = granted(node, state, client);
+        for (name, subscription) in session.subscriptions() {
+            route(node, mailbox, &grants, name, Some(subscription));
         }
     }
 
     /// Routes as the session's subscription says now.
     fn filter_changed(&self, node: &Node, state: &State, sid: MessageId, name: &str) {
-        let (Some(slot), Some((client, session))) = (state.slots.get(&sid), state.view.session(sid)) else {
+        let (Some(mailbox), Some((client, session))) = (state.mailboxes.get(&sid), state.view.session(sid))
+        else {
             return;
         };
-        let Ok(filter) = Filter::parse(name) else { return };
-        let user = state.view.head(client).map(|head| &head.session.user);
-        let settings = node.settings();
-        let user = user.and_then(|name| settings.access.user(name));
-        let is_granted = || user.is_some_and(|user| user.grants(&slot.client_id).may_subscribe(&filter));
-        match session.filter(name).filter(|(_, subscription)| subscription.on && is_granted()) {
-            Some((_, subscription)) => {
-                let options = Options {
-                    qos: subscription.qos,
-                    no_local: subscription.no_local,
-                    retain_as_published: subscription.retain_as_published,
-                    subscription_id: subscription.id,
-                };
-                let logged = Logged { sid, partition: self.partition_of(&slot.client_id) };
-                // The limit was looked at when the client asked.
-                let _ = node.router.subscribe(&filter, &slot.mailbox, options, Some(logged), u64::MAX);
-            }
-            None => node.router.unsubscribe(&filter, slot.mailbox.key),
-        }
+        let subscription = session.filter(name).map(|(_, subscription)| subscription);
+        route(node, mailbox, &granted(node, state, client), name, subscription);
     }
 
     /// A message waits for a session: it is sent to a device that is there, and counts against the cap of one that is not.
@@ -257,13 +264,13 @@ impl SessionLog {
         (sid, order): (MessageId, Offset),
         wake: &mut Vec<Waker>,
     ) {
-        let (Some(slot), Some((_, session))) = (state.slots.get(&sid), state.view.session(sid)) else {
+        let (Some(mailbox), Some((_, session))) = (state.mailboxes.get(&sid), state.view.session(sid)) else {
             return;
         };
         let Some(entry) = session.queue().get(&order) else { return };
-        if slot.mailbox.is_online() {
+        if mailbox.is_online() {
             let Some(message) = record.message() else { return };
-            let surplus = slot.mailbox.post_logged(delivery(entry, message), node.settings().caps(), wake);
+            let surplus = mailbox.post_logged(delivery(entry, message), node.settings().caps(), wake);
             let to = Logged { sid, partition };
             self.dropped(node, state, to, surplus);
         } else if record.boot() == Some(self.boot) {
@@ -274,17 +281,11 @@ impl SessionLog {
     /// Lets the oldest messages of a session go whose device is away, beyond what may wait.
     pub(super) fn enforce_cap(&self, node: &Node, state: &mut State, to: Logged) {
         let cap = node.settings().caps().offline;
-        let Some((client, session)) = state.view.session(to.sid) else { return };
+        let Some((_, session)) = state.view.session(to.sid) else { return };
         if session.queue().len() <= cap {
             return;
         }
-        let below = |session: &Session| match session.phase {
-            Phase::Online => Offset::MAX,
-            Phase::Offline | Phase::Ended => session.sent_below,
-        };
-        let Some(head) = state.view.head(client) else { return };
-        let mine = state.holdings.get(client).filter(|mine| mine.nonce == head.nonce);
-        let sent_below = mine.map_or_else(|| below(&head.session), |mine| below(&mine.written()));
+        let Some(sent_below) = self.sent_below(state, to.sid) else { return };
         // What its device may have does not count, and what it may have of QoS 2 must not go.
         let waits = session.queue().iter().filter(|(order, entry)| {
             **order >= sent_below
@@ -297,6 +298,18 @@ impl SessionLog {
         self.dropped(node, state, to, surplus);
     }
 
+    /// What lies before this offset its device may have, as far as this process run knows.
+    pub(super) fn sent_below(&self, state: &State, sid: MessageId) -> Option<Offset> {
+        let below = |session: &Session| match session.phase {
+            Phase::Online => Offset::MAX,
+            Phase::Offline | Phase::Ended => session.sent_below,
+        };
+        let (client, _) = state.view.session(sid)?;
+        let head = state.view.head(client)?;
+        let mine = state.holdings.get(client).filter(|mine| mine.nonce == head.nonce);
+        Some(mine.map_or_else(|| below(&head.session), |mine| below(&mine.written())))
+    }
+
     /// Writes down that messages went for want of room.
     fn dropped(&self, node: &Node, state: &mut State, to: Logged, messages: Vec<MessageId>) {
         for mid in messages {
@@ -307,11 +320,39 @@ impl SessionLog {
     }
 }
 
-fn unroute(node: &Node, state: &State, sid: MessageId, slot: &Slot) {
+fn unroute(node: &Node, state: &State, sid: MessageId, mailbox: &Mailbox) {
     let Some(session) = state.view.remains(sid) else { return };
     for filter in session.filters().filter_map(|name| Filter::parse(name).ok()) {
-        node.router.unsubscribe(&filter, slot.mailbox.key);
+        node.router.unsubscribe(&filter, mailbox.key);
     }
+}
+
+/// What a client in the log may do now.
+fn granted(node: &Node, state: &State, client: &str) -> Grants {
+    let settings = node.settings();
+    let user = state.view.head(client).and_then(|head| settings.access.user(&head.session.user));
+    user.map_or_else(Grants::default, |user| user.grants(client))
+}
+
+fn route(
+    node: &Node,
+    mailbox: &Arc<Mailbox>,
+    grants: &Grants,
+    name: &str,
+    subscription: Option<Subscription>,
+) {
+    let Ok(filter) = Filter::parse(name) else { return };
+    let Some(subscription) = subscription.filter(|of| of.on && grants.may_subscribe(&filter)) else {
+        return node.router.unsubscribe(&filter, mailbox.key);
+    };
+    let options = Options {
+        qos: subscription.qos,
+        no_local: subscription.no_local,
+        retain_as_published: subscription.retain_as_published,
+        subscription_id: subscription.id,
+    };
+    // The limit was looked at when the client asked.
+    let _ = node.router.subscribe(&filter, mailbox, options, true, u64::MAX);
 }
 
 /// The record that is acted on; its message is made once for all who get it.

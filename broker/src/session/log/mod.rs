@@ -27,7 +27,7 @@ use std::{
     collections::{HashMap, HashSet},
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
@@ -47,11 +47,11 @@ pub(crate) use self::replay::summaries;
 pub(crate) use self::{
     claim::{ClaimFailed, Online, Resumed, may_resume},
     follow::{delivery, follow},
-    replay::{parse, read_to_tick},
+    replay::{Begins, Reads, parse, read_to_tick},
     sweep::{publish_will, sweep},
     write::{Surely, content, message_of},
 };
-use super::Slot;
+use super::mailbox::Mailbox;
 use crate::{
     log::{Cleanup, Completion, Log, Offset, Record, Topic, TopicSettings},
     outside::Outside,
@@ -79,10 +79,10 @@ pub(crate) struct SessionLog {
     /// This process run.
     pub(crate) boot: Boot,
     /// What process runs of this node have in common.
-    name: Box<str>,
+    name: Arc<str>,
     partitions: Vec<Partition>,
     /// Numbers the writings of keys that are written more than once.
-    sequence: AtomicU32,
+    sequence: AtomicU64,
     /// Numbers the messages.
     chunk: AtomicU64,
     surely: Arc<write::Surely>,
@@ -104,8 +104,8 @@ struct State {
     waiting: HashMap<Key, Vec<Waiting>, RandomState>,
     /// What this process run holds for connections that are there, by client ID.
     holdings: HashMap<Arc<str>, Arc<Holding>, RandomState>,
-    /// The sessions of this node's clients.
-    slots: HashMap<MessageId, Arc<Slot>, RandomState>,
+    /// The mailboxes of the sessions of this node's clients.
+    mailboxes: HashMap<MessageId, Arc<Mailbox>, RandomState>,
     /// Messages of which it was written, and not read back yet, that they go for want of room: session and message.
     dropping: HashSet<(MessageId, MessageId), RandomState>,
 }
@@ -115,7 +115,7 @@ enum Waiting {
     Claim(claim::Pending),
     /// A subscription, as of this writing of its key.
     Filter {
-        sequence: u32,
+        sequence: u64,
         done: Completion,
     },
 }
@@ -174,7 +174,16 @@ impl SessionLog {
         self.partitions.iter().map(|partition| partition.state.lock().view.live()).sum()
     }
 
-    fn next_sequence(&self) -> u32 {
+    /// Where what is for a client's session is left, if the client is this node's.
+    pub(crate) fn mailbox(&self, client: &str) -> Option<Arc<Mailbox>> {
+        let of = |state: &mut State| {
+            let head = state.view.head(client)?;
+            state.mailboxes.get(&head.session.sid).cloned()
+        };
+        self.with(self.partition_of(client), of).flatten()
+    }
+
+    fn next_sequence(&self) -> u64 {
         self.sequence.fetch_add(1, Ordering::Relaxed)
     }
 

@@ -1,27 +1,31 @@
 //! The start: reads each partition to the tick of this process run, so that nothing that anybody was promised before is missing.
+//!
+//! The tick has a number above those of all runs of this node that were met before it. Should another show between, it is
+//! written once more.
 
 use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicU32, AtomicU64},
-    },
+    sync::{Arc, atomic::AtomicU64},
     time::Duration,
 };
 
-use futures_util::future::try_join_all;
-use mqtt_proto::{
-    durable::{
-        record::{self, Boot, Key, Value},
-        view::{Change, View},
-    },
-    message::Millis,
+use futures_util::{
+    FutureExt,
+    future::{Fuse, try_join_all},
+};
+use mqtt_proto::durable::{
+    record::{self, Boot, Key, Value},
+    runs::Runs,
+    view::{Change, View},
 };
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::{Partition, Place, SessionLog, State, write::Surely};
 use crate::{
-    log::{Log, LogError, Offset, Outcome, ReadLimit, Record, StoredRecord, Topic, append_and_wait},
+    log::{
+        Bounds, BoxFuture, Log, LogError, Offset, Outcome, ReadLimit, Record, StoredRecord, Topic,
+        append_and_wait,
+    },
     outside::Outside,
 };
 
@@ -40,16 +44,14 @@ impl SessionLog {
         packet_size: u32,
     ) -> Result<SessionLog, LogError> {
         let topic = log.ensure_topic(super::TOPIC, SessionLog::settings(partitions, packet_size)).await?;
-        let (began, now) = (Instant::now(), outside.wall());
+        let began = Instant::now();
         let partitions = try_join_all((0..topic.partitions()).map(|partition| {
-            let (log, topic) = (log.clone(), topic.clone());
+            let (log, topic, outside) = (log.clone(), topic.clone(), &outside);
             async move {
-                let mut view = View::default();
-                let take = |stored: &StoredRecord, changes: &mut Vec<Change>| {
-                    apply(&mut view, &topic, partition, stored, changes)
-                };
-                let next = read_to_tick(&*log, &topic, partition, boot, name, now, take).await?;
-                let state = Mutex::new(State { view, ..State::default() });
+                let mut reading = Reading::default();
+                let begins = Begins { boot, node: name, outside };
+                let next = read_to_tick(&*log, &topic, partition, begins, &mut reading).await?;
+                let state = Mutex::new(State { view: reading.view, ..State::default() });
                 Ok::<_, LogError>(Partition { state, next: next.into() })
             }
         }))
@@ -61,7 +63,7 @@ impl SessionLog {
             boot,
             name: name.into(),
             partitions,
-            sequence: AtomicU32::new(1),
+            sequence: AtomicU64::new(1),
             chunk: AtomicU64::new(1),
             surely: Arc::new(Surely::default()),
             wills: Mutex::default(),
@@ -99,48 +101,72 @@ pub(crate) fn parse<'a>(
     })
 }
 
-/// Appends a tick and gives `take` every record up to it; returns where to read on.
+/// A process run that begins.
+#[derive(Clone, Copy)]
+pub(crate) struct Begins<'a> {
+    pub(crate) boot: Boot,
+    pub(crate) node: &'a str,
+    pub(crate) outside: &'a Outside,
+}
+
+/// What the records of a partition are read into.
+pub(crate) trait Reads {
+    fn take(&mut self, topic: &Topic, partition: u32, stored: &StoredRecord) -> Result<(), LogError>;
+
+    fn runs(&self) -> &Runs;
+}
+
+#[derive(Default)]
+struct Reading {
+    view: View,
+    /// Nobody acts on them so far.
+    changes: Vec<Change>,
+}
+
+impl Reads for Reading {
+    fn take(&mut self, topic: &Topic, partition: u32, stored: &StoredRecord) -> Result<(), LogError> {
+        self.changes.clear();
+        apply(&mut self.view, topic, partition, stored, &mut self.changes)
+    }
+
+    fn runs(&self) -> &Runs {
+        self.view.runs()
+    }
+}
+
+/// Reads a partition from its start to a tick that is appended on the way; returns where to read on.
 pub(crate) async fn read_to_tick(
     log: &dyn Log,
     topic: &Topic,
     partition: u32,
-    boot: Boot,
-    name: &str,
-    now: Millis,
-    mut take: impl FnMut(&StoredRecord, &mut Vec<Change>) -> Result<(), LogError>,
+    begins: Begins<'_>,
+    reads: &mut impl Reads,
 ) -> Result<Offset, LogError> {
-    let tick = Record {
-        key: Some(Key::Tick { boot }.encode().into()),
-        value: Some(Value::Tick { node: name }.encode().into()),
-        headers: Vec::new(),
-        created: i64::try_from(now).unwrap_or(i64::MAX),
-    };
-    let mut appended = Box::pin(append_and_wait(log, topic, partition, tick));
-    let mut outcome = None;
-    let mut from = log.bounds(topic, partition).await?.start;
+    let Bounds { start: mut from, end } = log.bounds(topic, partition).await?;
+    // The end may be an old one: whatever is read before the tick is appended only makes its number the likelier to do.
+    let mut asked = (from >= end).then(|| begins.append_tick(log, topic, partition, reads.runs()));
     let (mut records, mut told, mut heard) = (0_usize, Instant::now(), Instant::now());
-    let mut changes = Vec::new();
     loop {
         let batch = log.read(topic, partition, from, READ).await?;
-        if outcome.is_none() {
-            outcome = futures_util::FutureExt::now_or_never(appended.as_mut());
-        }
-        if matches!(outcome, Some(Outcome::Refused | Outcome::Broken)) {
-            return Err(LogError::Store(format!("topic {} takes no records", topic.name())));
-        }
-        let mut is_ready = false;
-        for stored in &batch.records {
-            changes.clear();
-            take(stored, &mut changes)?;
-            is_ready |= changes.contains(&Change::Ticked { boot });
-        }
+        batch.records.iter().try_for_each(|stored| reads.take(topic, partition, stored))?;
         records += batch.records.len();
         if batch.next != from {
             heard = Instant::now();
         }
         from = batch.next;
-        if is_ready {
-            return Ok(from);
+        if let Some((number, appended)) = &mut asked {
+            if let Some(Outcome::Refused | Outcome::Broken) = appended.now_or_never() {
+                return Err(LogError::Store(format!("topic {} takes no records", topic.name())));
+            }
+            let runs = reads.runs();
+            if runs.number(begins.boot) >= Some(*number) {
+                if runs.next_number(begins.node, begins.boot) <= *number {
+                    return Ok(from);
+                }
+                asked = Some(begins.append_tick(log, topic, partition, runs));
+            }
+        } else if from >= end {
+            asked = Some(begins.append_tick(log, topic, partition, reads.runs()));
         }
         if heard.elapsed() > PATIENCE {
             return Err(LogError::Store(format!("topic {} is not read to its end", topic.name())));
@@ -149,6 +175,27 @@ pub(crate) async fn read_to_tick(
             told = Instant::now();
             tracing::info!("{} partition {partition}: {records} records read so far", topic.name());
         }
+    }
+}
+
+impl Begins<'_> {
+    /// The number that the tick has, and what comes of it; nothing once that was told.
+    fn append_tick(
+        &self,
+        log: &dyn Log,
+        topic: &Topic,
+        partition: u32,
+        runs: &Runs,
+    ) -> (u64, Fuse<BoxFuture<'static, Outcome>>) {
+        let run = runs.next_number(self.node, self.boot);
+        let tick = Record {
+            key: Some(Key::Tick { boot: self.boot }.encode().into()),
+            value: Some(Value::Tick { node: self.node, run }.encode().into()),
+            headers: Vec::new(),
+            created: i64::try_from(self.outside.wall()).unwrap_or(i64::MAX),
+        };
+        let appended: BoxFuture<'static, Outcome> = Box::pin(append_and_wait(log, topic, partition, tick));
+        (run, appended.fuse())
     }
 }
 

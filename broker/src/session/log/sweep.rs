@@ -4,8 +4,9 @@ use std::{sync::Arc, time::Duration};
 
 use futures_util::future::join_all;
 use mqtt_proto::{
+    codec::QoS,
     durable::{
-        record::{Phase, Session, Will},
+        record::{Phase, Session, Why, Will},
         view::{Entry, Head},
     },
     message::{Message, MessageId, Millis},
@@ -16,6 +17,7 @@ use super::{Holding, SessionLog};
 use crate::{
     limits::notice,
     node::{Delivered, Node},
+    router::Logged,
     session::Held,
 };
 
@@ -24,15 +26,17 @@ const EVERY: Duration = Duration::from_secs(1);
 const AT_ONCE: usize = 500;
 /// Until a claim must be read back, and a will durable; what is not is tried again.
 const PATIENCE: Duration = Duration::from_secs(5);
+const EXPIRE_EVERY: Duration = Duration::from_secs(10);
 const BURY_EVERY: Duration = Duration::from_secs(60);
-/// Records that are deleted at once, and how often in a row.
-const BURIED: usize = 5000;
+/// Records that are deleted at once, that are looked for in one go, and how often in a row that is done.
+const AT_A_TIME: usize = 5000;
+const BURIED: usize = 50_000;
 const BURIALS: usize = 20;
 
 /// Runs until the task is aborted.
 pub(crate) async fn sweep(node: Arc<Node>) {
     let mut ticks = tokio::time::interval(EVERY);
-    let mut buried = Instant::now();
+    let (mut expired, mut buried) = (Instant::now(), Instant::now());
     loop {
         ticks.tick().await;
         node.sessions.retry(node.wall());
@@ -40,6 +44,10 @@ pub(crate) async fn sweep(node: Arc<Node>) {
         let due = node.sessions.due(node.now());
         for some in due.chunks(AT_ONCE) {
             join_all(some.iter().map(|client| settle(&node, client))).await;
+        }
+        if expired.elapsed() >= EXPIRE_EVERY {
+            node.sessions.expire(&node);
+            expired = Instant::now();
         }
         if buried.elapsed() >= BURY_EVERY {
             for partition in 0..node.sessions.topic.partitions() {
@@ -54,22 +62,31 @@ pub(crate) async fn sweep(node: Arc<Node>) {
 
 /// Does what is due for one client, unless somebody is there.
 async fn settle(node: &Arc<Node>, client: &str) {
-    let Some(held) = node.registry.take_idle(client) else { return };
-    let Some((nonce, session)) = node.sessions.latest(client) else { return };
+    let Some(held) = node.registry.take_idle(client, node.sessions.mailbox(client)) else { return };
+    match settle_held(node, &held).await {
+        true => node.registry.forget(held),
+        false => node.registry.release(held),
+    }
+}
+
+/// True if the session is over.
+async fn settle_held(node: &Arc<Node>, held: &Held) -> bool {
+    let client = &*held.slot.client_id;
+    let Some((nonce, session)) = node.sessions.latest(client) else { return false };
     let now = node.now();
     if !is_due(&session, now) {
-        return;
+        return false;
     }
     if session.phase == Phase::Online {
         let sent_below = node.sessions.end_of_queue(node.sessions.partition_of(client), session.sid);
-        write(node, &held, nonce, &session, |session| go_offline(session, now, sent_below)).await;
-        return;
+        write(node, held, nonce, &session, |session| go_offline(session, now, sent_below)).await;
+        return false;
     }
     let ends = session.expires_at <= now;
     if let Some(will) = session.will.as_deref()
         && !publish_will(node, client, &session, will, nonce).await
     {
-        return;
+        return false;
     }
     let end = |session: &mut Session| {
         session.will = None;
@@ -77,10 +94,11 @@ async fn settle(node: &Arc<Node>, client: &str) {
             (session.phase, session.since) = (Phase::Ended, now);
         }
     };
-    if write(node, &held, nonce, &session, end).await && ends {
+    let is_over = write(node, held, nonce, &session, end).await && ends;
+    if is_over {
         node.counters.sessions_expired.add(1);
-        node.registry.forget(held);
     }
+    is_over
 }
 
 impl SessionLog {
@@ -203,13 +221,16 @@ async fn bury(node: &Node, partition: u32) {
             view.dead(node.wall(), BURIED, |mid| view.names(mid) || names(mid))
         });
         let dead = dead.unwrap_or_default();
-        for key in &dead {
-            log.append(partition, key, None, node.wall(), node.bridge.nobody());
+        // What is dead stays so: however long it takes until it is written.
+        for some in dead.chunks(AT_A_TIME) {
+            node.log.wait_for_room().await;
+            for key in some {
+                log.append(partition, key, None, node.wall(), node.bridge.nobody());
+            }
         }
         if dead.len() < BURIED {
             return;
         }
-        node.log.wait_for_room().await;
         tokio::time::sleep(EVERY).await;
     }
 }
@@ -222,6 +243,31 @@ impl SessionLog {
             session.queue().last_key_value().map(|(order, _)| order + 1)
         };
         self.with(partition, last).flatten().unwrap_or(0)
+    }
+
+    /// Lets messages go that have expired while their devices are away.
+    pub(super) fn expire(&self, node: &Node) {
+        let now = node.now();
+        for (partition, of) in (0..).zip(&self.partitions) {
+            let mut state = of.state.lock();
+            let is_away =
+                |sid: &MessageId| state.mailboxes.get(sid).is_some_and(|mailbox| !mailbox.is_online());
+            let mut some: Vec<MessageId> = state.view.with_expired(now).filter(is_away).collect();
+            // In the same order in every run.
+            some.sort_unstable();
+            for sid in some {
+                let Some(sent_below) = self.sent_below(&state, sid) else { continue };
+                for (order, entry) in state.view.expired(sid, now) {
+                    // What its device may have of QoS 2 must not go.
+                    let may_have = entry.qos == QoS::ExactlyOnce && order < sent_below;
+                    if entry.received.is_some() || may_have || !state.dropping.insert((sid, entry.mid)) {
+                        continue;
+                    }
+                    node.counters.expired_drops.add(1);
+                    self.done(Logged { sid, partition }, entry.mid, Why::Expired, node.wall());
+                }
+            }
+        }
     }
 
     /// Forgets the wills that can't be published again.
@@ -243,8 +289,8 @@ impl SessionLog {
             let state = partition.state.lock();
             let mine = state.view.heads().filter(|(_, head)| *head.session.node == *self.name);
             let mine = mine.filter(|(_, head)| is_due(&head.session, now)).filter(|(_, head)| {
-                let slot = state.slots.get(&head.session.sid);
-                head.session.phase != Phase::Online || slot.is_none_or(|slot| !slot.mailbox.is_online())
+                let mailbox = state.mailboxes.get(&head.session.sid);
+                head.session.phase != Phase::Online || mailbox.is_none_or(|mailbox| !mailbox.is_online())
             });
             due.extend(mine.map(|(client, _)| client.clone()));
         }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use mqtt_proto::{
     codec::QoS,
-    durable::record::{Key, Phase, Session, Subscription, Value},
+    durable::record::{Content, Key, Phase, QueuedMessage, Recipient, Session, Subscription, Value},
     message::MessageId,
 };
 
@@ -42,8 +42,8 @@ async fn node(log: &Arc<EmbeddedLog>) -> Arc<Node> {
     }
 }
 
-/// Writes what a process run leaves behind that dies with all its devices online.
-fn write(log: &dyn Log, sessions: &SessionLog, now: u64) {
+/// Writes what a process run leaves behind: sessions whose devices were online, or had left.
+fn write(log: &dyn Log, sessions: &SessionLog, now: u64, phase: Phase) {
     for number in 0..SESSIONS {
         let client = format!("meter-{number}");
         let nonce = MessageId { boot: 1, counter: number + 1 };
@@ -52,11 +52,11 @@ fn write(log: &dyn Log, sessions: &SessionLog, now: u64) {
             generation: now,
             sequence: 0,
             won: false,
-            phase: Phase::Online,
+            phase,
             sid: nonce,
             boot: 1,
             since: now,
-            expires_at: 0,
+            expires_at: now + 3_600_000,
             expiry: 3600,
             sent_below: 0,
             node: PLACE.node.into(),
@@ -65,15 +65,7 @@ fn write(log: &dyn Log, sessions: &SessionLog, now: u64) {
             protocol: 4,
             will: None,
         };
-        let append = |key: Key, value: Value<'_>| {
-            let record = Record {
-                key: Some(key.encode().into()),
-                value: Some(value.encode().into()),
-                headers: Vec::new(),
-                created: i64::try_from(now).unwrap(),
-            };
-            log.append(&sessions.topic, partition, record, Completion { sink: Arc::new(Nobody), token: 0 });
-        };
+        let append = |key: Key, value: Value<'_>| append(log, sessions, partition, now, key, value);
         append(Key::Session { nonce, client: (&*client).into() }, Value::Session(Box::new(session)));
         for filter in 0..FILTERS {
             let key =
@@ -91,12 +83,93 @@ fn write(log: &dyn Log, sessions: &SessionLog, now: u64) {
     }
 }
 
+fn append(log: &dyn Log, sessions: &SessionLog, partition: u32, now: u64, key: Key, value: Value<'_>) {
+    let record = Record {
+        key: Some(key.encode().into()),
+        value: Some(value.encode().into()),
+        headers: Vec::new(),
+        created: i64::try_from(now).unwrap(),
+    };
+    log.append(&sessions.topic, partition, record, Completion { sink: Arc::new(Nobody), token: 0 });
+}
+
+/// Messages for the first session, in the order of these: how surely, and when they expire.
+fn write_messages(log: &dyn Log, sessions: &SessionLog, now: u64, messages: &[(QoS, Option<u64>)]) {
+    let sid = MessageId { boot: 1, counter: 1 };
+    let partition = sessions.partition_of("meter-0");
+    for (counter, &(qos, expires_at)) in (1..).zip(messages) {
+        let recipients = vec![Recipient { sid, qos, retain: false, subscription_ids: None }];
+        let content =
+            Content { qos, retain: false, expires_at, forwarded: &[], topic: "meter-0/0/x", payload: b"x" };
+        let message = QueuedMessage { once: qos == QoS::ExactlyOnce, group: None, recipients, content };
+        let mid = MessageId { boot: 2, counter };
+        append(log, sessions, partition, now, Key::Message { mid, boot: 2, chunk: counter }, {
+            Value::Message(message)
+        });
+    }
+}
+
+/// Waits until what happens in the log has made this true.
+async fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let wait = async {
+        while !is_so() {
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    };
+    assert!(tokio::time::timeout(std::time::Duration::from_secs(60), wait).await.is_ok(), "{what}");
+}
+
+#[tokio::test]
+async fn what_has_expired_goes_though_its_device_does_not_come() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = EmbeddedLog::open(dir.path(), EmbeddedOptions::default()).unwrap();
+    let first = node(&log).await;
+    let now = first.now();
+    write(&*log, &first.sessions, now, Phase::Offline);
+    let (past, future) = (Some(now - 1), Some(now + 3_600_000));
+    let messages = [
+        (QoS::AtLeastOnce, past),
+        (QoS::AtLeastOnce, None),
+        (QoS::ExactlyOnce, past),
+        (QoS::AtLeastOnce, future),
+    ];
+    write_messages(&*log, &first.sessions, now, &messages);
+    drop(first);
+    let node = node(&log).await;
+    let tasks: Vec<_> = crate::server::background(&node).into_iter().map(tokio::spawn).collect();
+    let waits = || -> Vec<u64> {
+        let of = |state: &mut super::State| {
+            let (_, session) = state.view.session(MessageId { boot: 1, counter: 1 }).unwrap();
+            session.queue().values().map(|entry| entry.mid.counter).collect()
+        };
+        node.sessions.with(node.sessions.partition_of("meter-0"), of).unwrap()
+    };
+    assert_eq!(waits(), [1, 2, 3, 4]);
+    node.sessions.expire(&node);
+    wait_until("the expired ones go", || waits() == [2, 4]).await;
+    assert_eq!(node.counters.expired_drops.get(), 2);
+    node.sessions.expire(&node);
+    assert_eq!(node.counters.expired_drops.get(), 2);
+    tasks.iter().for_each(|task| task.abort());
+}
+
+#[tokio::test]
+async fn each_run_of_a_node_has_a_higher_number() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = EmbeddedLog::open(dir.path(), EmbeddedOptions::default()).unwrap();
+    for number in 1..4 {
+        let node = node(&log).await;
+        let of = |state: &mut super::State| state.view.runs().number(node.boot);
+        assert_eq!(node.sessions.with(0, of), Some(Some(number)));
+    }
+}
+
 #[tokio::test]
 async fn a_start_finds_every_session_with_its_subscriptions_and_takes_over_what_was_online() {
     let dir = tempfile::tempdir().unwrap();
     let log = EmbeddedLog::open(dir.path(), EmbeddedOptions::default()).unwrap();
     let first = node(&log).await;
-    write(&*log, &first.sessions, first.now());
+    write(&*log, &first.sessions, first.now(), Phase::Online);
     drop(first);
     log.close().await;
     drop(log);
@@ -112,12 +185,7 @@ async fn a_start_finds_every_session_with_its_subscriptions_and_takes_over_what_
         let lines = node.sessions.summaries();
         lines.iter().flatten().filter(|line| line.contains(": Online")).count()
     };
-    let offline = async {
-        while online() > 0 {
-            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-        }
-    };
-    tokio::time::timeout(std::time::Duration::from_secs(60), offline).await.unwrap();
+    wait_until("nobody is online", || online() == 0).await;
     tasks.iter().for_each(|task| task.abort());
     assert_eq!(node.sessions.live(), usize::try_from(SESSIONS).unwrap());
 }

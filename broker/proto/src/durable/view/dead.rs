@@ -3,7 +3,7 @@
 //! Each call names some keys. The caller deletes them, waits until it has read that back, and asks again: for some may go
 //! only once others are gone.
 
-use super::{Message, View};
+use super::{View, progress::Told};
 use crate::{
     durable::record::{Key, Phase, Progress},
     message::{MessageId, Millis},
@@ -19,19 +19,9 @@ impl View {
         let mut dead = Vec::new();
         self.dead_claims(now, most, &mut dead);
         self.dead_of_sessions(now, most, &mut dead);
-        for (mid, message) in &self.messages {
-            if dead.len() >= most {
-                break;
-            }
-            self.dead_of_message(*mid, message, now, &names, &mut dead);
-        }
-        dead.extend(
-            self.ticks
-                .iter()
-                .map(|(boot, _)| *boot)
-                .filter(|boot| self.is_replaced(*boot))
-                .map(|boot| Key::Tick { boot }),
-        );
+        self.dead_messages(most, &mut dead);
+        self.dead_progress(now, most, &names, &mut dead);
+        dead.extend(self.runs.replaced().map(|boot| Key::Tick { boot }));
         dead.truncate(most);
         dead
     }
@@ -65,21 +55,21 @@ impl View {
             }
             let lives = session.client.is_some();
             let lower = |filter: &str, generation| {
-                session.filters.iter().any(|r| r.generation > generation && *r.filter == *filter)
+                session.filters.highest(filter).is_some_and(|highest| highest.generation > generation)
             };
-            let any_lower = session.filters.iter().any(|r| lower(&r.filter, r.generation));
+            let any_lower = session.filters.iter().any(|r| lower(r.filter, r.generation));
             dead.extend(
                 session
                     .filters
                     .iter()
                     .filter(|r| {
-                        let is_lower = lower(&r.filter, r.generation);
+                        let is_lower = lower(r.filter, r.generation);
                         // The one that says off must outlive those that it overrides.
                         let long_off =
                             !any_lower && !r.subscription.on && now.saturating_sub(r.created) >= KEPT;
                         !lives || is_lower || long_off
                     })
-                    .map(|r| Key::Filter { sid: *sid, generation: r.generation, filter: r.filter.clone() }),
+                    .map(|r| Key::Filter { sid: *sid, generation: r.generation, filter: r.filter.into() }),
             );
             let of_lower = |r: &&super::InboundRecord| {
                 let overridden =
@@ -94,29 +84,31 @@ impl View {
         }
     }
 
-    /// The message once it waits for nobody; then what says how far anybody was.
-    fn dead_of_message(
-        &self,
-        mid: MessageId,
-        message: &Message,
-        now: u32,
-        names: &impl Fn(MessageId) -> bool,
-        dead: &mut Vec<Key>,
-    ) {
-        let lives = |sid: &MessageId| self.session(*sid).is_some();
-        let waits =
-            |sid: &MessageId| lives(sid) && !matches!(message.progress_of(*sid), Some(Progress::Done(_)));
-        let may_return =
-            |copy: &super::queue::Copy| copy.once && (now.saturating_sub(copy.created) < KEPT || names(mid));
-        let finished = |copy: &&super::queue::Copy| !copy.recipients.iter().any(waits) && !may_return(copy);
-        // All copies, or none: what is left of them must not wait for anybody again.
-        if message.copies.iter().all(|copy| finished(&copy)) {
-            dead.extend(message.copies.iter().map(|c| Key::Message { mid, boot: c.boot, chunk: c.chunk }));
+    /// A message once it waits for nobody.
+    fn dead_messages(&self, most: usize, dead: &mut Vec<Key>) {
+        for (&mid, message) in &self.messages {
+            if dead.len() >= most {
+                return;
+            }
+            let waits = |sid: &MessageId| {
+                self.session(*sid).is_some()
+                    && !matches!(self.progress.of(mid, *sid), Some(Progress::Done(_)))
+            };
+            // All copies, or none: what is left of them must not wait for anybody again.
+            if !message.copies.iter().any(|copy| copy.recipients.iter().any(waits)) {
+                let copies = message.copies.iter();
+                dead.extend(copies.map(|c| Key::Message { mid, boot: c.boot, chunk: c.chunk }));
+            }
         }
-        if message.copies.is_empty() && !names(mid) {
-            // A late repeat of the message must find what was done.
-            let old = message.progress.iter().filter(|told| now.saturating_sub(told.created) >= KEPT);
-            dead.extend(old.map(|told| Key::Progress { mid, sid: told.sid, boot: told.boot }));
-        }
+    }
+
+    /// What says how far anybody was, once the message is gone. A late repeat of it must find what was done, and so must one
+    /// that its publisher may still ask for.
+    fn dead_progress(&self, now: u32, most: usize, names: &impl Fn(MessageId) -> bool, dead: &mut Vec<Key>) {
+        let is_old = |told: &Told| now.saturating_sub(told.created) >= KEPT;
+        let old = self.progress.iter().filter(|(_, _, told)| is_old(told));
+        let gone = old.filter(|(mid, ..)| !self.messages.contains_key(mid) && !names(*mid));
+        let gone = gone.map(|(mid, sid, told)| Key::Progress { mid, sid, boot: told.boot });
+        dead.extend(gone.take(most.saturating_sub(dead.len())));
     }
 }

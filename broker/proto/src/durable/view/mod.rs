@@ -28,23 +28,32 @@
 //! message ids would not do: a message that its client repeats to a later run keeps its id, and stands behind others.
 
 mod dead;
+mod filters;
+mod names;
 #[cfg(test)]
 mod order_tests;
+mod progress;
 mod queue;
+mod rare;
 mod summary;
 #[cfg(test)]
 mod tests;
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    sync::Arc,
-};
+use std::{collections::HashMap, sync::Arc};
 
 use foldhash::fast::FixedState;
 
 pub use self::queue::{Entry, Message};
-use super::record::{
-    Boot, Generation, Identity, Inbound, Key, Offset, Phase, Session, Subscription, Value, Why,
+use self::{
+    filters::{FilterRecord, Filters},
+    names::Names,
+    progress::AllProgress,
+    queue::Queue,
+    rare::Rare,
+};
+use super::{
+    record::{Generation, Identity, Inbound, Key, Offset, Phase, Session, Subscription, Value, Why},
+    runs::Runs,
 };
 use crate::message::{MessageId, Millis};
 
@@ -57,10 +66,12 @@ pub struct View {
     clients: Map<Arc<str>, Client>,
     sessions: Map<MessageId, SessionState>,
     messages: Map<MessageId, Message>,
+    progress: AllProgress,
     /// Messages that an `R` names, and how many do.
     inbound: Map<MessageId, u32>,
-    /// Process runs and the names of their nodes, in the order in which they began.
-    ticks: Vec<(Boot, Box<str>)>,
+    runs: Runs,
+    /// Of nodes and users.
+    names: Names,
     #[cfg(test)]
     mutation: Option<Mutation>,
 }
@@ -77,7 +88,7 @@ enum Mutation {
 struct Client {
     head: Option<Head>,
     /// Records that are not the head's.
-    others: Vec<Other>,
+    others: Rare<Other>,
     /// Another's record was read behind the head's.
     overtaken: bool,
 }
@@ -101,19 +112,10 @@ pub struct Head {
 pub struct SessionState {
     /// Of the client whose head names it.
     client: Option<Arc<str>>,
-    filters: Vec<FilterRecord>,
-    inbound: Vec<InboundRecord>,
-    /// By the offset at which it was first read.
-    queue: BTreeMap<Offset, Entry>,
-}
-
-#[derive(Debug)]
-struct FilterRecord {
-    filter: Box<str>,
-    generation: Generation,
-    subscription: Subscription,
-    /// Seconds since the Unix epoch.
-    created: u32,
+    filters: Filters,
+    inbound: Rare<InboundRecord>,
+    /// There as long as anything waits.
+    queue: Option<Box<Queue>>,
 }
 
 #[derive(Debug)]
@@ -128,46 +130,19 @@ struct InboundRecord {
 pub enum Change {
     /// Another head: the claim of this nonce took effect, and the one before it lost the client. `ended`: the session that the former
     /// head named, if that is over.
-    Claimed {
-        client: Arc<str>,
-        nonce: MessageId,
-        before: Option<MessageId>,
-        ended: Option<MessageId>,
-    },
+    Claimed { client: Arc<str>, nonce: MessageId, before: Option<MessageId>, ended: Option<MessageId> },
     /// The head wrote its record once more. `ended` as above.
-    Rewritten {
-        client: Arc<str>,
-        ended: Option<MessageId>,
-    },
+    Rewritten { client: Arc<str>, ended: Option<MessageId> },
     /// This claim has no effect, and never will.
-    Void {
-        client: Arc<str>,
-        nonce: MessageId,
-    },
+    Void { client: Arc<str>, nonce: MessageId },
     /// A subscription of a session that lives is on or off now.
-    Filter {
-        sid: MessageId,
-        filter: Box<str>,
-    },
+    Filter { sid: MessageId, filter: Box<str> },
     /// A message waits for this session, at this place in its queue.
-    Queued {
-        sid: MessageId,
-        order: Offset,
-    },
+    Queued { sid: MessageId, order: Offset },
     /// The session's device has taken a QoS 2 message.
-    Received {
-        sid: MessageId,
-        mid: MessageId,
-    },
+    Received { sid: MessageId, mid: MessageId },
     /// A message no longer waits.
-    Finished {
-        sid: MessageId,
-        mid: MessageId,
-        why: Why,
-    },
-    Ticked {
-        boot: Boot,
-    },
+    Finished { sid: MessageId, mid: MessageId, why: Why },
 }
 
 impl View {
@@ -202,21 +177,16 @@ impl View {
                 self.inbound_written(sid, generation, packet_id, value);
             }
             (Key::Message { mid, boot, chunk }, Some(Value::Message(message))) => {
-                let copy = queue::Copy::new(boot, chunk, offset, seconds, size, &message);
+                let copy = queue::Copy::new(boot, chunk, offset, size, &message);
                 self.message_written(mid, copy, &message, changes);
             }
             (Key::Message { mid, boot, chunk }, None) => self.message_deleted(mid, boot, chunk, changes),
             (Key::Progress { mid, sid, boot }, Some(Value::Progress(progress))) => {
                 self.progress_written(mid, sid, boot, progress, seconds, changes);
             }
-            (Key::Progress { mid, sid, boot }, None) => self.progress_deleted(mid, sid, boot),
-            (Key::Tick { boot }, Some(Value::Tick { node })) => {
-                if !self.ticks.iter().any(|(ticked, _)| *ticked == boot) {
-                    self.ticks.push((boot, node.into()));
-                }
-                changes.push(Change::Ticked { boot });
-            }
-            (Key::Tick { boot }, None) => self.ticks.retain(|(ticked, _)| *ticked != boot),
+            (Key::Progress { mid, sid, boot }, None) => self.progress.forget(mid, sid, boot),
+            (Key::Tick { boot }, Some(Value::Tick { node, run })) => self.runs.began(boot, node, run),
+            (Key::Tick { boot }, None) => self.runs.gone(boot),
             // Retained messages have a topic of their own, an identity is never deleted, and a value is of its key's kind.
             _ => {}
         }
@@ -264,13 +234,9 @@ impl View {
         self.sessions.get(&sid)
     }
 
-    /// Whether a later process run has the name of this one.
-    pub fn is_replaced(&self, boot: Boot) -> bool {
-        let at = self.ticks.iter().position(|(ticked, _)| *ticked == boot);
-        at.and_then(|at| self.ticks.get(at..)).is_some_and(|from| match from {
-            [(_, name), later @ ..] => later.iter().any(|(_, other)| other == name),
-            [] => false,
-        })
+    /// The process runs that have begun.
+    pub fn runs(&self) -> &Runs {
+        &self.runs
     }
 
     /// Sessions that live.
@@ -302,9 +268,11 @@ impl View {
         &mut self,
         nonce: MessageId,
         name: &str,
-        session: Box<Session>,
+        mut session: Box<Session>,
         changes: &mut Vec<Change>,
     ) {
+        self.names.share(&mut session.node);
+        self.names.share(&mut session.user);
         let name: Arc<str> = match self.clients.get_key_value(name) {
             Some((known, _)) => known.clone(),
             None => name.into(),
@@ -337,7 +305,7 @@ impl View {
             }
             return;
         }
-        client.others.retain(|other| other.nonce != nonce);
+        client.others.retain(|other| other.nonce != nonce, drop);
         client.overtaken &= client.head.as_ref().is_some_and(|head| head.nonce == nonce);
         let (sid, generation, lives) = (session.sid, session.generation, session.phase != Phase::Ended);
         let former = client.head.replace(Head { nonce, session });
@@ -367,7 +335,7 @@ impl View {
 
     fn session_deleted(&mut self, nonce: MessageId, name: &str, changes: &mut Vec<Change>) {
         let Some(client) = self.clients.get_mut(name) else { return };
-        client.others.retain(|other| other.nonce != nonce);
+        client.others.retain(|other| other.nonce != nonce, drop);
         if let Some(head) = client.head.take_if(|head| head.nonce == nonce) {
             // By the rules it has ended before.
             let lived = head.session.phase != Phase::Ended;
@@ -400,20 +368,11 @@ impl View {
         changes: &mut Vec<Change>,
     ) {
         let session = self.sessions.entry(sid).or_default();
-        let known = session.filters.iter_mut().find(|r| r.generation == generation && r.filter == filter);
-        match known {
-            Some(known) if known.subscription.sequence >= subscription.sequence => return,
-            Some(known) => (known.subscription, known.created) = (subscription, created),
-            None => {
-                session.filters.reserve_exact(1);
-                session.filters.push(FilterRecord {
-                    filter: filter.clone(),
-                    generation,
-                    subscription,
-                    created,
-                });
-            }
+        let known = session.filters.get(&filter, generation);
+        if known.is_some_and(|known| known.subscription.sequence >= subscription.sequence) {
+            return;
         }
+        session.filters.put(FilterRecord { filter: &filter, generation, subscription, created });
         if session.client.is_some() {
             changes.push(Change::Filter { sid, filter });
         }
@@ -427,9 +386,7 @@ impl View {
         changes: &mut Vec<Change>,
     ) {
         let Some(session) = self.sessions.get_mut(&sid) else { return };
-        let before = session.filters.len();
-        session.filters.retain(|r| !(r.generation == generation && *r.filter == *filter));
-        if session.client.is_some() && session.filters.len() < before {
+        if session.filters.remove(filter, generation) && session.client.is_some() {
             changes.push(Change::Filter { sid, filter: filter.into() });
         }
         self.tidy(sid);
@@ -444,14 +401,15 @@ impl View {
     ) {
         let session = self.sessions.entry(sid).or_default();
         let is_it = |r: &InboundRecord| r.generation == generation && r.packet_id == packet_id;
-        for former in session.inbound.extract_if(.., |r| is_it(r)) {
+        let gone = |former: InboundRecord| {
             if let Some(count) = self.inbound.get_mut(&former.inbound.mid) {
                 *count -= 1;
                 if *count == 0 {
                     self.inbound.remove(&former.inbound.mid);
                 }
             }
-        }
+        };
+        session.inbound.retain(|r| !is_it(r), gone);
         if let Some(inbound) = value {
             *self.inbound.entry(inbound.mid).or_default() += 1;
             session.inbound.push(InboundRecord { generation, packet_id, inbound });
@@ -462,7 +420,7 @@ impl View {
     /// Forgets a session of which nothing is in the log.
     fn tidy(&mut self, sid: MessageId) {
         let empty = |s: &SessionState| {
-            s.client.is_none() && s.filters.is_empty() && s.inbound.is_empty() && s.queue.is_empty()
+            s.client.is_none() && s.filters.is_empty() && s.inbound.is_empty() && s.queue.is_none()
         };
         if self.sessions.get(&sid).is_some_and(empty) {
             self.sessions.remove(&sid);
@@ -490,21 +448,15 @@ impl Client {
 impl SessionState {
     /// The subscription on a filter, if it is on, and the generation and sequence of its record.
     pub fn filter(&self, filter: &str) -> Option<(Generation, Subscription)> {
-        let records = self.filters.iter().filter(|record| *record.filter == *filter);
-        let highest = records.max_by_key(|record| record.generation)?;
+        let highest = self.filters.highest(filter)?;
         Some((highest.generation, highest.subscription))
     }
 
     /// The subscriptions that are on.
     pub fn subscriptions(&self) -> impl Iterator<Item = (&str, Subscription)> {
-        let is_highest = |record: &&FilterRecord| {
-            !self
-                .filters
-                .iter()
-                .any(|other| other.generation > record.generation && other.filter == record.filter)
-        };
-        let on = self.filters.iter().filter(is_highest).filter(|record| record.subscription.on);
-        on.map(|record| (&*record.filter, record.subscription))
+        let is_highest = |record: &FilterRecord<'_>| self.filters.highest(record.filter) == Some(*record);
+        let on = self.filters.iter().filter(|record| record.subscription.on).filter(is_highest);
+        on.map(|record| (record.filter, record.subscription))
     }
 
     /// The QoS 2 publishes that are not released, with packet identifier and generation.
@@ -526,25 +478,6 @@ impl SessionState {
 
     /// Every filter of which anything is in the log.
     pub fn filters(&self) -> impl Iterator<Item = &str> {
-        self.filters.iter().map(|record| &*record.filter)
-    }
-
-    /// What waits, by the offset at which this reader met it first.
-    pub fn queue(&self) -> &BTreeMap<Offset, Entry> {
-        &self.queue
-    }
-
-    /// What waits, in the order in which it is to be delivered.
-    pub fn in_order(&self) -> Vec<&Entry> {
-        let mut of_run: BTreeMap<Boot, Vec<&Entry>> = BTreeMap::new();
-        for entry in self.queue.values() {
-            of_run.entry(entry.writing.boot).or_default().push(entry);
-        }
-        for entries in of_run.values_mut() {
-            entries.sort_by_key(|entry| std::cmp::Reverse(entry.writing));
-        }
-        // Each place in the queue goes to the next message of the run whose message was met there.
-        let next = |entry: &Entry| of_run.get_mut(&entry.writing.boot).and_then(Vec::pop);
-        self.queue.values().filter_map(next).collect()
+        self.filters.iter().map(|record| record.filter)
     }
 }

@@ -3,7 +3,7 @@
 use super::{tests::session_of, *};
 use crate::{
     codec::QoS,
-    durable::record::{Content, QueuedMessage, Recipient},
+    durable::record::{Boot, Content, QueuedMessage, Recipient},
 };
 
 #[test]

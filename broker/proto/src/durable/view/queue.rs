@@ -1,8 +1,10 @@
-//! Messages: which copies of one are in the log, whom they wait for, and how far each of those is.
+//! Messages: which copies of one are in the log, and whom they wait for. [`super::progress`] has how far each of those is.
+
+use std::collections::BTreeMap;
 
 use smallvec::SmallVec;
 
-use super::{Change, Mutation, SessionState, View};
+use super::{Change, Mutation, SessionState, View, progress::Told};
 use crate::{
     codec::QoS,
     durable::record::{Boot, Offset, Progress, QueuedMessage, Why},
@@ -29,6 +31,28 @@ pub struct Entry {
     pub(super) writing: Writing,
 }
 
+/// What waits for one session.
+#[derive(Debug)]
+pub(super) struct Queue {
+    /// By the offset at which each was first read.
+    entries: BTreeMap<Offset, Entry>,
+    /// Nothing expires before.
+    first_expiry: Millis,
+}
+
+impl Default for Queue {
+    fn default() -> Self {
+        Queue { entries: BTreeMap::new(), first_expiry: Millis::MAX }
+    }
+}
+
+impl Queue {
+    fn put(&mut self, order: Offset, entry: Entry) {
+        self.first_expiry = self.first_expiry.min(entry.expires_at.unwrap_or(Millis::MAX));
+        self.entries.insert(order, entry);
+    }
+}
+
 /// Which of its records a process run wrote: the `chunk` of an `M` rises with each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Writing {
@@ -40,16 +64,6 @@ pub(super) struct Writing {
 #[derive(Debug, Default)]
 pub struct Message {
     pub(super) copies: SmallVec<[Copy; 1]>,
-    pub(super) progress: Vec<Told>,
-}
-
-/// What one process run told about one recipient.
-#[derive(Debug)]
-pub(super) struct Told {
-    pub(super) sid: MessageId,
-    pub(super) boot: Boot,
-    pub(super) progress: Progress,
-    pub(super) created: u32,
 }
 
 #[derive(Debug)]
@@ -58,7 +72,6 @@ pub(super) struct Copy {
     pub(super) chunk: u64,
     /// Of its latest occurrence: compaction may take the former ones.
     pub(super) offset: Offset,
-    pub(super) created: u32,
     pub(super) size: u32,
     pub(super) once: bool,
     pub(super) recipients: Box<[MessageId]>,
@@ -69,7 +82,6 @@ impl Copy {
         boot: Boot,
         chunk: u64,
         offset: Offset,
-        created: u32,
         size: usize,
         message: &QueuedMessage<'_>,
     ) -> Copy {
@@ -77,7 +89,6 @@ impl Copy {
             boot,
             chunk,
             offset,
-            created,
             size: u32::try_from(size).unwrap_or(u32::MAX),
             once: message.once,
             recipients: message.recipients.iter().map(|recipient| recipient.sid).collect(),
@@ -98,13 +109,31 @@ impl Message {
     pub(super) fn is_repeated(&self) -> bool {
         self.copies.len() > 1
     }
-
-    pub(super) fn progress_of(&self, sid: MessageId) -> Option<Progress> {
-        self.progress.iter().filter(|told| told.sid == sid).map(|told| told.progress).max()
-    }
 }
 
 impl View {
+    /// Live sessions for which something may wait that has expired.
+    pub fn with_expired(&self, now: Millis) -> impl Iterator<Item = MessageId> {
+        let some = self
+            .sessions
+            .iter()
+            .filter(move |(_, session)| session.client.is_some() && session.may_have_expired(now));
+        some.map(|(sid, _)| *sid)
+    }
+
+    /// What waits for a session and has expired, by the places in its queue. Until more expires the session is none of
+    /// [`Self::with_expired`].
+    pub fn expired(&mut self, sid: MessageId, now: Millis) -> Vec<(Offset, Entry)> {
+        let Some(queue) = self.sessions.get_mut(&sid).and_then(|session| session.queue.as_mut()) else {
+            return Vec::new();
+        };
+        let expiries = queue.entries.values().filter_map(|entry| entry.expires_at);
+        queue.first_expiry = expiries.filter(|at| *at > now).min().unwrap_or(Millis::MAX);
+        let is_expired = |(_, entry): &(&Offset, &Entry)| entry.expires_at.is_some_and(|at| at <= now);
+        let expired = queue.entries.iter().filter(is_expired);
+        expired.map(|(order, entry)| (*order, entry.clone())).collect()
+    }
+
     pub(super) fn message_written(
         &mut self,
         mid: MessageId,
@@ -125,7 +154,7 @@ impl View {
             None => message.copies.push(copy),
         }
         for recipient in &written.recipients {
-            let progress = message.progress_of(recipient.sid);
+            let progress = self.progress.of(mid, recipient.sid);
             if matches!(progress, Some(Progress::Done(_))) && !forgets {
                 continue;
             }
@@ -150,7 +179,7 @@ impl View {
                 once: written.once,
                 writing,
             };
-            session.queue.insert(offset, entry);
+            session.queue.get_or_insert_default().put(offset, entry);
             if session.client.is_some() {
                 changes.push(Change::Queued { sid: recipient.sid, order: offset });
             }
@@ -184,7 +213,7 @@ impl View {
                 }
             }
         }
-        if message.copies.is_empty() && message.progress.is_empty() {
+        if message.copies.is_empty() {
             self.messages.remove(&mid);
         }
         finished.into_iter().for_each(|sid| self.tidy(sid));
@@ -199,15 +228,8 @@ impl View {
         created: u32,
         changes: &mut Vec<Change>,
     ) {
-        let message = self.messages.entry(mid).or_default();
-        match message.progress.iter_mut().find(|told| (told.sid, told.boot) == (sid, boot)) {
-            Some(told) => {
-                told.progress = progress.max(told.progress);
-                told.created = told.created.max(created);
-            }
-            None => message.progress.push(Told { sid, boot, progress, created }),
-        }
-        let progress = message.progress_of(sid);
+        self.progress.tell(mid, sid, Told { boot, progress, created });
+        let progress = self.progress.of(mid, sid);
         let Some(session) = self.sessions.get_mut(&sid) else { return };
         let lives = session.client.is_some();
         match progress {
@@ -226,24 +248,46 @@ impl View {
             None => {}
         }
     }
-
-    pub(super) fn progress_deleted(&mut self, mid: MessageId, sid: MessageId, boot: Boot) {
-        let Some(message) = self.messages.get_mut(&mid) else { return };
-        message.progress.retain(|told| (told.sid, told.boot) != (sid, boot));
-        if message.copies.is_empty() && message.progress.is_empty() {
-            self.messages.remove(&mid);
-        }
-    }
 }
 
 impl SessionState {
+    /// What waits, by the offset at which this reader met it first.
+    pub fn queue(&self) -> &BTreeMap<Offset, Entry> {
+        static EMPTY: BTreeMap<Offset, Entry> = BTreeMap::new();
+        self.queue.as_ref().map_or(&EMPTY, |queue| &queue.entries)
+    }
+
+    /// What waits, in the order in which it is to be delivered.
+    pub fn in_order(&self) -> Vec<&Entry> {
+        let mut of_run: BTreeMap<Boot, Vec<&Entry>> = BTreeMap::new();
+        for entry in self.queue().values() {
+            of_run.entry(entry.writing.boot).or_default().push(entry);
+        }
+        for entries in of_run.values_mut() {
+            entries.sort_by_key(|entry| std::cmp::Reverse(entry.writing));
+        }
+        // Each place in the queue goes to the next message of the run whose message was met there.
+        let next = |entry: &Entry| of_run.get_mut(&entry.writing.boot).and_then(Vec::pop);
+        self.queue().values().filter_map(next).collect()
+    }
+
+    /// Whether anything that waits may have expired.
+    pub fn may_have_expired(&self, now: Millis) -> bool {
+        self.queue.as_ref().is_some_and(|queue| queue.first_expiry <= now)
+    }
+
     /// The oldest are finished first, mostly: the search ends soon.
     fn entry(&mut self, mid: MessageId) -> Option<&mut Entry> {
-        self.queue.values_mut().find(|entry| entry.mid == mid)
+        self.queue.as_mut()?.entries.values_mut().find(|entry| entry.mid == mid)
     }
 
     fn finish(&mut self, mid: MessageId) -> bool {
-        let order = self.queue.iter().find(|(_, entry)| entry.mid == mid).map(|(order, _)| *order);
-        order.is_some_and(|order| self.queue.remove(&order).is_some())
+        let Some(queue) = &mut self.queue else { return false };
+        let order = queue.entries.iter().find(|(_, entry)| entry.mid == mid).map(|(order, _)| *order);
+        let finished = order.is_some_and(|order| queue.entries.remove(&order).is_some());
+        if queue.entries.is_empty() {
+            self.queue = None;
+        }
+        finished
     }
 }

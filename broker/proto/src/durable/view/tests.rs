@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, HashMap};
 use super::*;
 use crate::{
     codec::QoS,
-    durable::record::{self, Content, Progress, QueuedMessage, Recipient},
+    durable::record::{self, Boot, Content, Progress, QueuedMessage, Recipient},
     test_random::Random,
 };
 
@@ -31,7 +31,7 @@ struct Node {
     next: usize,
     counter: u64,
     /// What it wrote last under keys that are written more than once.
-    sequences: HashMap<Key, u32>,
+    sequences: HashMap<Key, u64>,
     /// Claims that it has written the end of: it never writes anything else about them.
     over: Vec<MessageId>,
 }
@@ -151,7 +151,7 @@ impl World {
         }
     }
 
-    fn sequence(&mut self, node: usize, key: &Key) -> u32 {
+    fn sequence(&mut self, node: usize, key: &Key) -> u64 {
         let sequence = self.nodes[node].sequences.entry(key.clone()).or_default();
         *sequence += 1;
         *sequence

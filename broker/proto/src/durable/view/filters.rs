@@ -1,0 +1,232 @@
+//! The records of one session's subscriptions, in as little memory as they need: there may be a hundred thousand sessions,
+//! most with a few subscriptions that hardly ever change.
+
+use std::collections::{BTreeMap, btree_map};
+
+use crate::{
+    codec::QoS,
+    durable::{
+        bytes::{Reader, Writer},
+        record::{Generation, Subscription},
+    },
+};
+
+/// One record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct FilterRecord<'a> {
+    pub(super) filter: &'a str,
+    pub(super) generation: Generation,
+    pub(super) subscription: Subscription,
+    /// Seconds since the Unix epoch.
+    pub(super) created: u32,
+}
+
+/// See the module. A filter has a record for each generation that wrote one.
+#[derive(Debug)]
+pub(super) enum Filters {
+    /// One after another, in bytes.
+    Few(Box<[u8]>),
+    Many(Box<Many>),
+}
+
+type Many = BTreeMap<(Box<str>, Generation), (Subscription, u32)>;
+
+/// Up to here it is as quick to read all as to search.
+const FEW: usize = 8;
+
+impl Default for Filters {
+    fn default() -> Self {
+        Filters::Few(Box::default())
+    }
+}
+
+impl Filters {
+    pub(super) fn is_empty(&self) -> bool {
+        match self {
+            Filters::Few(packed) => packed.is_empty(),
+            Filters::Many(many) => many.is_empty(),
+        }
+    }
+
+    pub(super) fn iter(&self) -> Iter<'_> {
+        match self {
+            Filters::Few(packed) => Iter::Few(Reader(packed)),
+            Filters::Many(many) => Iter::Many(many.iter()),
+        }
+    }
+
+    pub(super) fn get(&self, filter: &str, generation: Generation) -> Option<FilterRecord<'_>> {
+        self.of(filter).find(|record| record.generation == generation)
+    }
+
+    /// The record of a filter that counts.
+    pub(super) fn highest(&self, filter: &str) -> Option<FilterRecord<'_>> {
+        self.of(filter).max_by_key(|record| record.generation)
+    }
+
+    /// Keeps this record, in the place of that with the same filter and generation.
+    pub(super) fn put(&mut self, record: FilterRecord<'_>) {
+        let (others, known) = match self {
+            Filters::Many(many) => {
+                let key = (record.filter.into(), record.generation);
+                many.insert(key, (record.subscription, record.created));
+                return;
+            }
+            Filters::Few(packed) => (Iter::Few(Reader(packed)), packed.len()),
+        };
+        let is_other = |other: &FilterRecord<'_>| !other.is_of(record.filter, record.generation);
+        if others.clone().filter(is_other).count() < FEW {
+            let mut packed = Writer(Vec::with_capacity(known + RECORD + record.filter.len()));
+            others.filter(is_other).chain([record]).for_each(|record| record.pack(&mut packed));
+            *self = Filters::Few(packed.0.into());
+            return;
+        }
+        let all = others
+            .chain([record])
+            .map(|record| ((record.filter.into(), record.generation), (record.subscription, record.created)));
+        *self = Filters::Many(Box::new(all.collect()));
+    }
+
+    /// True if it was there.
+    pub(super) fn remove(&mut self, filter: &str, generation: Generation) -> bool {
+        if self.get(filter, generation).is_none() {
+            return false;
+        }
+        match self {
+            Filters::Many(many) => drop(many.remove(&(filter.into(), generation))),
+            Filters::Few(packed) => {
+                let mut rest = Writer(Vec::with_capacity(packed.len()));
+                let others = Iter::Few(Reader(packed)).filter(|record| !record.is_of(filter, generation));
+                others.for_each(|record| record.pack(&mut rest));
+                *packed = rest.0.into();
+            }
+        }
+        if self.is_empty() {
+            *self = Filters::default();
+        }
+        true
+    }
+
+    fn of<'a>(&'a self, filter: &str) -> impl Iterator<Item = FilterRecord<'a>> {
+        let records = match self {
+            Filters::Few(packed) => Iter::Few(Reader(packed)),
+            Filters::Many(many) => {
+                Iter::Of(many.range((filter.into(), 0)..=(filter.into(), Generation::MAX)))
+            }
+        };
+        records.filter(move |record| record.filter == filter)
+    }
+}
+
+/// Bytes of a record besides its filter, at most.
+const RECORD: usize = 27;
+
+impl<'a> FilterRecord<'a> {
+    fn is_of(&self, filter: &str, generation: Generation) -> bool {
+        self.generation == generation && self.filter == filter
+    }
+
+    fn pack(&self, out: &mut Writer) {
+        let Subscription { sequence, on, qos, no_local, retain_as_published, id } = self.subscription;
+        let flags = [on, no_local, retain_as_published, id.is_some()];
+        let flags = flags.iter().fold(qos as u8, |bits, flag| bits << 1 | u8::from(*flag));
+        out.u8(flags);
+        out.u64(self.generation);
+        out.u64(sequence);
+        out.u32(self.created);
+        if let Some(id) = id {
+            out.u32(id);
+        }
+        out.text(self.filter);
+    }
+
+    fn unpack(from: &mut Reader<'a>) -> Option<FilterRecord<'a>> {
+        let flags = from.u8()?;
+        let has = |bit: u8| flags >> bit & 1 == 1;
+        let (generation, sequence, created) = (from.u64()?, from.u64()?, from.u32()?);
+        let id = if has(0) { Some(from.u32()?) } else { None };
+        let subscription = Subscription {
+            sequence,
+            on: has(3),
+            qos: QoS::try_from(flags >> 4).ok()?,
+            no_local: has(2),
+            retain_as_published: has(1),
+            id,
+        };
+        Some(FilterRecord { filter: from.text()?, generation, subscription, created })
+    }
+}
+
+#[derive(Clone)]
+pub(super) enum Iter<'a> {
+    Few(Reader<'a>),
+    Many(btree_map::Iter<'a, (Box<str>, Generation), (Subscription, u32)>),
+    Of(btree_map::Range<'a, (Box<str>, Generation), (Subscription, u32)>),
+}
+
+impl<'a> Iterator for Iter<'a> {
+    type Item = FilterRecord<'a>;
+
+    fn next(&mut self) -> Option<FilterRecord<'a>> {
+        let ((filter, generation), (subscription, created)) = match self {
+            Iter::Few(packed) => return FilterRecord::unpack(packed),
+            Iter::Many(many) => many.next()?,
+            Iter::Of(some) => some.next()?,
+        };
+        let (generation, subscription, created) = (*generation, *subscription, *created);
+        Some(FilterRecord { filter, generation, subscription, created })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::test_random::Random;
+
+    #[test]
+    fn what_was_put_is_found_however_many_there_are() {
+        for seed in 1..=30 {
+            let mut random = Random::new(seed);
+            let (mut filters, mut model) = (Filters::default(), BTreeMap::new());
+            let most = if seed % 2 == 0 { FEW / 2 } else { 4 * FEW };
+            for step in 0..400 {
+                let name = format!("f/{}", random.below(most));
+                let generation = random.below(2) as u64;
+                let grows = random.below(10) < if step < 250 { 8 } else { 2 };
+                if !grows {
+                    let was_there = model.remove(&(name.clone(), generation)).is_some();
+                    assert_eq!(filters.remove(&name, generation), was_there);
+                    continue;
+                }
+                let subscription = Subscription {
+                    sequence: step,
+                    on: random.below(2) == 0,
+                    qos: QoS::try_from(random.below(3) as u8).unwrap(),
+                    no_local: random.below(2) == 0,
+                    retain_as_published: random.below(2) == 0,
+                    id: (random.below(2) == 0).then_some(random.below(1 << 28) as u32),
+                };
+                let created = random.below(1 << 30) as u32;
+                filters.put(FilterRecord { filter: &name, generation, subscription, created });
+                model.insert((name, generation), (subscription, created));
+                let mut all: Vec<_> = filters.iter().collect();
+                all.sort_by_key(|record| (record.filter.to_owned(), record.generation));
+                let expected: Vec<_> = model
+                    .iter()
+                    .map(|((filter, generation), (subscription, created))| FilterRecord {
+                        filter,
+                        generation: *generation,
+                        subscription: *subscription,
+                        created: *created,
+                    })
+                    .collect();
+                assert_eq!(all, expected, "seed {seed} step {step}");
+                for record in expected {
+                    let highest = model.contains_key(&(record.filter.to_owned(), 1)).into();
+                    assert_eq!(filters.highest(record.filter).map(|record| record.generation), Some(highest));
+                    assert_eq!(filters.get(record.filter, record.generation), Some(record));
+                }
+            }
+        }
+    }
+}
