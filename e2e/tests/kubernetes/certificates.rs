@@ -51,6 +51,10 @@ fn a_certificate_comes_late_and_is_renewed_without_a_dropped_connection_and_a_ba
         })?;
         ensure!(shown()? == second.der()?, "a certificate that can't be used is in use");
     }
+    namespace.delete(&format!("secret/{TLS}"))?;
+    let message = meters.told("mqttinstance/meters", "Stalled", "SecretNotFound")?;
+    ensure!(!message.contains("until then"), "pods wait for what they have: {message}");
+    ensure!(shown()? == second.der()?, "what was in force is taken away with its Secret");
     let (third, secret) = certificate(&authority, namespace)?;
     namespace.apply(&secret)?;
     meters.ready("mqttinstance/meters")?;
