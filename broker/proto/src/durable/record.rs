@@ -141,6 +141,9 @@ pub enum Phase {
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct Will {
+    /// Its message's, if that is not the nonce of the claim that it stands in: whoever claimed the client as offline for a holder
+    /// that is over left the will as it was, and it may be published already.
+    pub mid: Option<MessageId>,
     /// Seconds between the close and its publication.
     pub delay: u32,
     /// When it is due, once its connection has closed.

@@ -62,6 +62,7 @@ fn session(random: &mut Random) -> Session {
         protocol: number(random) as u8,
         will: option(random, |random| {
             Box::new(Will {
+                mid: option(random, id),
                 delay: number(random) as u32,
                 due_at: option(random, number),
                 topic: text(random).into(),

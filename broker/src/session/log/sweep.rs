@@ -163,6 +163,10 @@ async fn write(
     let make = |head: Option<&Head>, _| {
         let head = head.filter(|head| head.nonce == nonce)?;
         let mut session = (*head.session).clone();
+        if let Some(will) = &mut session.will {
+            // It may be published already: what says that it is not may be all that a crash took.
+            will.mid.get_or_insert(nonce);
+        }
         edit(&mut session);
         Some(session)
     };
@@ -185,13 +189,14 @@ pub(crate) async fn publish_will(
         notice!(node, refused_publish, client, user, topic, "will refused: not authorized");
         return true;
     }
-    let message = Message::new(nonce, 0, &will.topic, &will.payload, will.qos, will.retain).with_forwarded(
+    let mid = will.mid.unwrap_or(nonce);
+    let message = Message::new(mid, 0, &will.topic, &will.payload, will.qos, will.retain).with_forwarded(
         will.forwarded.to_vec(),
         will.expiry,
         node.now(),
     );
     let message = Arc::new(message);
-    let first = node.sessions.wills.lock().insert(nonce, client.into()).is_none();
+    let first = node.sessions.wills.lock().insert(mid, client.into()).is_none();
     let how = if first { Delivered::Once } else { Delivered::OnceAgain };
     let published = node.publish_durably(client, &message, how);
     matches!(tokio::time::timeout(PATIENCE, published).await, Ok(true))
@@ -273,12 +278,12 @@ impl SessionLog {
     /// Forgets the wills that can't be published again.
     fn forget_wills(&self) {
         let mut wills = self.wills.lock();
-        wills.retain(|nonce, client| {
+        wills.retain(|mid, client| {
             let still_has = |state: &mut super::State| {
-                let head = state.view.head(client).filter(|head| head.nonce == *nonce);
-                head.is_some_and(|head| head.session.will.is_some())
+                let head = state.view.head(client)?;
+                Some(head.session.will.as_ref()?.mid.unwrap_or(head.nonce) == *mid)
             };
-            self.with(self.partition_of(client), still_has).unwrap_or(false)
+            self.with(self.partition_of(client), still_has).flatten() == Some(true)
         });
     }
 
