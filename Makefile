@@ -18,13 +18,14 @@ DEV := $(patsubst $(CURDIR)/%,%,$(TARGET))/debug
 TOOLS := $(CURDIR)/.tools
 say = @echo "==> $(1)"
 
-.PHONY: help test fmt lint deny unit e2e build demo bench rumqttd-stops fuzz crds images image-files tools mosquitto
+.PHONY: help soak test fmt lint deny unit e2e build demo bench rumqttd-stops fuzz crds images image-files tools mosquitto
 
 help:
 	@echo "make test   everything a change must pass: format, lints, licences, all tests"
 	@echo "make demo   a small metering fleet on one machine, in seconds"
 	@echo "make bench  CPU time a message and memory a connection, beside other brokers"
 	@echo "make rumqttd-stops  does to rumqttd what README says stops it"
+	@echo "make soak   the simulation with other seeds each time, until a rule breaks or SOAK_MINUTES (60) are over"
 	@echo "make fuzz   the fuzz targets, FUZZ_SECONDS (300) each, FUZZ_TARGETS to choose"
 	@echo "make crds   writes crds/, its copy in the chart and JSON schemas from the resource types"
 	@echo "make images builds the images of the broker and the operator, optimised; REGISTRY=host/path/ goes before their names"
@@ -50,6 +51,11 @@ unit:
 	$(call say,unit tests)
 	@cargo test --quiet --workspace --exclude mqtt-e2e
 	@cargo test --quiet --manifest-path broker/proto/differential/Cargo.toml --target-dir $(TARGET)/differential
+
+SOAK_MINUTES ?= 60
+soak:
+	$(call say,the simulation)
+	@SOAK_MINUTES=$(SOAK_MINUTES) cargo test --quiet -p mqtt-broker the_rules_hold_whatever_goes_wrong -- --nocapture
 
 e2e: tools build
 	$(call say,user stories)
