@@ -21,7 +21,13 @@ use crate::{
     log::{Completion, Log, Outcome},
     outside::Outside,
     router::{Router, fanout::Fanout},
-    session::{Registry, log::SessionLog, mailbox::Mailbox, retained::RetainedLog},
+    session::{
+        Registry,
+        groups::{Among, Given, Handing},
+        log::SessionLog,
+        mailbox::Mailbox,
+        retained::RetainedLog,
+    },
     settings::Settings,
 };
 
@@ -132,7 +138,7 @@ impl Node {
 
     /// Puts new settings in force: at the return every connection has been asked to look at its rights, and sessions have lost
     /// the subscriptions that are no longer granted.
-    pub(crate) async fn apply(&self, mut settings: Settings) {
+    pub(crate) async fn apply(self: &Arc<Self>, mut settings: Settings) {
         settings.access.inherit(&self.settings().access);
         let settings = Arc::new(settings);
         let former = self.settings.swap(settings.clone());
@@ -145,6 +151,7 @@ impl Node {
     /// session log.
     pub(crate) fn deliver(
         &self,
+        client_id: &str,
         message: &Arc<Message>,
         how: Delivered,
     ) -> (Vec<Arc<Mailbox>>, Vec<oneshot::Receiver<Outcome>>) {
@@ -165,6 +172,18 @@ impl Node {
             fanout.push(&route, message.clone(), caps, &self.counters);
         }
         fanout.flush(caps, &self.counters);
+        for share in &route.shares {
+            let mid = share.id_of(message.id);
+            if how != Delivered::Maybe && self.sessions.knows(mid) {
+                // A member has it, or had.
+                continue;
+            }
+            let handing = Handing { by: client_id, mid, without: 0, among: Among::All };
+            let (done, outcome) = Completion::awaited();
+            if let Given::Appended(_) = self.hand(share, message, handing, &mut fanout, || done) {
+                outcomes.push(outcome);
+            }
+        }
         fanout.wake();
         (fanout.congested, outcomes)
     }
@@ -191,7 +210,7 @@ impl Node {
             }
         }
         // Nobody can be made to wait here; a recipient that stays without room loses its oldest.
-        let (_, queued) = self.deliver(message, how);
+        let (_, queued) = self.deliver(client_id, message, how);
         for outcome in outcomes.into_iter().chain(queued) {
             if !matches!(outcome.await, Ok(Outcome::Durable(_))) {
                 return false;

@@ -73,6 +73,21 @@ pub struct SessionRules {
     pub offline_messages: u32,
     /// The slower bound while it is online: publishers wait for room, then the oldest is dropped.
     pub online_messages: u32,
+    /// How the messages of a shared subscription are spread over its members.
+    #[serde(default)]
+    pub sharing: Sharing,
+}
+
+/// Which of the members of a shared subscription that are there gets a message.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Sharing {
+    /// One after the other.
+    #[default]
+    RoundRobin,
+    /// The same one for all that one client publishes, as long as the members that are there stay the same.
+    HashClientId,
+    /// The same one as before, until it goes.
+    Sticky,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -118,6 +118,8 @@ pub struct Delivery {
     pub retain: bool,
     /// Identifiers of all subscriptions that matched; absent: none has one.
     pub subscription_ids: Option<Box<[u32]>>,
+    /// The shared subscription through which it came, as it was asked for: another member may get it instead.
+    pub share: Option<Arc<str>>,
 }
 
 #[cfg(test)]

@@ -157,6 +157,13 @@ impl FilterRequest {
     }
 }
 
+impl FilterRequest {
+    /// The name of a shared subscription, which all its members give it.
+    pub fn shared(&self) -> Option<String> {
+        self.share.as_ref().map(|_| self.to_string())
+    }
+}
+
 impl fmt::Display for Topic {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)

@@ -3,7 +3,10 @@
 use std::{borrow::Cow, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use bytes::BytesMut;
-use mqtt_proto::codec::{Disconnect, DisconnectProperties, Packet, Reason, Version};
+use mqtt_proto::{
+    codec::{Disconnect, DisconnectProperties, Packet, Reason, Version},
+    message::Delivery,
+};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     time::timeout,
@@ -13,11 +16,17 @@ use super::{ACK_TIMEOUT, Connection, handshake::Admitted, trace};
 use crate::{
     limits::notice,
     node::{Delivered, Node},
-    session::{Held, log::Holding},
+    session::{
+        Held,
+        log::{Holding, pass_on_all},
+    },
 };
 
 /// How long a will may hold up who takes the session over.
 const WILL_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How long a session may take to give to others what waits for it.
+const PASS_ON_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How long a client may take to hear why it is closed.
 const LAST_WORD_TIMEOUT: Duration = Duration::from_secs(2);
@@ -98,9 +107,14 @@ where
     });
     let expiry = if matches!(close, Close::Refused(_)) { 0 } else { connection.expiry };
     let last_words = connection.last_words(&close);
-    let Connection { mut held, holding, mut stream, .. } = connection;
+    let Connection { mut held, holding, mut stream, session, .. } = connection;
     if let Some(holding) = holding {
         let left = Left { expiry, has_will: will.is_some() };
+        if expiry == 0 && !holding.is_lost() {
+            held.slot.mailbox.detach();
+            let passed = pass_on_all(&node, &holding.client, holding.sid);
+            let _ = timeout(PASS_ON_TIMEOUT, passed).await;
+        }
         leave_logged(&node, &held, &holding, Some(left));
         if will.is_some() {
             // Whoever sweeps does what could not be done in time.
@@ -118,7 +132,11 @@ where
             let published = node.publish_durably(&held.slot.client_id, &message, Delivered::Maybe);
             let _ = timeout(WILL_TIMEOUT, published).await;
         }
-        end_session(&node, held);
+        let key = held.slot.mailbox.key;
+        // What was sent first comes first.
+        let sent: Vec<_> = session.into_shared().collect();
+        let unsent = end_session(&node, held);
+        node.hand_on(sent.into_iter().chain(unsent), key);
     }
     // Last, for whoever takes the session over must not wait for a client that does not listen.
     if let Some(bytes) = last_words {
@@ -134,20 +152,24 @@ pub(super) struct Left {
 }
 
 /// The client was let in, but did not take CONNACK.
-pub(super) fn leave_unused(node: &Node, admitted: Admitted) {
+pub(super) fn leave_unused(node: &Arc<Node>, admitted: Admitted) {
     node.connections.leave();
     match admitted.holding {
         Some(holding) => {
             leave_logged(node, &admitted.held, &holding, None);
             node.registry.release(admitted.held);
         }
-        None => end_session(node, admitted.held),
+        None => {
+            let key = admitted.held.slot.mailbox.key;
+            let left = end_session(node, admitted.held);
+            node.hand_on(left, key);
+        }
     }
 }
 
 /// The device is away: its session in the log waits for it as long as it asked, or ends. `left`: none if it was never
 /// served.
-pub(super) fn leave_logged(node: &Node, held: &Held, holding: &Holding, left: Option<Left>) {
+pub(super) fn leave_logged(node: &Arc<Node>, held: &Held, holding: &Holding, left: Option<Left>) {
     let unsent = held.slot.mailbox.detach();
     if holding.is_lost() {
         return;
@@ -160,10 +182,11 @@ pub(super) fn leave_logged(node: &Node, held: &Held, holding: &Holding, left: Op
     });
 }
 
-/// Ends a session that is in no log: nothing of it is left.
-fn end_session(node: &Node, mut held: Held) {
-    held.core.discard(&held.slot.mailbox, &node.router);
+/// Ends a session that is in no log: nothing of it is left but what other members of shared subscriptions may get.
+fn end_session(node: &Node, mut held: Held) -> Vec<Delivery> {
+    let left = held.core.discard(&held.slot.mailbox, &node.router);
     node.registry.forget(held);
+    left
 }
 
 /// Sends these bytes and closes the socket so that they arrive: what the client still sends is read first, for a socket that is

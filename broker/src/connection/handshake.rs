@@ -27,7 +27,9 @@ use crate::{
     node::Node,
     session::{
         ClaimError, Held,
-        log::{ClaimFailed, Holding, Online, Resumed, delivery, may_resume, publish_will},
+        log::{
+            ClaimFailed, Holding, Online, Resumed, delivery, gather, may_resume, pass_on_all, publish_will,
+        },
         note::Note,
     },
     settings::Settings,
@@ -335,7 +337,6 @@ async fn let_in(
         maximum_packet_size: Some(limits.packet_size),
         assigned_client_id: assigned.as_deref(),
         topic_alias_maximum: Some(TOPIC_ALIAS_MAXIMUM),
-        shared_subscriptions_available: Some(false),
         ..ConnAckProperties::default()
     };
     Packet::ConnAck(ConnAck { session_present, reason: Reason::Success, properties })
@@ -420,11 +421,16 @@ async fn take_session(
     if let Some((nonce, former)) = &former {
         settle_will(node, client_id, former, *nonce, resumes).await?;
     }
+    if let Some((_, former)) = former.as_ref().filter(|_| !resumes) {
+        let passed = pass_on_all(node, client_id, former.sid);
+        timeout(LOG_PATIENCE, passed).await.map_err(|_| Refused::LogAway)?;
+    }
     if expiry == 0 && !resumes {
         if had_session {
             node.sessions.claim_end(node, &held.slot, LOG_PATIENCE).await?;
         }
-        held.core.discard(&held.slot.mailbox, &node.router);
+        let left = held.core.discard(&held.slot.mailbox, &node.router);
+        node.hand_on(left, held.slot.mailbox.key);
         return Ok(Taken { holding: None, state: SessionState::default(), present: false, had_session });
     }
     let terms = Online {
@@ -449,7 +455,9 @@ async fn take_session(
     for name in held.core.revoke(&held.slot.mailbox, &node.router, &user.grants(client_id)) {
         // A grant may have gone while nobody could act on the session.
         node.sessions.subscribe(&holding, &name, None, node.wall(), node.bridge.nobody());
+        node.leave_share(Some(&holding), &held.slot.mailbox, &name);
     }
+    held.core.shares().for_each(|name| gather(node, name));
     Ok(Taken { holding: Some(holding), state, present, had_session })
 }
 
@@ -481,7 +489,8 @@ async fn restore(node: &Node, held: &mut Held, resumed: Resumed) -> Result<Sessi
         .into_iter()
         .map(|(packet_id, inbound)| {
             let known = former.remove(&packet_id).filter(|note| note.inbound.mid == inbound.mid);
-            (packet_id, Note { inbound, routed: known.is_some_and(|note| note.routed) })
+            let (routed, shared) = known.map_or_else(Default::default, |note| (note.routed, note.shared));
+            (packet_id, Note { inbound, routed, shared })
         })
         .collect();
     let received =

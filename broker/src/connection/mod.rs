@@ -304,6 +304,7 @@ where
                 let nobody = self.node.bridge.nobody();
                 self.node.sessions.subscribe(holding, &filter, None, self.node.wall(), nobody);
             }
+            self.node.leave_share(self.holding.as_ref(), &self.mailbox, &filter);
             tracing::info!(
                 client_id = self.client_id(),
                 filter = &*filter,

@@ -26,7 +26,11 @@ use crate::{
     log::{Completion, Outcome},
     outside::Mistake,
     router::Route,
-    session::{log::Holding, note::Note},
+    session::{
+        groups::{Among, Given, Handing},
+        log::Holding,
+        note::Note,
+    },
     settings::Parent,
 };
 
@@ -348,6 +352,7 @@ where
                 appends += queued;
             }
         }
+        appends += self.share_out(&route, &message, ticket, noted, scratch);
         if !routed {
             scratch.fanout.push(&route, message, self.settings.caps(), &self.node.counters);
         }
@@ -355,7 +360,7 @@ where
             self.waits.insert(ticket.0, appends);
         }
         if let Some(ticket) = ticket.filter(|_| appends == 0) {
-            let nobody = route.recipients.is_empty() && topic.parent.is_none();
+            let nobody = route.recipients.is_empty() && route.shares.is_empty() && topic.parent.is_none();
             let reason = if nobody { Reason::NoMatchingSubscribers } else { Reason::Success };
             self.session.published(ticket, reason, &mut scratch.out);
             if !self.session.owes_acks() {
@@ -373,6 +378,50 @@ where
         let once = message.qos == QoS::ExactlyOnce;
         let done = || self.completion(ticket.0);
         let appends = self.node.sessions.enqueue(route, message, once, self.node.wall(), done);
+        if appends > 0 {
+            self.mind_the_log();
+        }
+        appends
+    }
+
+    /// Gives a message to one member of each shared subscription; how many appends there are. What came again goes to whom it
+    /// went before, or to nobody if that is known to have it.
+    fn share_out(
+        &mut self,
+        route: &Route,
+        message: &Arc<Message>,
+        ticket: Option<Ticket>,
+        noted: Option<u16>,
+        scratch: &mut Scratch,
+    ) -> usize {
+        let mut appends = 0;
+        for share in &route.shares {
+            let mid = share.id_of(message.id);
+            let note = noted.and_then(|packet_id| self.held.core.notes.get(&packet_id));
+            let note = note.filter(|note| note.inbound.mid == message.id);
+            if note.is_some() && self.node.sessions.knows(mid) {
+                continue;
+            }
+            let before = note.and_then(|note| note.shared.iter().find(|(name, _)| *name == share.name));
+            let among = match before {
+                Some((_, Given::Queued(_))) => continue,
+                Some((_, Given::Appended(key))) if share.member(*key).is_some() => Among::One(*key),
+                _ => Among::All,
+            };
+            let by = &*self.held.slot.client_id;
+            let handing = Handing { by, mid, without: 0, among };
+            let done = || match ticket {
+                Some(ticket) => self.completion(ticket.0),
+                None => self.node.bridge.nobody(),
+            };
+            let given = self.node.hand(share, message, handing, &mut scratch.fanout, done);
+            appends += usize::from(matches!(given, Given::Appended(_)) && ticket.is_some());
+            let note = noted.and_then(|packet_id| self.held.core.notes.get_mut(&packet_id));
+            if let Some(note) = note.filter(|note| note.inbound.mid == message.id) {
+                note.shared.retain(|(name, _)| *name != share.name);
+                note.shared.push((share.name.clone(), given));
+            }
+        }
         if appends > 0 {
             self.mind_the_log();
         }

@@ -12,7 +12,11 @@ use mqtt_proto::{
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::{Connection, Scratch, publish::GRANTED, trace};
-use crate::{limits::notice, router::Options};
+use crate::{
+    limits::notice,
+    router::Options,
+    session::log::{Queueing, gather},
+};
 
 /// Retained messages that may wait for a client when it asks for more.
 const MOST_RETAINED: usize = 10_000;
@@ -33,6 +37,8 @@ struct Waiting {
     left: usize,
     /// Whose retained messages are sent then.
     retained: Vec<(Filter, Options)>,
+    /// Shared subscriptions of which the session is a member then.
+    shares: Vec<Box<str>>,
 }
 
 impl<S> Connection<S>
@@ -43,7 +49,7 @@ where
         // What this client published before must not find the subscription.
         self.hand_over(scratch);
         let number = self.asked.next;
-        let (mut left, mut retained) = (0, Vec::new());
+        let (mut left, mut retained, mut shares) = (0, Vec::new(), Vec::new());
         let reasons: Vec<Reason> = subscribe
             .filters
             .iter()
@@ -51,6 +57,7 @@ where
                 Ok(subscribed) => {
                     left += usize::from(subscribed.waits);
                     retained.extend(subscribed.retained);
+                    shares.extend(subscribed.share);
                     granted(filter.qos)
                 }
                 Err(reason) => {
@@ -61,7 +68,7 @@ where
             .collect();
         trace::subscribed(&self.node, self.client_id(), &subscribe.filters, &reasons);
         let packet_id = subscribe.packet_id;
-        self.answer(Waiting { packet_id, is_subscribe: true, reasons, left, retained }, scratch);
+        self.answer(Waiting { packet_id, is_subscribe: true, reasons, left, retained, shares }, scratch);
     }
 
     pub(super) fn unsubscribe(&mut self, unsubscribe: &Unsubscribe<'_>, scratch: &mut Scratch) {
@@ -72,7 +79,7 @@ where
             .filters
             .iter()
             .map(|name| {
-                let Some(filter) = self.held.core.subscriptions.remove(*name) else {
+                let Some(asked) = self.held.core.subscriptions.remove(*name) else {
                     return Reason::NoSubscriptionExisted;
                 };
                 if let Some(holding) = &self.holding {
@@ -80,13 +87,17 @@ where
                     let done = self.completion(GRANTED | number);
                     self.node.sessions.subscribe(holding, name, None, self.node.wall(), done);
                 } else {
-                    self.node.router.unsubscribe(&filter, self.mailbox.key);
+                    self.node.router.unsubscribe(&asked, self.mailbox.key);
+                }
+                if asked.share.is_some() {
+                    self.node.leave_share(self.holding.as_ref(), &self.mailbox, name);
                 }
                 Reason::Success
             })
             .collect();
         let packet_id = unsubscribe.packet_id;
-        let waiting = Waiting { packet_id, is_subscribe: false, reasons, left, retained: Vec::new() };
+        let (retained, shares) = (Vec::new(), Vec::new());
+        let waiting = Waiting { packet_id, is_subscribe: false, reasons, left, retained, shares };
         self.answer(waiting, scratch);
     }
 
@@ -111,7 +122,8 @@ where
     }
 
     fn tell(&mut self, waiting: Waiting, scratch: &mut Scratch) {
-        let Waiting { packet_id, is_subscribe, reasons, retained, .. } = waiting;
+        let Waiting { packet_id, is_subscribe, reasons, retained, shares, .. } = waiting;
+        shares.iter().for_each(|name| gather(&self.node, name));
         for (filter, options) in retained {
             self.send_retained(&filter, options);
         }
@@ -128,12 +140,13 @@ where
         let (logged, direct): (Vec<_>, Vec<_>) =
             found.into_iter().partition(|delivery| delivery.qos > QoS::AtMostOnce);
         self.mailbox.post_retained(direct);
-        for Delivery { message, qos, retain, subscription_ids } in logged {
+        for Delivery { message, qos, retain, subscription_ids, .. } in logged {
             // A message of its own: that with this identifier may have come, and been finished.
             let copy = message.renamed(self.node.next_message_id());
             let recipients = vec![Recipient { sid: holding.sid, qos, retain, subscription_ids }];
             let (now, nobody) = (self.node.wall(), self.node.bridge.nobody());
-            self.node.sessions.append_message(holding.partition, recipients, &copy, false, now, nobody);
+            let to = Queueing { partition: holding.partition, once: false, group: None };
+            self.node.sessions.append_message(to, recipients, &copy, now, nobody);
         }
     }
 
@@ -144,14 +157,14 @@ where
         number: u64,
     ) -> Result<Subscribed, Reason> {
         let request = FilterRequest::parse(asked.filter).map_err(|_| Reason::TopicFilterInvalid)?;
-        if !self.settings.allows_characters(request.filter.as_str(), true) {
+        let group = request.share.as_ref().map_or("", |share| share.as_str());
+        if !self.settings.allows_characters(request.filter.as_str(), true)
+            || !self.settings.allows_characters(group, false)
+        {
             return Err(Reason::TopicFilterInvalid);
         }
         if !self.grants.may_subscribe(&request.filter) {
             return Err(Reason::NotAuthorized);
-        }
-        if request.share.is_some() {
-            return Err(Reason::SharedSubscriptionsNotSupported);
         }
         if self.mailbox.len() > self.settings.caps().online + MOST_RETAINED {
             // Filters that all match many retained messages would fill the memory.
@@ -174,17 +187,20 @@ where
         } else {
             self.node
                 .router
-                .subscribe(&request.filter, &self.mailbox, options, false, limit)
+                .subscribe(&request, &self.mailbox, options, false, limit)
                 .map_err(|_| Reason::QuotaExceeded)?;
         }
+        let share: Option<Box<str>> = request.share.is_some().then(|| asked.filter.into());
         let sends_retained = match asked.retain_handling {
+            // MQTT 5 section 4.8.2.
+            _ if share.is_some() => false,
             RetainHandling::SendAlways => true,
             RetainHandling::SendIfNew => is_new,
             RetainHandling::DoNotSend => false,
         };
         let retained = sends_retained.then(|| (request.filter.clone(), options));
-        self.held.core.subscriptions.insert(asked.filter.into(), request.filter);
-        Ok(Subscribed { waits: self.holding.is_some(), retained })
+        self.held.core.subscriptions.insert(asked.filter.into(), request);
+        Ok(Subscribed { waits: self.holding.is_some(), retained, share })
     }
 
     fn refuse_subscription(&self, filter: &str, reason: Reason) {
@@ -212,6 +228,8 @@ struct Subscribed {
     /// It is in force once the log has it.
     waits: bool,
     retained: Option<(Filter, Options)>,
+    /// The shared subscription that it is, by its name.
+    share: Option<Box<str>>,
 }
 
 fn granted(qos: QoS) -> Reason {

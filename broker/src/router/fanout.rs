@@ -4,7 +4,7 @@ use std::{sync::Arc, task::Waker};
 
 use mqtt_proto::message::Message;
 
-use super::Route;
+use super::{Recipient, Route};
 use crate::{
     counters::Counters,
     session::mailbox::{Caps, Mailbox},
@@ -51,6 +51,23 @@ impl Fanout {
             }
         }
         self.run.clear();
+    }
+
+    /// Leaves one message with the member of a shared subscription that was chosen for it; false if that is not there any
+    /// more.
+    pub(crate) fn hand(
+        &mut self,
+        to: &Recipient,
+        message: &Arc<Message>,
+        caps: Caps,
+        counters: &Counters,
+    ) -> bool {
+        let posted = to.mailbox.post(to, std::slice::from_ref(message), caps, &mut self.wake);
+        counters.queue_full_drops.add(posted.dropped as u64);
+        if posted.congested {
+            self.congested.push(to.mailbox.clone());
+        }
+        !posted.absent
     }
 
     pub(crate) fn wake(&mut self) {

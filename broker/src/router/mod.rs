@@ -4,6 +4,7 @@
 //! routing task, and nothing is locked for a message on a known topic but the mailboxes it goes to.
 
 pub(crate) mod fanout;
+pub(crate) mod shared;
 
 use std::{
     collections::HashMap,
@@ -17,20 +18,27 @@ use mqtt_proto::{
     codec::QoS,
     message::{Delivery, Message, MessageId, Millis},
     retained::RetainedTrie,
-    topic::{Filter, Topic},
+    topic::{Filter, FilterRequest, Topic},
     trie::Trie,
 };
 use parking_lot::RwLock;
 
+use self::shared::{Share, Shares};
 use crate::session::mailbox::Mailbox;
 
 #[derive(Default)]
 pub(crate) struct Router {
-    subscriptions: RwLock<Trie<u64, Subscriber>>,
+    subscriptions: RwLock<Subscriptions>,
     retained: RwLock<RetainedTrie<Arc<Message>>>,
     /// Rises with every change of the subscriptions.
     generation: AtomicU64,
     count: AtomicUsize,
+}
+
+#[derive(Default)]
+struct Subscriptions {
+    own: Trie<u64, Subscriber>,
+    shared: Shares,
 }
 
 /// Subscription options (MQTT 5 section 3.8.3.1); the defaults are those of MQTT 3.1.1.
@@ -66,6 +74,8 @@ pub(crate) struct Recipient {
     pub(crate) subscription_ids: Option<Box<[u32]>>,
     /// What it gets at QoS > 0 it gets through the session log.
     pub(crate) logged: Option<Logged>,
+    /// The shared subscription of which it is a member here.
+    pub(crate) share: Option<Arc<str>>,
 }
 
 /// Where a session stands in the session log.
@@ -82,6 +92,8 @@ pub(crate) struct Route {
     pub(crate) recipients: Vec<Recipient>,
     /// Which of them get QoS > 0 through the session log, by its partitions.
     pub(crate) logged: Vec<(u32, Vec<usize>)>,
+    /// Of each one member gets a message.
+    pub(crate) shares: Vec<Arc<Share>>,
 }
 
 /// The instance has as many subscriptions as it may have.
@@ -103,7 +115,7 @@ impl Router {
     /// same filter. `is_logged`: it is of the session in the log that the mailbox was told of last.
     pub(crate) fn subscribe(
         &self,
-        filter: &Filter,
+        asked: &FilterRequest,
         mailbox: &Arc<Mailbox>,
         options: Options,
         is_logged: bool,
@@ -118,17 +130,20 @@ impl Router {
             is_logged,
         };
         let mut subscriptions = self.subscriptions.write();
-        match subscriptions.insert(filter, mailbox.key, subscriber.clone()) {
-            // What publishers know of their topics still holds.
-            Some(former) if former.is(&subscriber) => return Ok(()),
-            Some(_) => {}
-            None => {
-                if subscriptions.len() as u64 > limit {
-                    subscriptions.remove(filter, &mailbox.key);
-                    return Err(SubscriptionLimit);
-                }
-                self.count.fetch_add(1, Ordering::Relaxed);
+        let is_new = match asked.shared() {
+            Some(name) => subscriptions.shared.insert(&name, &asked.filter, subscriber.recipient()),
+            None => match subscriptions.own.insert(&asked.filter, mailbox.key, subscriber.clone()) {
+                // What publishers know of their topics still holds.
+                Some(former) if former.is(&subscriber) => return Ok(()),
+                former => former.is_none(),
+            },
+        };
+        if is_new {
+            if !self.has_room(limit) {
+                subscriptions.remove(asked, mailbox.key);
+                return Err(SubscriptionLimit);
             }
+            self.count.fetch_add(1, Ordering::Relaxed);
         }
         self.generation.fetch_add(1, Ordering::Release);
         Ok(())
@@ -139,9 +154,9 @@ impl Router {
         (self.count.load(Ordering::Relaxed) as u64) < limit
     }
 
-    pub(crate) fn unsubscribe(&self, filter: &Filter, key: u64) {
+    pub(crate) fn unsubscribe(&self, asked: &FilterRequest, key: u64) {
         let mut subscriptions = self.subscriptions.write();
-        if subscriptions.remove(filter, &key).is_some() {
+        if subscriptions.remove(asked, key) {
             self.count.fetch_sub(1, Ordering::Relaxed);
             self.generation.fetch_add(1, Ordering::Release);
         }
@@ -152,7 +167,8 @@ impl Router {
         let generation = self.generation();
         let mut recipients: Vec<Recipient> = Vec::new();
         let mut seen: HashMap<u64, usize, foldhash::fast::RandomState> = HashMap::default();
-        self.subscriptions.read().matches(topic, |key, found| match seen.get(key) {
+        let subscriptions = self.subscriptions.read();
+        subscriptions.own.matches(topic, |key, found| match seen.get(key) {
             Some(&index) => {
                 if let Some(known) = recipients.get_mut(index) {
                     known.merge(found);
@@ -164,6 +180,8 @@ impl Router {
                 recipients.push(found.recipient());
             }
         });
+        let shares = subscriptions.shared.matching(topic);
+        drop(subscriptions);
         let mut logged: Vec<(u32, Vec<usize>)> = Vec::new();
         for (index, recipient) in recipients.iter().enumerate() {
             let Some(Logged { partition, .. }) = recipient.logged else { continue };
@@ -172,7 +190,12 @@ impl Router {
                 None => logged.push((partition, vec![index])),
             }
         }
-        Route { generation, recipients, logged }
+        Route { generation, recipients, logged, shares }
+    }
+
+    /// A shared subscription by its name, if it has members here.
+    pub(crate) fn share(&self, name: &str) -> Option<Arc<Share>> {
+        self.subscriptions.read().shared.get(name).cloned()
     }
 
     /// Keeps a message as its topic's retained one; an empty payload clears it (MQTT 3.3.1.3).
@@ -196,11 +219,21 @@ impl Router {
                     qos: message.qos.min(options.qos),
                     retain: true,
                     subscription_ids: options.subscription_id.map(|id| Box::from([id])),
+                    share: None,
                 });
             }
         });
         found.sort_unstable_by_key(|delivery| delivery.message.id);
         found
+    }
+}
+
+impl Subscriptions {
+    fn remove(&mut self, asked: &FilterRequest, key: u64) -> bool {
+        match asked.shared() {
+            Some(name) => self.shared.remove(&name, &asked.filter, key),
+            None => self.own.remove(&asked.filter, &key).is_some(),
+        }
     }
 }
 
@@ -219,6 +252,7 @@ impl Subscriber {
             retain_as_published: self.retain_as_published,
             subscription_ids: (self.subscription_id != 0).then(|| Box::from([self.subscription_id])),
             logged: self.mailbox.logged().filter(|_| self.is_logged),
+            share: None,
         }
     }
 }

@@ -97,6 +97,8 @@ pub(crate) struct Posted {
     pub(crate) dropped: usize,
     /// The queue is over its online bound: whoever posts QoS > 0 should wait.
     pub(crate) congested: bool,
+    /// Nobody is there.
+    pub(crate) absent: bool,
 }
 
 /// What the holder found besides deliveries.
@@ -130,6 +132,7 @@ impl Mailbox {
     ) -> Posted {
         let mut posted = Posted::default();
         let mut inner = self.inner.lock();
+        posted.absent = inner.presence != Presence::Online;
         let mut waits = false;
         for message in messages {
             let qos = message.qos.min(to.qos);
@@ -145,6 +148,7 @@ impl Mailbox {
                 qos,
                 retain: to.retain_as_published && message.retain,
                 subscription_ids: to.subscription_ids.clone(),
+                share: to.share.clone(),
             });
         }
         let is_online = inner.presence == Presence::Online;
@@ -353,15 +357,30 @@ impl Mailbox {
         left.queue.iter().find(|delivery| delivery.qos > QoS::AtMostOnce).map(|delivery| delivery.message.id)
     }
 
-    /// The session is over; nothing of it is left.
-    pub(crate) fn end(&self) {
+    /// Takes what came through this shared subscription and was not sent; QoS 2 stays where it is in the session log.
+    pub(crate) fn take_shared(&self, name: &str) -> Vec<Delivery> {
+        let mut inner = self.inner.lock();
+        let Some(open) = &mut inner.open else { return Vec::new() };
+        let most = if open.is_logged { QoS::AtLeastOnce } else { QoS::ExactlyOnce };
+        let is_it = |delivery: &Delivery| {
+            delivery.share.as_deref() == Some(name) && (QoS::AtLeastOnce..=most).contains(&delivery.qos)
+        };
+        let (taken, kept): (VecDeque<_>, _) = std::mem::take(&mut open.queue).into_iter().partition(is_it);
+        open.queue = kept;
+        taken.into()
+    }
+
+    /// The session is over; what is left of it is what another may get.
+    pub(crate) fn end(&self) -> Vec<Delivery> {
         let ended = {
             let mut inner = self.inner.lock();
             // Whoever called may be a later claim: it is the next holder that must hear it.
             inner.presence = Presence::Ended;
             inner.open.take()
         };
-        ended.into_iter().flat_map(|ended| ended.waiting).for_each(Waker::wake);
+        let Some(ended) = ended else { return Vec::new() };
+        ended.waiting.into_iter().for_each(Waker::wake);
+        ended.queue.into_iter().filter(|delivery| delivery.share.is_some()).collect()
     }
 
     pub(crate) fn presence(&self) -> Presence {
@@ -464,6 +483,7 @@ mod tests {
             retain_as_published: false,
             subscription_ids: None,
             logged: None,
+            share: None,
         };
         let posted = mailbox.post(&to, &messages, CAPS, &mut Vec::new());
         (mailbox, posted)
@@ -486,7 +506,8 @@ mod tests {
         congested: bool,
     ) {
         let (mailbox, posted) = posted(presence, qos, online_only);
-        assert_eq!(posted, Posted { dropped, congested }, "{presence:?} {qos:?}");
+        let absent = presence != Presence::Online;
+        assert_eq!(posted, Posted { dropped, congested, absent }, "{presence:?} {qos:?}");
         assert_eq!(taken(&mailbox, 100), expected, "{presence:?} {qos:?}");
     }
 
@@ -526,10 +547,11 @@ mod tests {
             retain_as_published: false,
             subscription_ids: None,
             logged: None,
+            share: None,
         };
         let message = Message::new(MessageId { boot: 0, counter: 6 }, 9, "t", b"", QoS::AtLeastOnce, false);
         let posted = mailbox.post(&to, &[Arc::new(message)], CAPS, &mut Vec::new());
-        assert_eq!(posted, Posted { dropped: 2, congested: false });
+        assert_eq!(posted, Posted { dropped: 2, ..Posted::default() });
         assert_eq!(taken(&mailbox, 100), [3, 4, 5, 6]);
     }
 
@@ -553,6 +575,7 @@ mod tests {
             retain_as_published: false,
             subscription_ids: None,
             logged,
+            share: None,
         };
         let message =
             |counter, qos| Arc::new(Message::new(MessageId { boot: 0, counter }, 9, "t", b"", qos, false));
@@ -567,6 +590,7 @@ mod tests {
             qos: QoS::AtLeastOnce,
             retain: false,
             subscription_ids: None,
+            share: None,
         };
         mailbox.post_logged(delivery(3), CAPS, &mut Vec::new());
         mailbox.prepend(vec![delivery(4)]);
@@ -583,7 +607,7 @@ mod tests {
             let id = MessageId { boot: 0, counter };
             let message = Arc::new(Message::new(id, 9, "t", b"", QoS::AtLeastOnce, false));
             let (qos, retain) = (QoS::AtLeastOnce, false);
-            let delivery = Delivery { message, qos, retain, subscription_ids: None };
+            let delivery = Delivery { message, qos, retain, subscription_ids: None, share: None };
             let gone = mailbox.post_logged(delivery, CAPS, &mut Vec::new());
             gone.into_iter().map(|mid| mid.counter).collect::<Vec<_>>()
         };

@@ -6,6 +6,7 @@
 //!
 //! A session that outlives its connection is in the [`log`], and what is here of it is what its connection uses.
 
+pub(crate) mod groups;
 pub(crate) mod log;
 pub(crate) mod mailbox;
 pub(crate) mod note;
@@ -22,7 +23,7 @@ use std::{
 };
 
 use foldhash::fast::RandomState;
-use mqtt_proto::{acl::Grants, topic::Filter};
+use mqtt_proto::{acl::Grants, message::Delivery, topic::FilterRequest};
 use parking_lot::Mutex;
 use tokio::{sync::OwnedMutexGuard, time::timeout};
 
@@ -58,7 +59,7 @@ pub(crate) struct Slot {
 #[derive(Default)]
 pub(crate) struct Core {
     /// By the filter as the client wrote it, `$share` included.
-    pub(crate) subscriptions: BTreeMap<Box<str>, Filter>,
+    pub(crate) subscriptions: BTreeMap<Box<str>, FilterRequest>,
     /// What is noted in the log about unreleased QoS 2 packet identifiers.
     pub(crate) notes: BTreeMap<u16, Note>,
 }
@@ -200,23 +201,29 @@ impl Core {
         let revoked: Vec<Box<str>> = self
             .subscriptions
             .iter()
-            .filter(|(_, filter)| !grants.may_subscribe(filter))
+            .filter(|(_, asked)| !grants.may_subscribe(&asked.filter))
             .map(|(name, _)| name.clone())
             .collect();
         for name in &revoked {
-            if let Some(filter) = self.subscriptions.remove(name) {
-                router.unsubscribe(&filter, mailbox.key);
+            if let Some(asked) = self.subscriptions.remove(name) {
+                router.unsubscribe(&asked, mailbox.key);
             }
         }
         revoked
     }
 
-    /// Forgets a session that is in no log: its subscriptions and its queue.
-    pub(crate) fn discard(&mut self, mailbox: &Mailbox, router: &Router) {
-        for filter in std::mem::take(&mut self.subscriptions).into_values() {
-            router.unsubscribe(&filter, mailbox.key);
+    /// Forgets a session that is in no log: its subscriptions and its queue. Returns what waited in it and another member of
+    /// a shared subscription may get.
+    pub(crate) fn discard(&mut self, mailbox: &Mailbox, router: &Router) -> Vec<Delivery> {
+        for asked in std::mem::take(&mut self.subscriptions).into_values() {
+            router.unsubscribe(&asked, mailbox.key);
         }
-        mailbox.end();
         *self = Core::default();
+        mailbox.end()
+    }
+
+    /// The names of the shared subscriptions of which it is a member.
+    pub(crate) fn shares(&self) -> impl Iterator<Item = &str> {
+        self.subscriptions.iter().filter(|(_, asked)| asked.share.is_some()).map(|(name, _)| &**name)
     }
 }

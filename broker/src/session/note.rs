@@ -7,6 +7,8 @@
 //! Well-known clients forget DUP when they repeat after a lost session. So a repeat without it counts as one, too, if
 //! it has the same topic and payload and the note is young; an older one, or another message, is new.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use mqtt_proto::{
     durable::record::Inbound,
@@ -17,6 +19,7 @@ use sha2::{Digest, Sha256};
 use crate::{
     bridge::stored::{MESSAGE_ID, message_id},
     log::{Log, LogError, Offset, ReadLimit},
+    session::groups::Given,
     settings::Parent,
 };
 
@@ -30,6 +33,8 @@ pub(crate) struct Note {
     pub(crate) inbound: Inbound,
     /// This process run has brought it to the clean sessions that get it, so that a repeat must not.
     pub(crate) routed: bool,
+    /// The members of shared subscriptions to which it gave it.
+    pub(crate) shared: Vec<(Arc<str>, Given)>,
 }
 
 impl Note {
@@ -40,7 +45,8 @@ impl Note {
             None => ("".into(), 0, 0),
         };
         let digest = digest(message);
-        Note { inbound: Inbound { mid: message.id, digest, at, parent, partition, from }, routed: false }
+        let inbound = Inbound { mid: message.id, digest, at, parent, partition, from };
+        Note { inbound, routed: false, shared: Vec::new() }
     }
 
     /// Whether `message`, published now under the same packet identifier, is this one again.

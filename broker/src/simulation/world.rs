@@ -13,7 +13,9 @@ use std::{
 use bytes::BytesMut;
 use mqtt_broker_api::{
     acl::{AclDocument, AclUser, Action, Rule as AclRule},
-    config::{Characters, InstanceConfig, Limits, Listeners, Ordering, Parent, Retention, SessionRules},
+    config::{
+        Characters, InstanceConfig, Limits, Listeners, Ordering, Parent, Retention, SessionRules, Sharing,
+    },
 };
 use mqtt_proto::codec::{Connect, Packet, QoS, Subscribe, SubscribeFilter, Version, decode, split_frame};
 use parking_lot::{Mutex, MutexGuard};
@@ -474,7 +476,12 @@ pub(crate) fn config(offline: u32, online: u32) -> InstanceConfig {
             client_id_length: 100,
             characters: Characters::Any,
         },
-        session: SessionRules { expiry_seconds: 3600, offline_messages: offline, online_messages: online },
+        session: SessionRules {
+            expiry_seconds: 3600,
+            offline_messages: offline,
+            online_messages: online,
+            sharing: Sharing::RoundRobin,
+        },
         groups: Vec::new(),
         parents: vec![parent("m", Ordering::PartitionOrdered), parent("n", Ordering::Normal)],
         listeners: Listeners::default(),

@@ -187,11 +187,27 @@ pub struct Session {
     /// The same while it is connected but slow; publishers wait for room before anything goes.
     #[schemars(range(min = 1, max = 1_000_000))]
     pub online_messages: u32,
+    /// Which member of a shared subscription ($share/GROUP/FILTER) gets a message.
+    pub sharing: Sharing,
+}
+
+/// RoundRobin: one after the other. HashClientId: the same for all that one client publishes. Sticky: the same as
+/// before, until it goes. Members that are connected come first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Sharing {
+    RoundRobin,
+    HashClientId,
+    Sticky,
 }
 
 impl Default for Session {
     fn default() -> Self {
-        Self { expiry: Duration::hours(2), offline_messages: 10, online_messages: 1000 }
+        Self {
+            expiry: Duration::hours(2),
+            offline_messages: 10,
+            online_messages: 1000,
+            sharing: Sharing::RoundRobin,
+        }
     }
 }
 

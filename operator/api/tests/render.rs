@@ -149,7 +149,8 @@ fn a_whole_set_becomes_two_documents() {
             session: config::SessionRules {
                 expiry_seconds: 5_400,
                 offline_messages: 10,
-                online_messages: 1000
+                online_messages: 1000,
+                sharing: config::Sharing::RoundRobin,
             },
             groups: vec!["GID-home".into()],
             parents: vec![

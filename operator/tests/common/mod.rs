@@ -27,7 +27,7 @@ spec:
   replicas: 3
   limits: {connections: 5000, publishRate: 700, deliveryRate: 800, subscriptions: 900, packetSize: 1Mi,
            clientIdLength: 64, characters: Strict, connectRate: 50, connectionsPerAddress: 5, memory: 1Gi}
-  session: {expiry: 30m, offlineMessages: 7, onlineMessages: 70}
+  session: {expiry: 30m, offlineMessages: 7, onlineMessages: 70, sharing: Sticky}
   kafka:
     bootstrapServers: [\"kafka-0.kafka:9093\", \"[2001:db8::1]:9094\", \"kafka-1.kafka:9093\"]
     replicationFactor: 3

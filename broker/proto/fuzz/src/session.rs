@@ -102,8 +102,13 @@ impl Stage {
         let expiry = (what & 0x40 != 0).then_some(u32::from(what & 3));
         let message = Message::new(MessageId { boot: 1, counter: 1 }, 1, topic, b"payload", qos, false)
             .with_forwarded(Vec::new(), expiry, self.now);
-        let delivery =
-            Delivery { message: Arc::new(message), qos, retain: what & 0x80 != 0, subscription_ids: None };
+        let delivery = Delivery {
+            message: Arc::new(message),
+            qos,
+            retain: what & 0x80 != 0,
+            subscription_ids: None,
+            share: None,
+        };
         if self.session.must_resend() {
             return;
         }

@@ -213,6 +213,12 @@ impl Session {
         self.state
     }
 
+    /// Ends the session, too, and gives back what it was chosen for of what shared subscriptions got: another member may get
+    /// that. It is not acknowledged; QoS 2 is left out once it was sent (MQTT 5 section 4.8.2).
+    pub fn into_shared(self) -> impl Iterator<Item = Delivery> {
+        self.state.outbound.shared()
+    }
+
     /// What the client speaks.
     pub fn version(&self) -> Version {
         self.terms.version

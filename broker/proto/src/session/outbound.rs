@@ -82,7 +82,7 @@ impl Outbound {
     pub(super) fn restore_received(&mut self, packet_id: u16, mid: MessageId) {
         let message = Arc::new(Message::new(mid, 0, "", b"", QoS::ExactlyOnce, false));
         let qos = QoS::ExactlyOnce;
-        let delivery = Delivery { message, qos, retain: false, subscription_ids: None };
+        let delivery = Delivery { message, qos, retain: false, subscription_ids: None, share: None };
         self.restore(packet_id, delivery, Stage::Released);
     }
 
@@ -196,6 +196,17 @@ impl Outbound {
 
     pub(super) fn take_finished(&mut self) -> Vec<Finished> {
         std::mem::take(&mut self.finished)
+    }
+
+    /// What came through a shared subscription and another member may get: what is not acknowledged, of QoS 2 what was never
+    /// sent.
+    pub(super) fn shared(self) -> impl Iterator<Item = Delivery> {
+        let may_move = |entry: &Inflight| match entry.delivery.qos {
+            QoS::ExactlyOnce => !entry.sent && !entry.dup && entry.stage == Stage::Published,
+            _ => true,
+        };
+        let shared = self.inflight.into_iter().filter(|entry| entry.delivery.share.is_some());
+        shared.filter(may_move).map(|entry| entry.delivery)
     }
 
     /// The message whose PUBREC this is, if nothing else has been heard of it.

@@ -9,7 +9,7 @@ use mqtt_proto::{
         view::{Entry, Head},
     },
     message::{MessageId, Millis},
-    topic::Filter,
+    topic::FilterRequest,
 };
 use parking_lot::Mutex;
 use tokio::{
@@ -36,7 +36,7 @@ pub(crate) struct Resumed {
     pub(crate) sent_below: Offset,
     /// QoS 2 publishes that the device has not released.
     pub(crate) inbound: Vec<(u16, Inbound)>,
-    pub(crate) filters: Vec<(Box<str>, Filter)>,
+    pub(crate) filters: Vec<(Box<str>, FilterRequest)>,
 }
 
 /// What a connection's claim says.
@@ -236,12 +236,16 @@ impl SessionLog {
         let filters = session.into_iter().flat_map(|session| session.subscriptions());
         let resumed = Resumed {
             present: former.is_some_and(|former| former.sid == sid),
-            // Each place in the queue goes to what is to be delivered there. What was found to be over the cap is as gone.
+            // Each place in the queue goes to what is to be delivered there. What was found to be over the cap is as gone, and
+            // so is what another member of a shared subscription is about to have.
             queue: all()
                 .flat_map(|session| {
                     session.queue().keys().copied().zip(session.in_order().into_iter().cloned())
                 })
-                .filter(|(_, entry)| !state.dropping.contains(&(sid, entry.mid)))
+                .filter(|(_, entry)| {
+                    let this = (sid, entry.mid);
+                    !state.dropping.contains(&this) && !state.passing.contains(&this)
+                })
                 .collect(),
             sent_below: former.map_or(0, |former| match former.phase {
                 Phase::Online => Offset::MAX,
@@ -251,7 +255,9 @@ impl SessionLog {
                 .flat_map(|session| session.inbound())
                 .map(|(packet_id, _, inbound)| (packet_id, inbound.clone()))
                 .collect(),
-            filters: filters.filter_map(|(name, _)| Some((name.into(), Filter::parse(name).ok()?))).collect(),
+            filters: filters
+                .filter_map(|(name, _)| Some((name.into(), FilterRequest::parse(name).ok()?)))
+                .collect(),
             holding,
         };
         if phase == Phase::Online {

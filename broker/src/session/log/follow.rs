@@ -10,11 +10,11 @@ use std::{
 use mqtt_proto::{
     acl::Grants,
     durable::{
-        record::{Key, Offset, Phase, Session, Subscription, Value, Why},
+        record::{Key, Offset, Phase, Recipient, Session, Subscription, Value, Why},
         view::{Change, Entry},
     },
     message::{Delivery, Message, MessageId},
-    topic::Filter,
+    topic::FilterRequest,
 };
 
 use super::{SessionLog, State, Waiting, claim::Former, replay, write};
@@ -72,20 +72,22 @@ impl SessionLog {
 
     /// Routes only as what is granted now allows to these users. What is not granted any more is written off once its client
     /// comes, or ends. Between some sessions and the next others get their turn.
-    pub(crate) async fn review(&self, node: &Node, users: &HashSet<&str>) {
+    pub(crate) async fn review(&self, node: &Arc<Node>, users: &HashSet<&str>) {
         if users.is_empty() {
             return;
         }
-        for partition in &self.partitions {
+        for (index, partition) in (0..).zip(&self.partitions) {
             let all: Vec<MessageId> = partition.state.lock().mailboxes.keys().copied().collect();
             for some in all.chunks(REVIEWED) {
                 {
-                    let state = partition.state.lock();
+                    let mut state = partition.state.lock();
                     for sid in some {
                         let Some((client, _)) = state.view.session(*sid) else { continue };
                         let head = state.view.head(client);
                         if head.is_some_and(|head| users.contains(&*head.session.user)) {
                             self.route_all(node, &state, *sid);
+                            let from = Logged { sid: *sid, partition: index };
+                            self.leave_lost_shares(node, &mut state, from);
                         }
                     }
                 }
@@ -114,6 +116,9 @@ impl SessionLog {
                 self.act(node, partition, state, &mut record, change, &mut wake);
             }
             self.tell_waiting(node, state, &key, &value, former, stored.offset);
+            if record.boot() == Some(self.boot) {
+                self.pass_on_from_nobody(node, state, &mut record);
+            }
             Ok::<_, LogError>(())
         })
         .unwrap_or(Ok(()))?;
@@ -161,7 +166,10 @@ impl SessionLog {
             Change::Queued { sid, order } => {
                 self.queued(node, partition, state, record, (sid, order), wake);
             }
-            Change::Finished { sid, mid, .. } => drop(state.dropping.remove(&(sid, mid))),
+            Change::Finished { sid, mid, .. } => {
+                state.dropping.remove(&(sid, mid));
+                state.passing.remove(&(sid, mid));
+            }
             Change::Received { .. } => {}
         }
     }
@@ -268,13 +276,19 @@ impl SessionLog {
             return;
         };
         let Some(entry) = session.queue().get(&order) else { return };
+        let group = entry.group.clone();
         if mailbox.is_online() {
             let Some(message) = record.message() else { return };
             let surplus = mailbox.post_logged(delivery(entry, message), node.settings().caps(), wake);
             let to = Logged { sid, partition };
             self.dropped(node, state, to, surplus);
         } else if record.boot() == Some(self.boot) {
-            self.enforce_cap(node, state, Logged { sid, partition });
+            let to = Logged { sid, partition };
+            self.enforce_cap(node, state, to);
+            if let Some(group) = group {
+                // It was there when it was chosen.
+                self.pass_on(node, state, to, |entry| entry.group.as_ref() == Some(&group));
+            }
         }
     }
 
@@ -322,8 +336,8 @@ impl SessionLog {
 
 fn unroute(node: &Node, state: &State, sid: MessageId, mailbox: &Mailbox) {
     let Some(session) = state.view.remains(sid) else { return };
-    for filter in session.filters().filter_map(|name| Filter::parse(name).ok()) {
-        node.router.unsubscribe(&filter, mailbox.key);
+    for asked in session.filters().filter_map(|name| FilterRequest::parse(name).ok()) {
+        node.router.unsubscribe(&asked, mailbox.key);
     }
 }
 
@@ -341,9 +355,9 @@ fn route(
     name: &str,
     subscription: Option<Subscription>,
 ) {
-    let Ok(filter) = Filter::parse(name) else { return };
-    let Some(subscription) = subscription.filter(|of| of.on && grants.may_subscribe(&filter)) else {
-        return node.router.unsubscribe(&filter, mailbox.key);
+    let Ok(asked) = FilterRequest::parse(name) else { return };
+    let Some(subscription) = subscription.filter(|of| of.on && grants.may_subscribe(&asked.filter)) else {
+        return node.router.unsubscribe(&asked, mailbox.key);
     };
     let options = Options {
         qos: subscription.qos,
@@ -352,24 +366,32 @@ fn route(
         subscription_id: subscription.id,
     };
     // The limit was looked at when the client asked.
-    let _ = node.router.subscribe(&filter, mailbox, options, true, u64::MAX);
+    let _ = node.router.subscribe(&asked, mailbox, options, true, u64::MAX);
 }
 
 /// The record that is acted on; its message is made once for all who get it.
-struct Taken<'a> {
+pub(super) struct Taken<'a> {
     key: &'a Key,
     value: &'a Option<Value<'a>>,
     message: Option<Arc<Message>>,
 }
 
 impl Taken<'_> {
-    fn message(&mut self) -> Option<Arc<Message>> {
+    pub(super) fn message(&mut self) -> Option<Arc<Message>> {
         if let (None, Key::Message { mid, .. }, Some(Value::Message(queued))) =
             (&self.message, self.key, self.value)
         {
             self.message = Some(Arc::new(write::message_of(*mid, &queued.content)));
         }
         self.message.clone()
+    }
+
+    /// The shared subscription for which its one recipient was chosen.
+    pub(super) fn group(&self) -> Option<(&str, &Recipient)> {
+        match self.value {
+            Some(Value::Message(queued)) => queued.group.zip(queued.recipients.first()),
+            _ => None,
+        }
     }
 
     fn boot(&self) -> Option<u64> {
@@ -382,6 +404,7 @@ impl Taken<'_> {
 
 /// A message as one session gets it.
 pub(crate) fn delivery(entry: &Entry, message: Arc<Message>) -> Delivery {
-    let Entry { qos, retain, subscription_ids, .. } = entry;
-    Delivery { message, qos: *qos, retain: *retain, subscription_ids: subscription_ids.clone() }
+    let Entry { qos, retain, subscription_ids, group, .. } = entry;
+    let share = group.as_deref().map(Arc::from);
+    Delivery { message, qos: *qos, retain: *retain, subscription_ids: subscription_ids.clone(), share }
 }

@@ -12,11 +12,13 @@
 //! | [`claim`] | takes a client for a connection, or to end what is due |
 //! | [`write`](mod@write) | what is appended besides claims |
 //! | [`bodies`] | finds the messages of a queue again |
+//! | [`pass_on`] | gives what waits for a member of a shared subscription to another |
 //! | [`sweep`] | wills and sessions that are due, what nobody holds, and what is dead |
 
 mod bodies;
 mod claim;
 mod follow;
+mod pass_on;
 mod replay;
 mod sweep;
 #[cfg(test)]
@@ -47,9 +49,10 @@ pub(crate) use self::replay::summaries;
 pub(crate) use self::{
     claim::{ClaimFailed, Online, Resumed, may_resume},
     follow::{delivery, follow},
+    pass_on::{gather, pass_on_all},
     replay::{Begins, Reads, parse, read_to_tick},
     sweep::{publish_will, sweep},
-    write::{Surely, content, message_of},
+    write::{Queueing, Surely, content, message_of, recipient},
 };
 use super::mailbox::Mailbox;
 use crate::{
@@ -108,6 +111,8 @@ struct State {
     mailboxes: HashMap<MessageId, Arc<Mailbox>, RandomState>,
     /// Messages of which it was written, and not read back yet, that they go for want of room: session and message.
     dropping: HashSet<(MessageId, MessageId), RandomState>,
+    /// Messages of shared subscriptions that are being given to another member: session and message.
+    passing: HashSet<(MessageId, MessageId), RandomState>,
 }
 
 /// What a record of this process run is waited for by.

@@ -13,7 +13,7 @@ use mqtt_proto::{
 };
 use tokio::time::Instant;
 
-use super::{Holding, SessionLog};
+use super::{Holding, SessionLog, pass_on_all};
 use crate::{
     limits::notice,
     node::{Delivered, Node},
@@ -79,10 +79,16 @@ async fn settle_held(node: &Arc<Node>, held: &Held) -> bool {
     }
     if session.phase == Phase::Online {
         let sent_below = node.sessions.end_of_queue(node.sessions.partition_of(client), session.sid);
+        let log = &node.sessions;
+        let from = Logged { sid: session.sid, partition: log.partition_of(client) };
         write(node, held, nonce, &session, |session| go_offline(session, now, sent_below)).await;
+        log.with(from.partition, |state| log.pass_on(node, state, from, |_| true));
         return false;
     }
     let ends = session.expires_at <= now;
+    if ends {
+        pass_on_all(node, client, session.sid).await;
+    }
     if let Some(will) = session.will.as_deref()
         && !publish_will(node, client, &session, will, nonce).await
     {
@@ -105,7 +111,7 @@ impl SessionLog {
     /// The connection of a held client is gone; `unsent` is the first message that it was not sent.
     pub(crate) fn leave(
         &self,
-        node: &Node,
+        node: &Arc<Node>,
         holding: &Holding,
         unsent: Option<MessageId>,
         edit: impl FnOnce(&mut Session),
@@ -120,7 +126,13 @@ impl SessionLog {
             edit(session);
             go_offline(session, node.now(), sent_below);
         });
-        self.with(holding.partition, |state| self.enforce_cap(node, state, holding.logged()));
+        self.with(holding.partition, |state| {
+            self.enforce_cap(node, state, holding.logged());
+            // What another should get of a session that ends has gone to it before.
+            if holding.written().phase != Phase::Ended {
+                self.pass_on(node, state, holding.logged(), |_| true);
+            }
+        });
     }
 
     /// Publishes the will of a client whose connection is gone, if it is due at once.

@@ -61,6 +61,16 @@ impl Surely {
     }
 }
 
+/// How a message is queued.
+#[derive(Clone, Copy)]
+pub(crate) struct Queueing<'a> {
+    pub(crate) partition: u32,
+    /// It reaches a session once at most.
+    pub(crate) once: bool,
+    /// The shared subscription for which its one recipient was chosen.
+    pub(crate) group: Option<&'a str>,
+}
+
 impl SessionLog {
     fn append_surely(&self, partition: u32, key: &Key, value: Option<Value<'_>>, now: Millis) {
         let record = self.record(key, value.map(|value| value.encode()), now);
@@ -133,7 +143,8 @@ impl SessionLog {
             let recipients = indices.iter().filter_map(|index| route.recipients.get(*index));
             let recipients: Vec<Recipient> = recipients.filter_map(|to| recipient(to, message)).collect();
             for chunk in recipients.chunks(CHUNK) {
-                self.append_message(*partition, chunk.to_vec(), message, once, now, done());
+                let to = Queueing { partition: *partition, once, group: None };
+                self.append_message(to, chunk.to_vec(), message, now, done());
                 appended += 1;
             }
         }
@@ -142,16 +153,15 @@ impl SessionLog {
 
     pub(crate) fn append_message(
         &self,
-        partition: u32,
+        Queueing { partition, once, group }: Queueing<'_>,
         recipients: Vec<Recipient>,
         message: &Message,
-        once: bool,
         now: Millis,
         done: Completion,
     ) {
         let chunk = self.chunk.fetch_add(1, Ordering::Relaxed);
         let key = Key::Message { mid: message.id, boot: self.boot, chunk };
-        let message = QueuedMessage { once, group: None, recipients, content: content(message) };
+        let message = QueuedMessage { once, group, recipients, content: content(message) };
         self.append(partition, &key, Some(Value::Message(message).encode()), now, done);
     }
 
@@ -238,7 +248,7 @@ fn inbound_key(holding: &Holding, generation: record::Generation, packet_id: u16
 }
 
 /// What a session gets of a message through the log, if it gets it so.
-fn recipient(to: &router::Recipient, message: &Message) -> Option<Recipient> {
+pub(crate) fn recipient(to: &router::Recipient, message: &Message) -> Option<Recipient> {
     let qos = message.qos.min(to.qos);
     let is_own = to.no_local && message.publisher == to.mailbox.key;
     let logged = to.logged.filter(|_| qos > QoS::AtMostOnce && !is_own)?;

@@ -21,7 +21,7 @@ use sha2::{Digest as _, Sha256};
 use crate::{
     DEFAULT_NAMESPACE, Kind,
     grant::{self, TopicGrant},
-    instance::{Characters, DeviceListener, MqttInstance},
+    instance::{Characters, DeviceListener, MqttInstance, Sharing},
     parent_topic::{Ordering, ParentTopic},
     refs::{InstanceRef, SecretKeyRef},
     user::{MqttUser, PASSWORD, PREVIOUS_PASSWORD},
@@ -433,6 +433,11 @@ fn config(
             expiry_seconds: u32::try_from(spec.session.expiry.seconds()).unwrap_or(u32::MAX),
             offline_messages: spec.session.offline_messages,
             online_messages: spec.session.online_messages,
+            sharing: match spec.session.sharing {
+                Sharing::RoundRobin => config::Sharing::RoundRobin,
+                Sharing::HashClientId => config::Sharing::HashClientId,
+                Sharing::Sticky => config::Sharing::Sticky,
+            },
         },
         groups: spec.groups.clone(),
         parents: topics.into_iter().map(|(topic, (_, object))| parent(topic, object)).collect(),

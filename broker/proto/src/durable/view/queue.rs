@@ -27,6 +27,8 @@ pub struct Entry {
     pub received: Option<u16>,
     /// It finishes through `D` alone; else, if it has no other recipient, by its deletion.
     pub once: bool,
+    /// The shared subscription for which the session was chosen.
+    pub group: Option<Box<str>>,
     /// The record by which this reader met it.
     pub(super) writing: Writing,
 }
@@ -177,6 +179,7 @@ impl View {
                 expires_at: written.content.expires_at,
                 received,
                 once: written.once,
+                group: written.group.map(Into::into),
                 writing,
             };
             session.queue.get_or_insert_default().put(offset, entry);

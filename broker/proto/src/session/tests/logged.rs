@@ -13,7 +13,7 @@ fn message(counter: u64, qos: QoS) -> Delivery {
     let id = MessageId { boot: 7, counter };
     let payload = counter.to_string();
     let message = Arc::new(Message::new(id, 0, "t", payload.as_bytes(), qos, false));
-    Delivery { message, qos, retain: false, subscription_ids: None }
+    Delivery { message, qos, retain: false, subscription_ids: None, share: None }
 }
 
 /// What was sent: `publish ID PAYLOAD [dup]`, `pubrel ID`.

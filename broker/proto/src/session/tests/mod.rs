@@ -267,7 +267,7 @@ fn delivery(quality: &str, payload: &str, expiry: Option<u32>, now: Millis) -> D
     let qos = qos(quality);
     let message = Message::new(MessageId { boot: 0, counter: 0 }, 0, "t", payload.as_bytes(), qos, false)
         .with_forwarded(Vec::new(), expiry, now);
-    Delivery { message: Arc::new(message), qos, retain: false, subscription_ids: None }
+    Delivery { message: Arc::new(message), qos, retain: false, subscription_ids: None, share: None }
 }
 
 fn read(bytes: &[u8], version: Version) -> Vec<Packet<'_>> {

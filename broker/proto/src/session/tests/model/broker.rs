@@ -40,7 +40,13 @@ impl Intake {
                         let message = Message::new(id, 0, "t", publish.payload, publish.qos, false)
                             .with_properties(&publish.properties.message, now);
                         let (message, qos) = (Arc::new(message), publish.qos);
-                        queue.push_back(Delivery { message, qos, retain: false, subscription_ids: None });
+                        queue.push_back(Delivery {
+                            message,
+                            qos,
+                            retain: false,
+                            subscription_ids: None,
+                            share: None,
+                        });
                     }
                 }
                 Effect::Release { packet_id, known } => self.releases.push((packet_id, known)),
