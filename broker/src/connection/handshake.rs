@@ -4,7 +4,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use bytes::BytesMut;
 use mqtt_proto::{
-    codec::{CodecError, ConnAck, ConnAckProperties, Connect, Packet, Reason, Version, decode, split_frame},
+    codec::{CodecError, ConnAckProperties, Connect, Packet, Reason, Version, decode, split_frame},
     durable::record::{Phase, Session},
     message::MessageId,
     session::{SessionState, TOPIC_ALIAS_MAXIMUM, Terms},
@@ -16,8 +16,9 @@ use tokio::{
 
 use super::{
     closing,
+    connack::{connack, largest_packet},
     trace::{self, Arrival},
-    will::Will,
+    will::{Will, WillError},
 };
 use crate::{
     admission::{Newcomer, TooMany},
@@ -86,8 +87,10 @@ pub(super) enum Refused {
     EmptyClientId,
     #[error("enhanced authentication is not supported")]
     AuthMethod,
-    #[error("the will's topic is not valid")]
-    WillTopic,
+    #[error("its will can't be published: {0}")]
+    Will(#[from] WillError),
+    #[error("it takes {0} bytes a packet, too few for CONNACK: raise its Maximum Packet Size")]
+    PacketSize(u32),
     #[error("its address has {0} connections already: see spec.limits.connectionsPerAddress")]
     AddressLimit(u64),
     #[error("too many wrong passwords came from its address for its user; it may try again")]
@@ -114,14 +117,16 @@ impl Refused {
     fn has_a_return_code(&self) -> bool {
         match self {
             Refused::Codec(error) => matches!(error, CodecError::UnsupportedVersion(_)),
-            Refused::WillTopic => false,
+            Refused::Will(_) => false,
             _ => true,
         }
     }
 
     fn reason(&self) -> Option<Reason> {
         Some(match self {
-            Refused::Socket(_) | Refused::Timeout | Refused::NotConnect => return None,
+            Refused::Socket(_) | Refused::Timeout | Refused::NotConnect | Refused::PacketSize(_) => {
+                return None;
+            }
             Refused::Codec(error) => error.reason(),
             Refused::Login(LoginError::BadCredentials) => Reason::BadUserNameOrPassword,
             Refused::Login(LoginError::Busy | LoginError::TooSlow) => Reason::ServerBusy,
@@ -132,7 +137,8 @@ impl Refused {
                 Reason::ClientIdentifierNotValid
             }
             Refused::AuthMethod => Reason::BadAuthenticationMethod,
-            Refused::WillTopic => Reason::TopicNameInvalid,
+            Refused::Will(WillError::Topic(_)) => Reason::TopicNameInvalid,
+            Refused::Will(WillError::Payload) => Reason::PayloadFormatInvalid,
             Refused::ConnectionLimit(_) | Refused::AddressLimit(_) => Reason::QuotaExceeded,
             Refused::TooManyFailures | Refused::NoMemory => Reason::ServerBusy,
             // "Session taken over" is none that CONNACK may carry (MQTT 5 section 3.2.2.2).
@@ -178,10 +184,12 @@ where
     let unread = buffer.split_off(length).to_vec();
     // The client took its time: what holds is what holds now.
     let settings = node.settings().clone();
+    let mut largest = u32::MAX;
     let (version, client_id, outcome) = match parse(&buffer) {
         Err(refused) => (version_for_refusal(&buffer), String::new(), Err(refused)),
         Ok(connect) => {
             let client_id = connect.client_id.to_owned();
+            largest = largest_packet(&connect);
             (
                 Some(connect.version),
                 client_id,
@@ -196,12 +204,11 @@ where
             if let (Some(reason), Some(version)) = (refused.reason(), version)
                 && (version == Version::V5 || refused.has_a_return_code())
             {
-                let mut out = BytesMut::new();
                 let properties = ConnAckProperties::default();
-                Packet::ConnAck(ConnAck { session_present: false, reason, properties })
-                    .encode(version, &mut out);
-                // Whether it still hears the refusal is its own business.
-                closing::last_word(stream, &out).await;
+                if let Some(out) = connack(false, reason, properties, version, largest) {
+                    // Whether it still hears the refusal is its own business.
+                    closing::last_word(stream, &out).await;
+                }
             }
             return None;
         }
@@ -295,10 +302,24 @@ async fn let_in(
         None => login(node, newcomer.peer, credentials, client_id).await?,
     };
     let limits = settings.limits();
-    let will = connect.will.as_ref().map(Will::parse).transpose().map_err(|_| Refused::WillTopic)?;
+    let will = connect.will.as_ref().map(Will::parse).transpose()?;
     if expiry > 0 && !log_works(node).await {
         return Err(Refused::LogAway);
     }
+    let properties = ConnAckProperties {
+        session_expiry_interval: (expiry != given_expiry).then_some(expiry),
+        maximum_packet_size: Some(limits.packet_size),
+        assigned_client_id: assigned.as_deref(),
+        topic_alias_maximum: Some(TOPIC_ALIAS_MAXIMUM),
+        ..ConnAckProperties::default()
+    };
+    let largest = largest_packet(connect);
+    let greeting = |session_present| {
+        connack(session_present, Reason::Success, properties.clone(), connect.version, largest)
+            .ok_or(Refused::PacketSize(largest))
+    };
+    // Before anything of it is changed.
+    greeting(false)?;
     // A client that is there already takes no more room: it takes its own connection over.
     let address_limit = limits.connections_per_address.unwrap_or(u64::MAX);
     let address_limit = if node.registry.is_online(client_id) { u64::MAX } else { address_limit };
@@ -331,16 +352,6 @@ async fn let_in(
         was_online,
         had_session,
     };
-    let mut out = BytesMut::new();
-    let properties = ConnAckProperties {
-        session_expiry_interval: (expiry != given_expiry).then_some(expiry),
-        maximum_packet_size: Some(limits.packet_size),
-        assigned_client_id: assigned.as_deref(),
-        topic_alias_maximum: Some(TOPIC_ALIAS_MAXIMUM),
-        ..ConnAckProperties::default()
-    };
-    Packet::ConnAck(ConnAck { session_present, reason: Reason::Success, properties })
-        .encode(connect.version, &mut out);
     let admitted = Admitted {
         held,
         terms: Terms { logged: holding.is_some(), ..Terms::of(connect, INFLIGHT_CAP, PUBLISH_WINDOW) },
@@ -354,7 +365,7 @@ async fn let_in(
         unread,
         arrival,
     };
-    Ok((admitted, out))
+    Ok((admitted, greeting(session_present)?))
 }
 
 /// Whom its certificate names, unless it gives another user's name.

@@ -6,6 +6,7 @@
 //! with it the keep alive clock) while the log, a slow recipient or the publish rate asks for it.
 
 pub(crate) mod closing;
+mod connack;
 mod handshake;
 mod input;
 mod output;

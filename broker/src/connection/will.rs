@@ -19,9 +19,23 @@ pub(super) struct Will {
     forwarded: Vec<u8>,
 }
 
+/// Why a will can't be published, whoever the client is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum WillError {
+    #[error("its topic {0}")]
+    Topic(#[from] TopicError),
+    /// MQTT 5 section 3.1.3.2.3.
+    #[error("its payload is said to be text and is none")]
+    Payload,
+}
+
 impl Will {
-    pub(super) fn parse(will: &codec::Will<'_>) -> Result<Will, TopicError> {
+    pub(super) fn parse(will: &codec::Will<'_>) -> Result<Will, WillError> {
         check_topic(will.topic)?;
+        let says_text = will.properties.message.payload_is_utf8 == Some(true);
+        if says_text && str::from_utf8(will.payload).is_err() {
+            return Err(WillError::Payload);
+        }
         let mut forwarded = Vec::new();
         will.properties.message.encode_forwarded(&mut forwarded);
         Ok(Will {
