@@ -15,6 +15,14 @@ use rdkafka::{
 };
 use rdkafka_sys::{self as sys, rd_kafka_vtype_t as vtype};
 
+/// From now on this thread, and each that it starts, does not interrupt who runs when it wakes up (`SCHED_BATCH`, sched(7)):
+/// it finds more to do at once when its turn comes. False: the system does not let it.
+pub fn interrupt_nobody() -> bool {
+    let parameters = libc::sched_param { sched_priority: 0 };
+    // SAFETY: 0 is this thread; the parameters are alive and only read.
+    unsafe { libc::sched_setscheduler(0, libc::SCHED_BATCH, &raw const parameters) == 0 }
+}
+
 /// What became of a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Report {

@@ -62,6 +62,9 @@ pub(crate) struct Bridge {
     events: AtomicU64,
 }
 
+/// Messages in a row that go to one partition of a parent without order.
+const RUN: u64 = 32;
+
 #[derive(Serialize)]
 struct Presence<'a> {
     clientid: &'a str,
@@ -163,12 +166,14 @@ impl Bridge {
 }
 
 /// Which partition of its parent a message goes to. For ordered parents as Kafka's Java client would choose by the
-/// client ID; else spread evenly.
+/// client ID; else in runs, evenly: what comes together is stored, and acknowledged, together (KIP-480 says why).
 pub(crate) fn partition_of(parent: &Parent, client_id: &str, message: &Message) -> u32 {
     let partitions = parent.topic.partitions();
     match parent.ordering {
         Ordering::PartitionOrdered => murmur2::partition(client_id.as_bytes(), partitions),
-        Ordering::Normal => u32::try_from(message.id.counter % u64::from(partitions.max(1))).unwrap_or(0),
+        Ordering::Normal => {
+            u32::try_from(message.id.counter / RUN % u64::from(partitions.max(1))).unwrap_or(0)
+        }
     }
 }
 

@@ -3,54 +3,36 @@
 //! Value: `{"clientId":…,"topic":…,"payload":…,"ts":ms}`; a payload that is not UTF-8 stands as base64 with
 //! `"encoding":"base64"` beside it. Headers: `mqttTopic`, `qoslevel`, `clientId`, `messageId`.
 
-use std::ops::Range;
+use std::{io::Write, ops::Range};
 
-use base64::{display::Base64Display, prelude::BASE64_STANDARD};
+use base64::{Engine, prelude::BASE64_STANDARD};
 use bytes::Bytes;
 use mqtt_proto::message::{Message, MessageId, Millis};
-use serde::{Serialize, Serializer};
 
 use crate::log::Record;
 
 pub(crate) const MESSAGE_ID: &[u8] = b"messageId";
 
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct Value<'a> {
-    client_id: &'a str,
-    topic: &'a str,
-    payload: Payload<'a>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    encoding: Option<&'static str>,
-    ts: Millis,
-}
-
-enum Payload<'a> {
-    Text(&'a str),
-    Binary(&'a [u8]),
-}
-
-impl Serialize for Payload<'_> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        match self {
-            Payload::Text(text) => serializer.serialize_str(text),
-            Payload::Binary(bytes) => serializer.collect_str(&Base64Display::new(bytes, &BASE64_STANDARD)),
-        }
-    }
-}
-
 pub(crate) fn record(client_id: &str, message: &Message, key: Option<Bytes>, now: Millis) -> Record {
     let (topic, payload) = (message.topic(), message.payload());
-    let (payload, encoding) = match std::str::from_utf8(payload) {
-        Ok(text) => (Payload::Text(text), None),
-        Err(_) => (Payload::Binary(payload), Some("base64")),
-    };
-    let value = Value { client_id, topic, payload, encoding, ts: now };
     // Value and headers lie in one buffer, with room for base64.
-    let size = 160 + 2 * (client_id.len() + topic.len()) + message.payload().len().div_ceil(3) * 4;
+    let size = 160 + 2 * (client_id.len() + topic.len()) + payload.len().div_ceil(3) * 4;
     let mut buffer = Vec::with_capacity(size);
-    // Writing to memory can't fail, nor can strings and numbers as JSON.
-    let _ = serde_json::to_writer(&mut buffer, &value);
+    buffer.extend_from_slice(b"{\"clientId\":");
+    push_text(&mut buffer, client_id);
+    buffer.extend_from_slice(b",\"topic\":");
+    push_text(&mut buffer, topic);
+    buffer.extend_from_slice(b",\"payload\":");
+    match std::str::from_utf8(payload) {
+        Ok(text) => push_text(&mut buffer, text),
+        Err(_) => {
+            buffer.push(b'"');
+            push_base64(&mut buffer, payload);
+            buffer.extend_from_slice(b"\",\"encoding\":\"base64\"");
+        }
+    }
+    buffer.extend_from_slice(b",\"ts\":");
+    let _ = write!(buffer, "{now}}}");
     let value = 0..buffer.len();
     let topic = push(&mut buffer, topic.as_bytes());
     let client_id = push(&mut buffer, client_id.as_bytes());
@@ -68,6 +50,19 @@ pub(crate) fn record(client_id: &str, message: &Message, key: Option<Bytes>, now
         ],
         created: timestamp(now),
     }
+}
+
+/// As a JSON string. Writing to memory can't fail, nor can a string as JSON.
+fn push_text(buffer: &mut Vec<u8>, text: &str) {
+    let _ = serde_json::to_writer(buffer, text);
+}
+
+fn push_base64(buffer: &mut Vec<u8>, bytes: &[u8]) {
+    let start = buffer.len();
+    buffer.resize(start + bytes.len().div_ceil(3) * 4, 0);
+    let room = buffer.get_mut(start..).unwrap_or_default();
+    let written = BASE64_STANDARD.encode_slice(bytes, room).unwrap_or_default();
+    buffer.truncate(start + written);
 }
 
 fn push(buffer: &mut Vec<u8>, bytes: &[u8]) -> Range<usize> {
@@ -90,5 +85,35 @@ fn qos_digit(message: &Message) -> &'static [u8] {
         0 => b"0",
         1 => b"1",
         _ => b"2",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use mqtt_proto::codec::QoS;
+
+    use super::*;
+
+    #[test]
+    fn a_payload_stands_as_text_or_else_as_base64_in_json_that_any_reader_takes() {
+        for (client_id, topic, payload, text, encoding) in [
+            ("meter-1", "readings/1", &b"21.5"[..], "21.5", None),
+            ("m\"e\\t", "r/\u{1}\u{e9}", "a\"\n\u{7f}".as_bytes(), "a\"\n\u{7f}", None),
+            ("m", "r", b"", "", None),
+            ("m", "r", b"\xff", "/w==", Some("base64")),
+            ("m", "r", b"\xff\x00\x01\x02", "/wABAg==", Some("base64")),
+        ] {
+            let message =
+                Message::new(MessageId { boot: 1, counter: 2 }, 0, topic, payload, QoS::AtLeastOnce, false);
+            let record = record(client_id, &message, None, 1_700_000_000_000);
+            let value: serde_json::Value = serde_json::from_slice(&record.value.unwrap()).unwrap();
+            let mut expected = serde_json::json!({
+                "clientId": client_id, "topic": topic, "payload": text, "ts": 1_700_000_000_000_u64,
+            });
+            if let Some(encoding) = encoding {
+                expected["encoding"] = encoding.into();
+            }
+            assert_eq!(value, expected);
+        }
     }
 }

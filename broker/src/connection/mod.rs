@@ -107,6 +107,8 @@ pub(crate) struct Connection<S> {
     ack_deadline: Option<Millis>,
     timer: Option<Pin<Box<Sleep>>>,
     now: Millis,
+    /// [`Node::wall`] in this turn, once it was asked for.
+    wall: Option<Millis>,
 }
 
 /// What reading waits for.
@@ -199,6 +201,7 @@ where
             resume: !unread.is_empty(),
             unread,
             now,
+            wall: None,
         }
     }
 
@@ -232,6 +235,7 @@ where
     fn turn(&mut self, scratch: &mut Scratch, context: &mut Context<'_>) -> Result<(), Close> {
         for _ in 0..READS_A_TURN {
             self.now = self.node.now();
+            self.wall = None;
             let mail = self.mailbox.look(context);
             // Behind an append that failed nothing more is appended: it would overtake what the client sends again.
             let has_failed = |settled: &Settled| {

@@ -329,7 +329,8 @@ where
                 Some(ticket) => self.completion(ticket.0),
                 None => self.node.bridge.nobody(),
             };
-            self.node.bridge.store(parent, &self.held.slot.client_id, &message, self.node.wall(), done);
+            let wall = *self.wall.get_or_insert_with(|| self.node.wall());
+            self.node.bridge.store(parent, &self.held.slot.client_id, &message, wall, done);
             self.mind_the_log();
         }
         let message = Arc::new(message);

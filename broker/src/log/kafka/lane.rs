@@ -52,6 +52,8 @@ pub(super) struct Lane {
 
 struct Waiting {
     entries: VecDeque<Entry>,
+    /// Since when there are any, or since one was stored.
+    since: Option<Instant>,
     /// Names the first entry.
     first: Number,
     /// How many, from the front, are with the producer, and how large they are.
@@ -77,7 +79,6 @@ struct Entry {
     record: Record,
     done: Completion,
     size: usize,
-    since: Instant,
 }
 
 /// What waits in a lane.
@@ -86,7 +87,7 @@ pub(super) struct Backlog {
     pub(super) records: usize,
     /// How many of them are with a producer.
     pub(super) under_way: usize,
-    /// Since when the first waits.
+    /// Since when something waits and nothing was stored.
     pub(super) since: Option<Instant>,
     /// When the producer's last success was told.
     confirmed: Option<Instant>,
@@ -111,6 +112,7 @@ impl Lane {
     ) -> Lane {
         let waiting = Waiting {
             entries: VecDeque::new(),
+            since: None,
             first: Number::default(),
             submitted: 0,
             submitted_bytes: 0,
@@ -145,7 +147,10 @@ impl Lane {
             return false;
         }
         waiting.room.take(size);
-        waiting.entries.push_back(Entry { record, done, size, since: Instant::now() });
+        if waiting.entries.is_empty() {
+            waiting.since = Some(Instant::now());
+        }
+        waiting.entries.push_back(Entry { record, done, size });
         waiting.call();
         true
     }
@@ -228,6 +233,7 @@ impl Lane {
         waiting.submitted_bytes = waiting.submitted_bytes.saturating_sub(size);
         waiting.room.free(size, told.len());
         waiting.confirmed = Some(now);
+        waiting.since = Some(now);
         drop(waiting);
         // First of all: Kafka has nothing to do meanwhile.
         self.hand_over();
@@ -288,7 +294,7 @@ impl Lane {
         Backlog {
             records: waiting.entries.len(),
             under_way: waiting.submitted,
-            since: waiting.entries.front().map(|entry| entry.since),
+            since: waiting.since.filter(|_| !waiting.entries.is_empty()),
             confirmed: waiting.confirmed,
             aside: waiting.aside,
         }
