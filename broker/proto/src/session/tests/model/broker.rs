@@ -11,6 +11,8 @@ pub(super) struct Intake {
     pub(super) state: SessionState,
     outcomes: Vec<(Ticket, Reason)>,
     pub(super) releases: Vec<(u16, bool)>,
+    /// Its session ended while it was away.
+    pub(super) expired: bool,
     /// Acknowledgements that must come next, in this order.
     order: VecDeque<u16>,
 }
@@ -113,6 +115,12 @@ pub(super) struct Outlet {
 }
 
 impl Outlet {
+    pub(super) fn expire(&mut self) {
+        self.state = SessionState::default();
+        self.in_flight.clear();
+        self.on_wire.clear();
+    }
+
     pub(super) fn fill(
         &mut self,
         queue: &mut VecDeque<Delivery>,

@@ -27,7 +27,16 @@ pub(super) struct Unfinished {
 }
 
 impl Publisher {
-    pub(super) fn connect(&mut self, version: Version) {
+    /// Messages so far.
+    pub(super) fn published(&self) -> u32 {
+        self.next_number
+    }
+
+    /// Whose session has expired forgets what it had begun.
+    pub(super) fn connect(&mut self, version: Version, expired: bool) {
+        if expired {
+            self.unfinished.clear();
+        }
         self.quota = if version == Version::V5 { PUBLISH_WINDOW } else { PUBLISHER_IDS };
         self.link = Some(Link { version, up: Wire::new(), down: Wire::new() });
         self.unfinished.iter_mut().for_each(|entry| entry.sent = false);
@@ -125,6 +134,9 @@ pub(super) struct Device {
     pub(super) seen: BTreeSet<u32>,
     /// How often each message reached the application.
     pub(super) taken: BTreeMap<u32, usize>,
+    pub(super) taken_at_qos_0: usize,
+    /// What was published before it subscribed.
+    pub(super) excused_below: u32,
 }
 
 impl Device {
@@ -147,14 +159,16 @@ impl Device {
 
     fn take(&mut self, publish: &Publish<'_>, refuses: bool) {
         let number = number_of(publish.payload);
-        // Of one that was refused or dropped at first a later repeat may come through, behind others.
-        if self.seen.insert(number) && !is_refused(number) && !may_vanish(number) {
+        // Of one that was refused or dropped at first, or came before the subscription, a later repeat may come through, behind
+        // others.
+        let is_excused = is_refused(number) || may_vanish(number) || number < self.excused_below;
+        if self.seen.insert(number) && !is_excused {
             assert!(self.last_new < Some(number), "{number} comes after {:?}", self.last_new);
             self.last_new = Some(number);
         }
         let mut taken = true;
         match publish.qos {
-            QoS::AtMostOnce => {}
+            QoS::AtMostOnce => self.taken_at_qos_0 += 1,
             QoS::AtLeastOnce => self.answers.push_back((AckKind::PubAck, publish.packet_id, Reason::Success)),
             QoS::ExactlyOnce => {
                 taken = !self.unreleased.contains(&publish.packet_id);

@@ -1,6 +1,7 @@
 //! Random dialogues of two sessions between a model publisher and a model subscriber, both of which lose their
-//! connections at any time. Whatever happens: QoS 1 arrives, QoS 2 arrives once, first copies are in order, and in
-//! the end nothing is left over.
+//! connections at any time, and in half of the worlds their sessions, too, when these expire. Whatever happens: QoS 0 arrives once
+//! at most, and if both are there; QoS 1 arrives, QoS 2 arrives once, as long as the sessions last; first copies are in
+//! order, and in the end nothing is left over.
 //!
 //! What a message may do is in its number, so that a repeat does the same: see [`is_refused`], [`is_mortal`],
 //! [`is_large`].
@@ -30,7 +31,7 @@ const LARGE_PAYLOAD: usize = 60;
 
 #[test]
 fn qos_1_arrives_and_qos_2_arrives_once_in_order_whatever_connections_do() {
-    let mut arrived = 0;
+    let (mut arrived, mut arrived_at_qos_0, mut expired) = (0, 0, 0);
     let mut dropped = Dropped::default();
     for seed in 0..SEEDS {
         // Shown when it fails.
@@ -44,11 +45,15 @@ fn qos_1_arrives_and_qos_2_arrives_once_in_order_whatever_connections_do() {
         }
         world.finish();
         arrived += world.device.taken.len();
+        arrived_at_qos_0 += world.device.taken_at_qos_0;
+        expired += world.expired;
         dropped.expired += world.outlet.dropped.expired;
         dropped.too_large += world.outlet.dropped.too_large;
     }
     // Else the world stood still and nothing was shown.
     assert!(arrived > SEEDS as usize * 30, "only {arrived} messages arrived");
+    assert!(arrived_at_qos_0 > SEEDS as usize * 2, "only {arrived_at_qos_0} messages arrived at QoS 0");
+    assert!(expired > SEEDS as usize, "only {expired} sessions expired");
     assert!(dropped.expired.min(dropped.too_large) > SEEDS / 10, "hardly anything was given up: {dropped:?}");
 }
 
@@ -74,6 +79,11 @@ fn may_vanish(number: u32) -> bool {
 struct World {
     random: Random,
     now: Millis,
+    /// Sessions end in this world, and how many did.
+    expires: bool,
+    expired: usize,
+    /// The device's session has subscribed.
+    subscribed: bool,
     publisher: Publisher,
     intake: Intake,
     queue: VecDeque<Delivery>,
@@ -113,6 +123,9 @@ impl World {
         World {
             random: Random::new(seed),
             now: 0,
+            expires: seed % 2 == 1,
+            expired: 0,
+            subscribed: false,
             publisher: Publisher::default(),
             intake: Intake::default(),
             queue: VecDeque::new(),
@@ -123,7 +136,7 @@ impl World {
 
     fn step(&mut self) {
         self.now += self.random.below(1000) as u64;
-        match self.random.below(100) {
+        match self.random.below(102) {
             0..20 => {
                 let qos = [QoS::AtMostOnce, QoS::AtLeastOnce, QoS::ExactlyOnce, QoS::ExactlyOnce];
                 self.publisher.publish(qos[self.random.below(qos.len())]);
@@ -140,6 +153,8 @@ impl World {
             89..95 => self.outlet_reads(),
             95 => self.part_publisher(),
             96 => self.part_device(),
+            97 if self.expires => self.expire_publisher(),
+            98 if self.expires => self.expire_device(),
             _ => {
                 let version = if self.random.below(2) == 0 { Version::V311 } else { Version::V5 };
                 let receive_maximum = 1 + self.random.below(5) as u16;
@@ -169,13 +184,38 @@ impl World {
         if self.publisher.link.is_none() {
             let state = std::mem::take(&mut self.intake.state);
             self.intake.session = Some(Session::new(terms, state, self.now));
-            self.publisher.connect(version);
+            self.publisher.connect(version, std::mem::take(&mut self.intake.expired));
         }
         if self.device.link.is_none() {
             let state = std::mem::take(&mut self.outlet.state);
             self.outlet.session = Some(Session::new(terms, state, self.now));
             self.outlet.receive_maximum = receive_maximum;
             self.device.link = Some(Link { version, up: Wire::new(), down: Wire::new() });
+            if !self.subscribed {
+                self.subscribed = true;
+                self.device.excused_below = self.publisher.published();
+                // It is told that there is no session, and begins anew, too.
+                self.device.unreleased.clear();
+            }
+        }
+    }
+
+    /// The publisher has been away for too long.
+    fn expire_publisher(&mut self) {
+        if self.publisher.link.is_none() {
+            self.intake.state = SessionState::default();
+            self.intake.expired = true;
+            self.expired += 1;
+        }
+    }
+
+    /// The device has been away for too long: its session ends, with what waits for it.
+    fn expire_device(&mut self) {
+        if self.device.link.is_none() && self.subscribed {
+            self.outlet.expire();
+            self.queue.clear();
+            self.subscribed = false;
+            self.expired += 1;
         }
     }
 
@@ -196,6 +236,11 @@ impl World {
     fn intake_reads(&mut self) {
         if let Some(link) = &mut self.publisher.link {
             self.intake.read(link, &mut self.queue, self.now);
+        }
+        if !self.subscribed {
+            self.queue.clear();
+        } else if self.device.link.is_none() {
+            self.queue.retain(|delivery| delivery.qos > QoS::AtMostOnce);
         }
     }
 
@@ -236,6 +281,29 @@ impl World {
         self.part_publisher();
         self.part_device();
         self.join(Version::V5, 2, u32::MAX);
+        self.settle();
+        // Between two who are there QoS 0 arrives.
+        self.publisher.publish(QoS::AtMostOnce);
+        let last = self.publisher.published() - 1;
+        self.settle();
+        assert!(
+            may_vanish(last) || is_refused(last) || self.device.seen.contains(&last),
+            "{last} is lost at QoS 0"
+        );
+        assert!(self.device.unreleased.is_empty(), "the device was not told to release");
+        for packet_id in 1..=PUBLISHER_IDS {
+            let session = self.intake.session.as_mut().expect("the publisher is online");
+            let pubrel = Packet::PubRel(ack(packet_id, Reason::Success));
+            let effect = session.receive(pubrel, self.now, &mut BytesMut::new());
+            assert!(matches!(effect, Ok(Effect::Release { known: false, .. })), "{effect:?}");
+        }
+        for number in self.publisher.promised.range(self.device.excused_below..) {
+            assert!(may_vanish(*number) || self.device.seen.contains(number), "{number} is lost");
+        }
+    }
+
+    /// Until nothing is left to do.
+    fn settle(&mut self) {
         for _ in 0..5_000 {
             if self.is_quiet() {
                 break;
@@ -249,16 +317,6 @@ impl World {
             self.outlet_reads();
         }
         assert!(self.is_quiet(), "something never ends");
-        assert!(self.device.unreleased.is_empty(), "the device was not told to release");
-        for packet_id in 1..=PUBLISHER_IDS {
-            let session = self.intake.session.as_mut().expect("the publisher is online");
-            let pubrel = Packet::PubRel(ack(packet_id, Reason::Success));
-            let effect = session.receive(pubrel, self.now, &mut BytesMut::new());
-            assert!(matches!(effect, Ok(Effect::Release { known: false, .. })), "{effect:?}");
-        }
-        for number in &self.publisher.promised {
-            assert!(may_vanish(*number) || self.device.seen.contains(number), "{number} is lost");
-        }
     }
 
     fn is_quiet(&self) -> bool {
