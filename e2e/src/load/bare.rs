@@ -26,6 +26,8 @@ use super::{LoadError, Phase, procfs};
 
 /// As many as the broker's benchmark has.
 const PARTITIONS: u64 = 3;
+/// As many in a row go to one of them.
+const RUN: u64 = 32;
 /// Longest wait, so that phases end on time.
 const TICK: Duration = Duration::from_millis(20);
 
@@ -238,7 +240,7 @@ impl Sender<'_> {
         let Some(template) = self.templates.get(at) else { return Ok(()) };
         let record: BaseRecord<'_, (), str, usize> =
             BaseRecord::with_opaque_to(&self.plan.topic, usize::try_from(due).unwrap_or(usize::MAX))
-                .partition(i32::try_from(self.sent % PARTITIONS).unwrap_or(0))
+                .partition(i32::try_from(self.sent / RUN % PARTITIONS).unwrap_or(0))
                 .payload(template.value.as_str())
                 .headers(template.headers.clone());
         self.producer.send(record).map_err(|(error, _)| error)?;
