@@ -41,6 +41,7 @@ pub(crate) struct Registry {
     shards: Vec<Mutex<Shard>>,
     hasher: RandomState,
     next_key: AtomicU64,
+    next_claim: AtomicU64,
 }
 
 /// The sessions of some client IDs.
@@ -50,8 +51,8 @@ type Shard = HashMap<Box<str>, Arc<Slot>, RandomState>;
 pub(crate) struct Slot {
     pub(crate) client_id: Box<str>,
     pub(crate) mailbox: Arc<Mailbox>,
-    /// How many connections have claimed it. The latest claim is the valid one.
-    claims: AtomicU64,
+    /// The latest claim, which is the valid one.
+    latest: AtomicU64,
     core: Arc<tokio::sync::Mutex<Core>>,
 }
 
@@ -68,7 +69,8 @@ pub(crate) struct Core {
 pub(crate) struct Held {
     pub(crate) slot: Arc<Slot>,
     pub(crate) core: OwnedMutexGuard<Core>,
-    /// The number of this claim; names the connection among those of the session.
+    /// The number of this claim; names the connection among all of this process. A session's mailbox may be older than its
+    /// client's place here, and hold what an append of a former connection came to.
     pub(crate) claim: u64,
 }
 
@@ -86,6 +88,7 @@ impl Registry {
             shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
             hasher: RandomState::default(),
             next_key: AtomicU64::new(1),
+            next_claim: AtomicU64::new(1),
         }
     }
 
@@ -99,7 +102,8 @@ impl Registry {
         let (slot, claim) = {
             let mut shard = self.shard(client_id).lock();
             let slot = self.slot_in(&mut shard, client_id, mailbox);
-            let claim = slot.claims.fetch_add(1, Ordering::AcqRel) + 1;
+            let claim = self.next_claim.fetch_add(1, Ordering::Relaxed);
+            slot.latest.store(claim, Ordering::Release);
             (slot, claim)
         };
         slot.mailbox.call();
@@ -146,7 +150,7 @@ impl Registry {
     /// Takes a client that nobody is there for. `mailbox` as in [`Self::claim`].
     pub(crate) fn take_idle(&self, client_id: &str, mailbox: Option<Arc<Mailbox>>) -> Option<Held> {
         let slot = self.slot_in(&mut self.shard(client_id).lock(), client_id, mailbox);
-        let claim = slot.claims.load(Ordering::Acquire);
+        let claim = slot.latest.load(Ordering::Acquire);
         let core = slot.core.clone().try_lock_owned().ok()?;
         Some(Held { slot, core, claim })
     }
@@ -164,7 +168,7 @@ impl Registry {
         let slot = Arc::new(Slot {
             client_id: client_id.into(),
             mailbox: mailbox.unwrap_or_else(|| self.new_mailbox()),
-            claims: AtomicU64::new(0),
+            latest: AtomicU64::new(0),
             core: Arc::default(),
         });
         shard.insert(client_id.into(), slot.clone());
@@ -191,7 +195,7 @@ impl Registry {
 impl Held {
     /// Whether no later connection has claimed the client ID.
     pub(crate) fn is_valid(&self) -> bool {
-        self.slot.claims.load(Ordering::Acquire) == self.claim
+        self.slot.latest.load(Ordering::Acquire) == self.claim
     }
 }
 
@@ -225,5 +229,26 @@ impl Core {
     /// The names of the shared subscriptions of which it is a member.
     pub(crate) fn shares(&self) -> impl Iterator<Item = &str> {
         self.subscriptions.iter().filter(|(_, asked)| asked.share.is_some()).map(|(name, _)| &**name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn no_claim_is_numbered_as_another_was_though_its_client_was_forgotten_meanwhile() {
+        let registry = Registry::new();
+        let mut numbers = Vec::new();
+        for client_id in ["a", "b", "a", "a"] {
+            let held = registry.claim(client_id, None).await.unwrap();
+            assert!(held.is_valid());
+            numbers.push(held.claim);
+            registry.forget(held);
+        }
+        let all = numbers.len();
+        numbers.sort_unstable();
+        numbers.dedup();
+        assert_eq!(numbers.len(), all, "{numbers:?}");
     }
 }
