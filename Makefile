@@ -18,13 +18,14 @@ DEV := $(patsubst $(CURDIR)/%,%,$(TARGET))/debug
 TOOLS := $(CURDIR)/.tools
 say = @echo "==> $(1)"
 
-.PHONY: help test fmt lint deny unit e2e build demo bench rumqttd-stops fuzz crds images image-files tools mosquitto
+.PHONY: help soak test fmt lint deny unit e2e build demo bench rumqttd-stops fuzz crds images image-files tools mosquitto
 
 help:
 	@echo "make test   everything a change must pass: format, lints, licences, all tests"
 	@echo "make demo   a small metering fleet on one machine, in seconds"
 	@echo "make bench  CPU time a message and memory a connection, beside other brokers"
 	@echo "make rumqttd-stops  does to rumqttd what README says stops it"
+	@echo "make soak   the simulated cluster under all faults, other seeds each time, for SOAK_MINUTES (60)"
 	@echo "make fuzz   the fuzz targets, FUZZ_SECONDS (300) each, FUZZ_TARGETS to choose"
 	@echo "make crds   writes crds/, its copy in the chart and JSON schemas from the resource types"
 	@echo "make images builds the images of the broker and the operator, optimised; REGISTRY=host/path/ goes before their names"
@@ -48,8 +49,13 @@ deny: $(TOOLS)/bin/cargo-deny
 
 unit:
 	$(call say,unit tests)
-	@cargo test --quiet --workspace --exclude mqtt-e2e
+	@SIM_SEEDS=1000 cargo test --quiet --workspace --exclude mqtt-e2e
 	@cargo test --quiet --manifest-path broker/proto/differential/Cargo.toml --target-dir $(TARGET)/differential
+
+SOAK_MINUTES ?= 60
+soak:
+	$(call say,the simulated cluster)
+	@SOAK_MINUTES=$(SOAK_MINUTES) cargo test -p mqtt-broker the_rules_hold_whatever_goes_wrong -- --nocapture
 
 e2e: tools build
 	$(call say,user stories)

@@ -180,12 +180,12 @@ impl Node {
         }
         if message.retain {
             let (done, outcome) = Completion::awaited();
-            // A will has a number from before what its device published.
-            self.retained.retain(message, self.next_message_id(), self.wall(), done);
+            self.retained.retain(message, self.now(), self.wall(), done);
             if !matches!(outcome.await, Ok(Outcome::Durable(_))) {
                 return false;
             }
         }
+        self.sessions.freshen().await;
         // Nobody can be made to wait here; a recipient that stays without room loses its oldest.
         let (_, queued) = self.deliver(message, how);
         for outcome in outcomes.into_iter().chain(queued) {

@@ -30,6 +30,10 @@ pub(crate) enum Mistake {
     ResumeWithoutQueue,
     /// A crash takes what is retained.
     ForgetRetained,
+    /// All claims of a client have one key.
+    SharedClaimKey,
+    /// A publish is routed without a look at what other nodes have promised meanwhile.
+    RouteOnOldView,
 }
 
 /// What stands in for the machine in a simulation.

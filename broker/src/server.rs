@@ -89,6 +89,9 @@ impl Server {
 /// What a node does besides serving connections, until it is aborted.
 pub(crate) fn background(node: &Arc<Node>) -> Vec<BoxFuture<'static, ()>> {
     let mut tasks: Vec<BoxFuture<'static, ()>> = vec![Box::pin(session::log::sweep(node.clone()))];
+    if node.sessions.shared {
+        tasks.push(Box::pin(session::log::barriers(node.clone())));
+    }
     for partition in 0..node.sessions.topic().partitions() {
         tasks.push(Box::pin(session::log::follow(node.clone(), partition)));
     }

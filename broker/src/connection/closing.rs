@@ -98,20 +98,23 @@ where
     });
     let expiry = if matches!(close, Close::Refused(_)) { 0 } else { connection.expiry };
     let last_words = connection.last_words(&close);
-    let Connection { mut held, holding, mut stream, .. } = connection;
-    if let Some(holding) = holding {
+    let Connection { mut held, holding, marker, mut stream, .. } = connection;
+    if let Some(holding) = holding.as_ref().or(marker.as_ref()) {
         let left = Left { expiry, has_will: will.is_some() };
-        leave_logged(&node, &held, &holding, Some(left));
-        if will.is_some() {
+        leave_logged(&node, &held, holding, Some(left));
+        // Who took the client over saw to the will before.
+        if will.is_some() && !holding.is_lost() {
             // Whoever sweeps does what could not be done in time.
-            let _ = timeout(WILL_TIMEOUT, node.sessions.publish_left_will(&node, &holding)).await;
+            let _ = timeout(WILL_TIMEOUT, node.sessions.publish_left_will(&node, holding)).await;
         }
+    }
+    if holding.is_some() {
         held.core.subscriptions.clear();
         if expiry == 0 {
             node.registry.forget(held);
         }
     } else {
-        if let Some(will) = will {
+        if let Some(will) = will.filter(|_| marker.is_none()) {
             let message = will.message(node.next_message_id(), held.slot.mailbox.key, node.now());
             let message = Arc::new(message);
             let published = node.publish_durably(&held.slot.client_id, &message, Delivered::Maybe);
@@ -135,9 +138,11 @@ pub(super) struct Left {
 /// The client was let in, but did not take CONNACK.
 pub(super) fn leave_unused(node: &Node, admitted: Admitted) {
     node.connections.leave();
-    match admitted.holding {
-        Some(holding) => leave_logged(node, &admitted.held, &holding, None),
-        None => end_session(node, admitted.held),
+    if let Some(holding) = admitted.holding.as_ref().or(admitted.marker.as_ref()) {
+        leave_logged(node, &admitted.held, holding, None);
+    }
+    if admitted.holding.is_none() {
+        end_session(node, admitted.held);
     }
 }
 

@@ -11,7 +11,7 @@ use mqtt_proto::{
 };
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
-    time::timeout,
+    time::{Instant, timeout},
 };
 
 use super::{
@@ -49,6 +49,8 @@ pub(super) struct Admitted {
     pub(super) held: Held,
     /// Of a session in the log, and what is under way with it.
     pub(super) holding: Option<Arc<Holding>>,
+    /// Of a session in no log: where other nodes see that the client is here.
+    pub(super) marker: Option<Arc<Holding>>,
     pub(super) state: SessionState,
     pub(super) user: Arc<User>,
     pub(super) anonymous: bool,
@@ -294,7 +296,7 @@ async fn let_in(
     };
     let limits = settings.limits();
     let will = connect.will.as_ref().map(Will::parse).transpose().map_err(|_| Refused::WillTopic)?;
-    if expiry > 0 && !log_works(node).await {
+    if (expiry > 0 || node.sessions.shared) && !log_works(node).await {
         return Err(Refused::LogAway);
     }
     // A client that is there already takes no more room: it takes its own connection over.
@@ -311,7 +313,7 @@ async fn let_in(
     }
     let was_online = node.registry.is_online(client_id);
     let taken = take_session(node, connect, user, client_id, expiry, will.as_ref(), peer).await;
-    let Taken { held, holding, state, present: session_present, had_session } = match taken {
+    let Taken { held, holding, marker, state, present: session_present, had_session } = match taken {
         Ok(taken) => taken,
         Err(refused) => {
             node.connections.leave();
@@ -341,6 +343,7 @@ async fn let_in(
         held,
         terms: Terms { logged: holding.is_some(), ..Terms::of(connect, INFLIGHT_CAP, PUBLISH_WINDOW) },
         holding,
+        marker,
         state,
         user: user.clone(),
         anonymous: connect.username.is_none() && newcomer.user.is_none(),
@@ -394,6 +397,7 @@ async fn login(
 struct Taken {
     held: Held,
     holding: Option<Arc<Holding>>,
+    marker: Option<Arc<Holding>>,
     state: SessionState,
     present: bool,
     had_session: bool,
@@ -410,35 +414,52 @@ async fn take_session(
     peer: SocketAddr,
 ) -> Result<Taken, Refused> {
     let mut held = node.registry.claim(client_id).await?;
-    let former = node.sessions.latest(client_id).filter(|(_, former)| former.phase != Phase::Ended);
-    let had_session = former.is_some();
-    let resumes = !connect.clean_start
-        && former.as_ref().is_some_and(|(_, former)| may_resume(former, &user.name, node.now()));
-    if let Some((nonce, former)) = &former {
-        settle_will(node, client_id, former, *nonce, resumes).await?;
-    }
-    if expiry == 0 && !resumes {
-        if had_session {
-            node.sessions.claim_end(node, &held.slot, LOG_PATIENCE).await?;
+    let deadline = Instant::now() + LOG_PATIENCE;
+    let (resumed, had_session, resumes) = loop {
+        let former = node.sessions.latest(client_id);
+        let lives = former.as_ref().filter(|(_, former)| former.phase != Phase::Ended);
+        let resumes = !connect.clean_start
+            && lives.is_some_and(|(_, former)| may_resume(former, &user.name, node.now()));
+        let had_session = lives.is_some();
+        if let Some((nonce, former)) = &former {
+            settle_will(node, client_id, former, *nonce, resumes).await?;
         }
-        held.core.discard(&held.slot.mailbox, &node.router);
-        return Ok(Taken {
-            held,
-            holding: None,
-            state: SessionState::default(),
-            present: false,
-            had_session,
-        });
-    }
-    let terms = Online {
-        resumes,
-        user: user.name.clone(),
-        peer: peer.to_string().into(),
-        protocol: connect.version as u8,
-        expiry,
-        will: will.map(|will| Box::new(will.logged())),
+        if expiry == 0 && !resumes && !node.sessions.shared {
+            if had_session {
+                node.sessions.claim_end(node, &held.slot, LOG_PATIENCE).await?;
+            }
+            break (None, had_session, false);
+        }
+        let terms = Online {
+            resumes,
+            is_kept: expiry > 0 || resumes,
+            before: former.map(|(nonce, _)| nonce),
+            user: user.name.clone(),
+            peer: peer.to_string().into(),
+            protocol: connect.version as u8,
+            expiry,
+            will: will.map(|will| Box::new(will.logged())),
+        };
+        let left = deadline.saturating_duration_since(Instant::now());
+        if let Some(resumed) = node.sessions.claim_online(node, &held.slot, left, terms).await? {
+            break (Some(resumed), had_session, resumes);
+        }
+        // Another node came first: what is due now is another will, and maybe another session goes on.
     };
-    let resumed = node.sessions.claim_online(node, &held.slot, LOG_PATIENCE, terms).await?;
+    let resumed = match resumed {
+        Some(resumed) if expiry > 0 || resumes => resumed,
+        marker => {
+            held.core.discard(&held.slot.mailbox, &node.router);
+            return Ok(Taken {
+                held,
+                holding: None,
+                marker: marker.map(|marker| marker.holding),
+                state: SessionState::default(),
+                present: false,
+                had_session,
+            });
+        }
+    };
     let present = resumed.present;
     let holding = resumed.holding.clone();
     let state = match timeout(LOG_PATIENCE, restore(node, &mut held, resumed)).await {
@@ -453,7 +474,7 @@ async fn take_session(
         // A grant may have gone while nobody could act on the session.
         node.sessions.subscribe(&holding, &name, None, node.wall(), node.bridge.nobody());
     }
-    Ok(Taken { held, holding: Some(holding), state, present, had_session })
+    Ok(Taken { held, holding: Some(holding), marker: None, state, present, had_session })
 }
 
 /// Publishes the will of the connection before, unless it waits and the session goes on.
@@ -467,7 +488,7 @@ async fn settle_will(
     let Some(will) = &former.will else { return Ok(()) };
     let is_due = match former.phase {
         Phase::Online => will.delay == 0,
-        _ => will.due_at.is_some_and(|at| at <= node.now()),
+        Phase::Offline | Phase::Ended => will.due_at.is_some_and(|at| at <= node.now()),
     };
     if (is_due || !resumes) && !publish_will(node, client_id, former, will, nonce).await {
         return Err(Refused::LogAway);

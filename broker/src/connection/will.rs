@@ -51,6 +51,7 @@ impl Will {
     /// As it stands in the session log.
     pub(super) fn logged(&self) -> record::Will {
         record::Will {
+            mid: None,
             delay: self.delay,
             due_at: None,
             topic: self.topic.clone(),

@@ -168,7 +168,7 @@ impl Router {
         }
     }
 
-    /// The retained messages that a new subscription gets, those of one process run in the order of their publishing.
+    /// The retained messages that a new subscription gets, in the order of their names.
     pub(crate) fn retained(&self, filter: &Filter, options: Options, now: Millis) -> Vec<Delivery> {
         let mut found = Vec::new();
         self.retained.read().visit(filter, |message| {
@@ -181,7 +181,7 @@ impl Router {
                 });
             }
         });
-        found.sort_unstable_by_key(|delivery| delivery.message.id);
+        found.sort_unstable_by_key(|delivery| (delivery.message.id.counter, delivery.message.id.boot));
         found
     }
 }

@@ -121,6 +121,16 @@ impl Registry {
         }
     }
 
+    /// Lets go of a client's place that nobody uses.
+    pub(crate) fn forget_idle(&self, slot: &Arc<Slot>) {
+        let mut shard = self.shard(&slot.client_id).lock();
+        // Who has claimed it has it from here: the registry and the caller have one each.
+        let is_it = |known: &Arc<Slot>| Arc::ptr_eq(known, slot) && Arc::strong_count(slot) == 2;
+        if shard.get(&slot.client_id).is_some_and(is_it) && slot.core.try_lock().is_ok() {
+            shard.remove(&slot.client_id);
+        }
+    }
+
     /// The client ID's place, made if there is none.
     pub(crate) fn slot(&self, client_id: &str) -> Arc<Slot> {
         self.slot_in(&mut self.shard(client_id).lock(), client_id)

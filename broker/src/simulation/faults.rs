@@ -10,7 +10,7 @@ use tokio::time::sleep;
 use super::{
     client::Client,
     ledger::Fault,
-    world::{NODES, Running, World},
+    world::{Running, World},
 };
 use crate::log::sim::Weather;
 
@@ -19,7 +19,7 @@ pub(super) fn begin(world: &Arc<World>, fault: Fault) {
     world.troubles.fetch_add(1, Ordering::Relaxed);
     let world = world.clone();
     tokio::spawn(async move {
-        let place = world.below(NODES);
+        let place = world.below(world.places.len());
         let device = world.below(world.devices.len());
         let of_client = matches!(
             fault,
@@ -93,7 +93,7 @@ async fn strike_node(world: &Arc<World>, fault: Fault, index: usize) {
         }
         Fault::StoreAway | Fault::NodeWithoutStore => {
             let all = fault == Fault::StoreAway;
-            let whom = || (0..NODES).filter(|other| all || *other == index);
+            let whom = || (0..world.places.len()).filter(|other| all || *other == index);
             whom().for_each(|index| cut_off(world, index, true));
             sleep(world.millis(500..15_000)).await;
             whom().for_each(|index| cut_off(world, index, false));
@@ -125,8 +125,7 @@ async fn crash(world: &Arc<World>, index: usize) {
     let silently = world.below(3) == 0;
     for device in 0..world.devices.len() {
         let client = world.client(device);
-        let there = client.kind.node == index;
-        client.wires.iter().filter(|_| there).for_each(|wire| wire.node_dies(silently));
+        client.wires.iter().filter(|wire| wire.node == index).for_each(|wire| wire.node_dies(silently));
     }
     log.crash();
     machine.kill();

@@ -124,7 +124,9 @@ pub(super) const NO_CAP: usize = 100_000;
 
 /// A message, named by its number, which is its payload.
 pub(super) struct Sent {
+    /// That it was sent to first, and whether another may have answered.
     pub(super) node: usize,
+    pub(super) moved: bool,
     /// Among all connections of all clients.
     connection: u32,
     pub(super) topic: String,
@@ -143,7 +145,8 @@ pub(super) struct Sent {
 
 /// A session from its beginning to its end.
 pub(super) struct Incarnation {
-    node: usize,
+    /// The only one that knows of it.
+    node: Option<usize>,
     pub(super) boot: u64,
     pub(super) ended: bool,
     subscriptions: Vec<Subscription>,
@@ -158,7 +161,7 @@ struct Subscription {
     until: Option<u64>,
 }
 
-/// What was published with RETAIN under one topic of one node, in order.
+/// What was published with RETAIN under one topic, in order.
 #[derive(Default)]
 struct RetainedTopic {
     history: Vec<Value>,
@@ -167,7 +170,10 @@ struct RetainedTopic {
 struct Value {
     number: u32,
     clears: bool,
-    acked: bool,
+    /// By this node.
+    acked: Option<usize>,
+    /// Nodes that it was sent to without an answer: they may come to it when others were acknowledged elsewhere.
+    strays: Vec<usize>,
 }
 
 pub(super) struct Ledger {
@@ -179,7 +185,7 @@ pub(super) struct Ledger {
     incarnations: Vec<Incarnation>,
     /// Message IDs in parent topics, by message.
     stored: BTreeMap<u32, BTreeSet<String>>,
-    retained: BTreeMap<(usize, String), RetainedTopic>,
+    retained: BTreeMap<String, RetainedTopic>,
     faults: Vec<(Fault, u64, Option<u64>)>,
     /// The messages before are settled.
     settled: usize,
@@ -290,17 +296,25 @@ impl Ledger {
             mortal: false,
             maybe_twice: false,
             maybe_stored_twice: false,
+            moved: false,
             resent: false,
         });
         number
     }
 
     pub(super) fn retains(&mut self, number: u32, clears: bool) {
-        let Sent { node, topic, .. } = &self.messages[number as usize];
-        let of = self.retained.entry((*node, topic.clone())).or_default();
-        of.history.push(Value { number, clears, acked: false });
+        let Sent { topic, .. } = &self.messages[number as usize];
+        let of = self.retained.entry(topic.clone()).or_default();
+        of.history.push(Value { number, clears, acked: None, strays: Vec::new() });
         // Without a payload it can't be told from another.
         self.messages[number as usize].mortal |= clears;
+    }
+
+    /// The connection to this node is gone, and the message has no answer.
+    pub(super) fn strays(&mut self, number: u32, node: usize) {
+        let topic = &self.messages[number as usize].topic;
+        let history = self.retained.get_mut(topic).into_iter().flat_map(|of| &mut of.history);
+        history.filter(|value| value.number == number).for_each(|value| value.strays.push(node));
     }
 
     pub(super) fn message(&mut self, number: u32) -> &mut Sent {
@@ -308,15 +322,15 @@ impl Ledger {
     }
 
     /// PUBACK or PUBREC has come.
-    pub(super) fn acked(&mut self, number: u32) {
+    pub(super) fn acked(&mut self, number: u32, node: usize) {
         let now = self.now;
-        let Sent { acked, since, topic, node, retain, .. } = &mut self.messages[number as usize];
+        let Sent { acked, since, topic, retain, .. } = &mut self.messages[number as usize];
         *acked = Some(now);
         let since = *since;
         let stands_under_parent = topic.starts_with("m/") || topic.starts_with("n/");
-        if *retain && let Some(of) = self.retained.get_mut(&(*node, topic.clone())) {
+        if *retain && let Some(of) = self.retained.get_mut(topic.as_str()) {
             for value in of.history.iter_mut().filter(|value| value.number == number) {
-                value.acked = true;
+                value.acked = Some(node);
             }
         }
         if stands_under_parent {
@@ -336,7 +350,8 @@ impl Ledger {
         ids.insert(message_id.to_owned());
     }
 
-    pub(super) fn begin(&mut self, node: usize, boot: u64) -> usize {
+    /// `node`: the one that it is bound to, if it is in no log.
+    pub(super) fn begin(&mut self, node: Option<usize>, boot: u64) -> usize {
         self.incarnations.push(Incarnation {
             node,
             boot,
@@ -420,7 +435,7 @@ impl Ledger {
             let live: Vec<&Subscription> =
                 of.subscriptions.iter().filter(|of| of.until.is_none() && of.qos > QoS::AtMostOnce).collect();
             let matches = |message: &Sent| {
-                message.node == of.node
+                of.node.is_none_or(|node| message.node == node && !message.moved)
                     && live.iter().any(|one| one.since < message.since && one.filter.matches(&message.topic))
             };
             let from = self.settled;
@@ -446,7 +461,7 @@ impl Ledger {
                 if newer < self.cap {
                     let filters: Vec<_> = live.iter().map(|one| (one.filter.as_str(), one.qos)).collect();
                     missing = Some(format!(
-                        "session {index} on node {} with {filters:?} never got message {number} under {:?}, acknowledged; {newer} newer",
+                        "session {index} on node {:?} with {filters:?} never got message {number} under {:?}, acknowledged; {newer} newer",
                         of.node, message.topic
                     ));
                 }
@@ -478,16 +493,19 @@ impl Ledger {
     /// What a new subscriber to everything retained found on a node.
     pub(super) fn found_retained(&mut self, node: usize, found: &BTreeMap<String, u32>, since: u64) {
         let mut wrong = Vec::new();
-        for ((_, topic), of) in self.retained.iter().filter(|((of, _), _)| *of == node) {
-            let sure = of.history.iter().rposition(|value| value.acked);
-            let values = &of.history[sure.unwrap_or(0)..];
+        for (topic, of) in &self.retained {
+            let sure = of.history.iter().rposition(|value| value.acked.is_some());
+            let by = sure.and_then(|sure| of.history[sure].acked);
+            let (before, values) = of.history.split_at(sure.unwrap_or(0));
+            let late = before.iter().filter(|value| value.strays.iter().any(|node| Some(*node) != by));
+            let values = || values.iter().chain(late.clone());
             let fits = match found.get(topic) {
-                Some(number) => values.iter().any(|value| value.number == *number && !value.clears),
-                None => sure.is_none() || values.iter().any(|value| value.clears),
+                Some(number) => values().any(|value| value.number == *number && !value.clears),
+                None => sure.is_none() || values().any(|value| value.clears),
             };
             if !fits {
-                let may: Vec<_> = values.iter().map(|value| (value.number, value.clears)).collect();
-                wrong.push(format!("{topic:?} of node {node} has {:?}, may have {may:?}", found.get(topic)));
+                let may: Vec<_> = values().map(|value| (value.number, value.clears)).collect();
+                wrong.push(format!("{topic:?} has {:?} on node {node}, may have {may:?}", found.get(topic)));
             }
         }
         self.judged(Rule::Retained, since);

@@ -11,7 +11,7 @@
 //! | [`world`] | all of it together, and what is asked of it |
 //!
 //! The same seed gives the same events. A failure names its seed: `SIM_SEED=17 cargo test -p mqtt-broker simulation`
-//! runs it again. `SIM_SEEDS=5000` runs more of them.
+//! runs it again. `SIM_SEEDS=5000` runs more of them, and `SOAK_MINUTES=60` as many as there is time for, from anywhere.
 
 mod client;
 mod faults;
@@ -20,7 +20,10 @@ mod machine;
 mod net;
 pub(crate) mod world;
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::{
+    sync::atomic::{AtomicU64, Ordering},
+    time::{Duration, Instant},
+};
 
 use tokio::time::sleep;
 
@@ -75,14 +78,14 @@ fn run(seed: u64, kept: usize, mistake: Option<Mistake>) -> Report {
     })
 }
 
-/// Runs seeds on all cores; stops at the first violation.
-fn run_all(seeds: std::ops::Range<u64>, kept: usize) -> Exercised {
+/// Runs seeds on all cores; stops at the first violation, and at `until`.
+fn run_all(seeds: std::ops::Range<u64>, kept: usize, until: Option<Instant>) -> Exercised {
     let next = AtomicU64::new(seeds.start);
     let work = || {
         let mut exercised = Exercised::new();
         loop {
             let seed = next.fetch_add(1, Ordering::Relaxed);
-            if seed >= seeds.end {
+            if seed >= seeds.end || until.is_some_and(|until| Instant::now() > until) {
                 return exercised;
             }
             let report = run(seed, kept, None);
@@ -119,10 +122,21 @@ fn from_env(name: &str) -> Option<u64> {
 #[test]
 fn the_rules_hold_whatever_goes_wrong() {
     if let Some(seed) = from_env("SIM_SEED") {
-        drop(run_all(seed..seed + 1, usize::MAX));
+        drop(run_all(seed..seed + 1, usize::MAX, None));
         return;
     }
-    let exercised = run_all(0..from_env("SIM_SEEDS").unwrap_or(SEEDS), SHOWN);
+    if let Some(minutes) = from_env("SOAK_MINUTES") {
+        let first = u64::from(fastrand::u32(..));
+        println!("seeds from {first} on for {minutes} min");
+        drop(run_all(first..u64::MAX, SHOWN, Some(Instant::now() + Duration::from_secs(minutes * 60))));
+        return;
+    }
+    let exercised = run_all(0..from_env("SIM_SEEDS").unwrap_or(SEEDS), SHOWN, None);
+    // How often what was judged while what was wrong, for who asks with --nocapture.
+    for (row, rule) in RULES.iter().enumerate() {
+        let times = FAULTS.map(|fault| exercised.get(&(*rule, fault)).copied().unwrap_or(0));
+        println!("{}{rule:?}: {times:?}", if row == 0 { format!("{FAULTS:?}\n") } else { String::new() });
+    }
     for rule in RULES {
         for fault in FAULTS {
             let times = exercised.get(&(rule, fault)).copied().unwrap_or(0);
@@ -140,6 +154,8 @@ fn mistakes_are_noticed() {
         Mistake::RouteBeforeNote,
         Mistake::ResumeWithoutQueue,
         Mistake::ForgetRetained,
+        Mistake::RouteOnOldView,
+        Mistake::SharedClaimKey,
     ] {
         let noticed = (0..MOST_SEEDS).any(|seed| run(seed, 0, Some(mistake)).violation.is_some());
         assert!(noticed, "nobody noticed {mistake:?}");

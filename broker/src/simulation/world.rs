@@ -38,7 +38,7 @@ use crate::{
     session::{self, retained::RetainedLog},
 };
 
-pub(super) const NODES: usize = 3;
+const NODES: usize = 3;
 const CLIENTS: usize = 12;
 /// The longest way of an acknowledgement and of what it lets come, on a slow link.
 const SLOWEST: Duration = Duration::from_secs(4);
@@ -91,6 +91,8 @@ impl World {
         let mut random = fastrand::Rng::with_seed(seed);
         let tight = random.u32(0..4) == 0;
         let (offline, online) = if tight { (10, 15) } else { (NO_CAP, NO_CAP) };
+        // The embedded store has one node.
+        let nodes = if random.u32(0..5) == 0 { 1 } else { NODES };
         let room = if random.u32(0..4) == 0 { 20 } else { 10_000 };
         let ledger = Arc::new(Mutex::new(Ledger::new(offline, kept)));
         let told = ledger.clone();
@@ -112,7 +114,7 @@ impl World {
             cluster: Cluster::new(random.fork(), landed),
             ledger,
             devices: (0..CLIENTS).map(|index| Device::new(index, &mut random)).collect(),
-            places: (0..NODES).map(|_| Place::default()).collect(),
+            places: (0..nodes).map(|_| Place::default()).collect(),
             troubles: AtomicUsize::new(0),
             began,
             connections: AtomicU32::new(0),
@@ -122,7 +124,7 @@ impl World {
             mistake,
             random: Mutex::new(random),
         });
-        for index in 0..NODES {
+        for index in 0..nodes {
             world.start(index).await;
         }
         for index in 0..CLIENTS {
@@ -133,6 +135,14 @@ impl World {
 
     pub(super) fn fork(&self) -> fastrand::Rng {
         self.random.lock().fork()
+    }
+
+    /// The node that a client connects to: often the one from before.
+    fn pick(&self, index: usize) -> usize {
+        let (moves, node) = (self.below(3) == 0, self.below(self.places.len()));
+        let mut client = self.client(index);
+        client.node = if moves { node } else { client.node % self.places.len() };
+        client.node
     }
 
     /// A number below `bound`.
@@ -155,7 +165,8 @@ impl World {
         let log = SimLog::new(self.cluster.clone(), outside.clone(), self.fork(), self.room);
         log.set_away(*self.places[index].away.lock());
         let name = index.to_string();
-        let place = session::log::Place { node: &name, partitions: PARTITIONS };
+        let place =
+            session::log::Place { node: &name, partitions: PARTITIONS, shared: self.places.len() > 1 };
         let node = loop {
             match make_node(outside.clone(), log.clone(), place, &self.config, &self.acl).await {
                 Ok(Ok(node)) => break node,
@@ -177,7 +188,7 @@ impl World {
         let Running { node, machine, .. } = self.running(index)?;
         let mut random = self.fork();
         let window = if random.u32(0..5) == 0 { 2000 } else { 100_000 };
-        let (client, stream, _) = net::connect(random, 0..3, window);
+        let (client, stream, _) = net::connect(index, random, 0..3, window);
         let peer = SocketAddr::from((Ipv4Addr::LOCALHOST, 1));
         let (newcomer, _) = node.admission.meet(peer, 1000);
         machine.spawn(Box::pin(connection::serve(node.clone(), stream, newcomer)));
@@ -270,7 +281,7 @@ impl World {
                 format!("client {index} has {open} connections")
             });
         }
-        for index in 0..NODES {
+        for index in 0..self.places.len() {
             match self.probe(index).await {
                 Some(found) => self.ledger.lock().found_retained(index, &found, since),
                 None => {
@@ -290,7 +301,7 @@ impl World {
             let sessions = session::log::summaries(&*log).await;
             let retained = RetainedLog::fresh_summary(&*log).await;
             let mut wrong = None;
-            for index in 0..NODES {
+            for index in 0..self.places.len() {
                 let Some(Running { node, .. }) = self.running(index) else { continue };
                 let known = node.sessions.summaries();
                 for (found, expected) in known.iter().flatten().zip(sessions.iter().flatten()) {
@@ -391,7 +402,6 @@ impl Device {
         let version = [Version::V311, Version::V5, Version::V5][random.usize(0..3)];
         let kind = Kind {
             index,
-            node: index % NODES,
             version,
             // MQTT 3.1.1 has the instance's.
             expiry: match version {
@@ -412,7 +422,7 @@ async fn live(world: Arc<World>, index: usize) {
         while !world.client(index).wanted {
             device.poke.notified().await;
         }
-        let node = world.client(index).kind.node;
+        let node = world.pick(index);
         if let Some((end, boot)) = world.dial(node) {
             let connection = world.connections.fetch_add(1, Atomic::Relaxed);
             world.with(index, |client, ledger| client.begin(ledger, end.wire.clone(), connection, boot));

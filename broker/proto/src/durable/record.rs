@@ -13,6 +13,7 @@
 //! | `D` | message, session, boot | how far one session is with one message |
 //! | `R` | session, generation, packet id | a QoS 2 publish of the session that it has not released |
 //! | `T` | boot | which node begins anew: who reads it back has read all that was there before |
+//! | `B` | boot | a process run asks to be told where the log ends now: who reads it back has read all that was there before |
 //! | `K` | message, topic | a retained message, or (empty payload) that there is none any more |
 //!
 //! One key is written by one process run, the one whose nonce, generation or boot stands in it. Others only delete it, once
@@ -72,6 +73,10 @@ pub enum Key {
     Tick {
         boot: Boot,
     },
+    /// Not a `T`: of that the first of each process run must stay, for it says in which order they began.
+    Barrier {
+        boot: Boot,
+    },
     Retained {
         mid: MessageId,
         topic: Box<str>,
@@ -91,6 +96,8 @@ pub enum Value<'a> {
     Tick {
         node: &'a str,
     },
+    /// Rises with each of a process run.
+    Barrier(u64),
     Retained(Content<'a>),
 }
 
@@ -138,6 +145,9 @@ pub enum Phase {
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct Will {
+    /// Its message's, if that is not the nonce of the claim that it stands in: whoever claimed the client as offline for a holder
+    /// that is over left the will as it was, and it may be published already.
+    pub mid: Option<MessageId>,
     /// Seconds between the close and its publication.
     pub delay: u32,
     /// When it is due, once its connection has closed.
@@ -247,6 +257,7 @@ impl Key {
             Key::Progress { .. } => b'D',
             Key::Inbound { .. } => b'R',
             Key::Tick { .. } => b'T',
+            Key::Barrier { .. } => b'B',
             Key::Retained { .. } => b'K',
         }
     }
@@ -279,7 +290,7 @@ impl Key {
                 out.u64(*generation);
                 out.u16(*packet_id);
             }
-            Key::Tick { boot } => out.u64(*boot),
+            Key::Tick { boot } | Key::Barrier { boot } => out.u64(*boot),
             Key::Retained { mid, topic } => {
                 out.id(*mid);
                 out.put(topic.as_bytes());
@@ -309,7 +320,7 @@ pub fn parse<'a>(key: &[u8], value: Option<&'a [u8]>) -> Result<(Key, Option<Val
 }
 
 fn name(kind: u8) -> Result<char, RecordError> {
-    if b"LSFMDRTK".contains(&kind) { Ok(kind.into()) } else { Err(RecordError::Kind(kind)) }
+    if b"LSFMDRTBK".contains(&kind) { Ok(kind.into()) } else { Err(RecordError::Kind(kind)) }
 }
 
 fn check_version(kind: char, version: Option<u8>) -> Result<(), RecordError> {
@@ -329,6 +340,7 @@ fn parse_key(kind: u8, mut from: Reader<'_>) -> Option<Key> {
         b'D' => Key::Progress { mid: from.id()?, sid: from.id()?, boot: from.u64()? },
         b'R' => Key::Inbound { sid: from.id()?, generation: from.u64()?, packet_id: from.u16()? },
         b'T' => Key::Tick { boot: from.u64()? },
+        b'B' => Key::Barrier { boot: from.u64()? },
         b'K' => Key::Retained { mid: from.id()?, topic: from.rest()?.into() },
         _ => return None,
     };

@@ -62,6 +62,7 @@ fn session(random: &mut Random) -> Session {
         protocol: number(random) as u8,
         will: option(random, |random| {
             Box::new(Will {
+                mid: option(random, id),
                 delay: number(random) as u32,
                 due_at: option(random, number),
                 topic: text(random).into(),
@@ -83,7 +84,7 @@ fn recipient(random: &mut Random) -> Recipient {
 
 fn record<'a>(random: &mut Random, pool: &'a Pool) -> (Key, Value<'a>) {
     let whys = [Why::Acknowledged, Why::Dropped, Why::Expired, Why::TooLarge, Why::Moved];
-    match random.below(8) {
+    match random.below(9) {
         0 => (
             Key::Identity,
             Value::Identity(Identity {
@@ -135,6 +136,7 @@ fn record<'a>(random: &mut Random, pool: &'a Pool) -> (Key, Value<'a>) {
             }),
         ),
         6 => (Key::Tick { boot: number(random) }, Value::Tick { node: "n" }),
+        7 => (Key::Barrier { boot: number(random) }, Value::Barrier(number(random))),
         _ => (
             Key::Retained { mid: id(random), topic: text(random).into() },
             Value::Retained(content(random, pool)),

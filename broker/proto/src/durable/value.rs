@@ -34,6 +34,7 @@ impl<'a> Value<'a> {
                 from: from.u64()?,
             }),
             Key::Tick { .. } => Value::Tick { node: from.text()? },
+            Key::Barrier { .. } => Value::Barrier(from.u64()?),
             Key::Retained { .. } => Value::Retained(content(from)?),
         };
         from.end()?;
@@ -75,6 +76,7 @@ impl<'a> Value<'a> {
                 out.u64(inbound.from);
             }
             Value::Tick { node } => out.text(node),
+            Value::Barrier(number) => out.u64(*number),
             Value::Retained(content) => put_content(&mut out, content),
         }
         out.0
@@ -106,7 +108,15 @@ fn session(from: &mut Reader<'_>) -> Option<Session> {
         user: from.text()?.into(),
         peer: from.text()?.into(),
         protocol: from.u8()?,
-        will: from.option(|from| will(from).map(Box::new))?,
+        will: match from.u8()? {
+            0 => None,
+            1 => Some(Box::new(will(from)?)),
+            2 => {
+                let mid = from.id()?;
+                Some(Box::new(Will { mid: Some(mid), ..will(from)? }))
+            }
+            _ => return None,
+        },
     })
 }
 
@@ -125,20 +135,27 @@ fn put_session(out: &mut Writer, session: &Session) {
     out.text(&session.user);
     out.text(&session.peer);
     out.u8(session.protocol);
-    out.option(session.will.as_deref(), |out, will| {
-        out.u32(will.delay);
-        out.option(will.due_at, Writer::u64);
-        out.text(&will.topic);
-        out.bytes(&will.payload);
-        out.u8(will.qos as u8);
-        out.u8(will.retain.into());
-        out.option(will.expiry, Writer::u32);
-        out.bytes(&will.forwarded);
-    });
+    let Some(will) = &session.will else { return out.u8(0) };
+    match will.mid {
+        None => out.u8(1),
+        Some(mid) => {
+            out.u8(2);
+            out.id(mid);
+        }
+    }
+    out.u32(will.delay);
+    out.option(will.due_at, Writer::u64);
+    out.text(&will.topic);
+    out.bytes(&will.payload);
+    out.u8(will.qos as u8);
+    out.u8(will.retain.into());
+    out.option(will.expiry, Writer::u32);
+    out.bytes(&will.forwarded);
 }
 
 fn will(from: &mut Reader<'_>) -> Option<Will> {
     Some(Will {
+        mid: None,
         delay: from.u32()?,
         due_at: from.option(Reader::u64)?,
         topic: from.text()?.into(),

@@ -43,6 +43,11 @@ pub(crate) struct Resumed {
 #[derive(Clone)]
 pub(crate) struct Online {
     pub(crate) resumes: bool,
+    /// The session outlives the connection, or has outlived one. If not, the claim but says where the client is, and with
+    /// which will.
+    pub(crate) is_kept: bool,
+    /// What must count for the client still.
+    pub(crate) before: Option<MessageId>,
     pub(crate) user: Box<str>,
     pub(crate) peer: Box<str>,
     pub(crate) protocol: u8,
@@ -61,6 +66,8 @@ pub(super) struct Pending {
     told: oneshot::Sender<Option<Resumed>>,
     holding: Arc<Holding>,
     slot: Arc<Slot>,
+    /// Its session outlives the connection, so that what is for it comes through the log.
+    is_kept: bool,
 }
 
 /// Forgets a claim that will not be read back; or that may be, too late.
@@ -85,17 +92,19 @@ impl SessionLog {
         &self,
         node: &Arc<Node>,
         slot: &Arc<Slot>,
-        patience: Duration,
+        (patience, is_kept): (Duration, bool),
         make: impl Fn(Option<&Head>, MessageId) -> Option<Session>,
     ) -> Result<Option<Resumed>, ClaimFailed> {
         let deadline = Instant::now() + patience;
         let client: Arc<str> = (&*slot.client_id).into();
         let partition = self.partition_of(&client);
         loop {
-            let nonce = node.next_message_id();
+            let fresh = node.next_message_id();
+            let shares_key = self.outside.makes(Mistake::SharedClaimKey);
+            let nonce = if shares_key { MessageId { boot: 0, counter: 0 } } else { fresh };
             let key = Key::Session { nonce, client: (&*client).into() };
             let begun = self.with(partition, |state| {
-                let mut session = Box::new(make(state.view.head(&client), nonce)?);
+                let mut session = Box::new(make(state.view.head(&client), fresh)?);
                 session.generation = state.view.next_generation(&client, node.now());
                 (session.sequence, session.won) = (0, false);
                 (session.boot, session.node) = (self.boot, self.name.clone());
@@ -109,7 +118,7 @@ impl SessionLog {
                     lost: AtomicBool::new(false),
                 });
                 let (told, hears) = oneshot::channel();
-                let pending = Waiting::Claim(Pending { told, holding, slot: slot.clone() });
+                let pending = Waiting::Claim(Pending { told, holding, slot: slot.clone(), is_kept });
                 state.waiting.entry(key.clone()).or_default().push(pending);
                 Some((session, hears))
             });
@@ -129,15 +138,18 @@ impl SessionLog {
         }
     }
 
-    /// A connection's claim.
+    /// A connection's claim; nothing if something else counts for the client by now.
     pub(crate) async fn claim_online(
         &self,
         node: &Arc<Node>,
         slot: &Arc<Slot>,
         patience: Duration,
         terms: Online,
-    ) -> Result<Resumed, ClaimFailed> {
+    ) -> Result<Option<Resumed>, ClaimFailed> {
         let make = |head: Option<&Head>, nonce: MessageId| {
+            if head.map(|head| head.nonce) != terms.before {
+                return None;
+            }
             let resumed =
                 head.filter(|head| terms.resumes && may_resume(&head.session, &terms.user, node.now()));
             let Online { user, peer, protocol, expiry, will, .. } = terms.clone();
@@ -155,7 +167,7 @@ impl SessionLog {
                 ..blank(nonce)
             })
         };
-        self.claim(node, slot, patience, make).await?.ok_or(ClaimFailed)
+        self.claim(node, slot, (patience, terms.is_kept), make).await
     }
 
     /// Ends a session that goes on otherwise.
@@ -170,7 +182,7 @@ impl SessionLog {
             let session = (*head.session).clone();
             Some(Session { phase: Phase::Ended, since: node.now(), will: None, ..session })
         };
-        self.claim(node, slot, patience, make).await.map(drop)
+        self.claim(node, slot, (patience, true), make).await.map(drop)
     }
 
     /// What was written last about a client, by this process run or another, while somebody has its slot.
@@ -218,7 +230,7 @@ impl SessionLog {
         pending: Pending,
         former: Option<Former>,
     ) {
-        let Pending { told, holding, slot } = pending;
+        let Pending { told, holding, slot, is_kept } = pending;
         let head = state.view.head(&holding.client).filter(|head| head.nonce == holding.nonce);
         let Some((phase, sid)) = head.map(|head| (head.session.phase, head.session.sid)) else {
             // Whoever waited for it asks anew.
@@ -254,10 +266,11 @@ impl SessionLog {
             filters: filters.filter_map(|(name, _)| Some((name.into(), Filter::parse(name).ok()?))).collect(),
             holding,
         };
-        if phase == Phase::Online {
+        let attaches = phase == Phase::Online && is_kept;
+        if attaches {
             slot.mailbox.attach();
         }
-        if told.send(Some(resumed)).is_err() && phase == Phase::Online {
+        if told.send(Some(resumed)).is_err() && attaches {
             // It came too late for its connection; the sweep finds that nobody is there.
             slot.mailbox.detach();
         }

@@ -148,7 +148,8 @@ impl SessionLog {
                 self.queued(node, partition, state, record, (sid, order), wake);
             }
             Change::Finished { sid, mid, .. } => drop(state.dropping.remove(&(sid, mid))),
-            Change::Received { .. } | Change::Ticked { .. } => {}
+            Change::Barrier { boot, number } if boot == self.boot => state.passing.passed(number),
+            Change::Received { .. } | Change::Ticked { .. } | Change::Barrier { .. } => {}
         }
     }
 
@@ -186,21 +187,18 @@ impl SessionLog {
         }
     }
 
-    /// Routes to the session that counts for a client, if the client is this node's.
+    /// Routes to the session that counts for a client, whichever node has it.
     pub(super) fn adopt(&self, node: &Node, state: &mut State, client: &Arc<str>, slot: Option<&Arc<Slot>>) {
         let Some(head) = state.view.head(client) else { return };
-        let (sid, is_mine) = (head.session.sid, *head.session.node == *self.name);
+        let sid = head.session.sid;
         let former = state.slots.get(&sid);
         if head.session.phase == Phase::Ended
-            || former.is_some_and(|former| is_mine && slot.is_none_or(|slot| Arc::ptr_eq(former, slot)))
+            || former.is_some_and(|former| slot.is_none_or(|slot| Arc::ptr_eq(former, slot)))
         {
             return;
         }
         if let Some(former) = state.slots.remove(&sid) {
             unroute(node, state, sid, &former);
-        }
-        if !is_mine {
-            return;
         }
         let slot = slot.cloned().unwrap_or_else(|| node.registry.slot(client));
         state.slots.insert(sid, slot);
@@ -218,6 +216,7 @@ impl SessionLog {
             && let Some(slot) = state.slots.remove(&sid)
         {
             unroute(node, state, sid, &slot);
+            node.registry.forget_idle(&slot);
         }
     }
 
@@ -257,11 +256,13 @@ impl SessionLog {
         (sid, order): (MessageId, Offset),
         wake: &mut Vec<Waker>,
     ) {
-        let (Some(slot), Some((_, session))) = (state.slots.get(&sid), state.view.session(sid)) else {
+        let (Some(slot), Some((client, session))) = (state.slots.get(&sid), state.view.session(sid)) else {
             return;
         };
         let Some(entry) = session.queue().get(&order) else { return };
-        if slot.mailbox.is_online() {
+        // A connection here that another node took the client from gets nothing more.
+        let is_held = || state.view.head(client).is_some_and(|head| head.session.boot == self.boot);
+        if slot.mailbox.is_online() && is_held() {
             let Some(message) = record.message() else { return };
             let surplus = slot.mailbox.post_logged(delivery(entry, message), node.settings().caps(), wake);
             let to = Logged { sid, partition };

@@ -11,9 +11,11 @@
 //! | [`follow`] | reads on for ever, and does what the records ask of this node |
 //! | [`claim`] | takes a client for a connection, or to end what is due |
 //! | [`write`](mod@write) | what is appended besides claims |
+//! | [`barrier`] | makes sure that nothing is missing that another node promised |
 //! | [`bodies`] | finds the messages of a queue again |
 //! | [`sweep`] | wills and sessions that are due, what nobody holds, and what is dead |
 
+mod barrier;
 mod bodies;
 mod claim;
 mod follow;
@@ -45,6 +47,7 @@ use parking_lot::Mutex;
 #[cfg(test)]
 pub(crate) use self::replay::summaries;
 pub(crate) use self::{
+    barrier::{Passing, barriers},
     claim::{ClaimFailed, Online, Resumed, may_resume},
     follow::{delivery, follow},
     replay::{parse, read_to_tick},
@@ -69,6 +72,8 @@ pub(crate) struct Place<'a> {
     pub(crate) node: &'a str,
     /// The log's, if there is none yet.
     pub(crate) partitions: u32,
+    /// Other nodes may serve devices from this log. Where none does, nothing is asked of it for their sake.
+    pub(crate) shared: bool,
 }
 
 /// See the module.
@@ -80,6 +85,9 @@ pub(crate) struct SessionLog {
     pub(crate) boot: Boot,
     /// What process runs of this node have in common.
     name: Box<str>,
+    /// See [`Place::shared`].
+    pub(crate) shared: bool,
+    barriers: barrier::Barriers,
     partitions: Vec<Partition>,
     /// Numbers the writings of keys that are written more than once.
     sequence: AtomicU32,
@@ -104,10 +112,11 @@ struct State {
     waiting: HashMap<Key, Vec<Waiting>, RandomState>,
     /// What this process run holds for connections that are there, by client ID.
     holdings: HashMap<Arc<str>, Arc<Holding>, RandomState>,
-    /// The sessions of this node's clients.
+    /// All sessions that live, whichever node has them.
     slots: HashMap<MessageId, Arc<Slot>, RandomState>,
     /// Messages of which it was written, and not read back yet, that they go for want of room: session and message.
     dropping: HashSet<(MessageId, MessageId), RandomState>,
+    passing: Passing,
 }
 
 /// What a record of this process run is waited for by.

@@ -19,7 +19,7 @@ use mqtt_proto::{
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use super::{Partition, Place, SessionLog, State, write::Surely};
+use super::{Partition, Place, SessionLog, State, barrier::Barriers, write::Surely};
 use crate::{
     log::{Log, LogError, Offset, Outcome, ReadLimit, Record, StoredRecord, Topic, append_and_wait},
     outside::Outside,
@@ -36,7 +36,7 @@ impl SessionLog {
         log: Arc<dyn Log>,
         outside: Outside,
         boot: Boot,
-        Place { node: name, partitions }: Place<'_>,
+        Place { node: name, partitions, shared }: Place<'_>,
         packet_size: u32,
     ) -> Result<SessionLog, LogError> {
         let topic = log.ensure_topic(super::TOPIC, SessionLog::settings(partitions, packet_size)).await?;
@@ -60,6 +60,8 @@ impl SessionLog {
             topic,
             boot,
             name: name.into(),
+            shared,
+            barriers: Barriers::default(),
             partitions,
             sequence: AtomicU32::new(1),
             chunk: AtomicU64::new(1),

@@ -1,6 +1,6 @@
 //! What is due without anybody asking: wills, the end of sessions, clients whose holder is gone, and records that are dead.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use futures_util::future::join_all;
 use mqtt_proto::{
@@ -9,6 +9,7 @@ use mqtt_proto::{
         view::{Entry, Head},
     },
     message::{Message, MessageId, Millis},
+    murmur2,
 };
 use tokio::time::Instant;
 
@@ -20,6 +21,8 @@ use crate::{
 };
 
 const EVERY: Duration = Duration::from_secs(1);
+/// How long what another node should see to first is left to it.
+const LEFT_TO_OTHERS: Duration = Duration::from_secs(5);
 /// Clients that are settled side by side.
 const AT_ONCE: usize = 500;
 /// Until a claim must be read back, and a will durable; what is not is tried again.
@@ -33,11 +36,24 @@ const BURIALS: usize = 20;
 pub(crate) async fn sweep(node: Arc<Node>) {
     let mut ticks = tokio::time::interval(EVERY);
     let mut buried = Instant::now();
+    // Since when that is due which is others' to do.
+    let mut left: HashMap<Arc<str>, Instant> = HashMap::new();
     loop {
         ticks.tick().await;
         node.sessions.retry(node.wall());
         node.retained.retry(node.wall());
-        let due = node.sessions.due(node.now());
+        let mut due = Vec::new();
+        let mut still_left = HashMap::new();
+        for (client, is_mine) in node.sessions.due(node.now()) {
+            let since = left.get(&client).copied().unwrap_or_else(Instant::now);
+            if is_mine || since.elapsed() >= LEFT_TO_OTHERS {
+                due.push(client.clone());
+            }
+            if !is_mine {
+                still_left.insert(client, since);
+            }
+        }
+        left = still_left;
         for some in due.chunks(AT_ONCE) {
             join_all(some.iter().map(|client| settle(&node, client))).await;
         }
@@ -57,7 +73,7 @@ async fn settle(node: &Arc<Node>, client: &str) {
     let Some(held) = node.registry.take_idle(client) else { return };
     let Some((nonce, session)) = node.sessions.latest(client) else { return };
     let now = node.now();
-    if !is_due(&session, now) {
+    if !node.sessions.is_due(client, &session, now) {
         return;
     }
     if session.phase == Phase::Online {
@@ -65,7 +81,7 @@ async fn settle(node: &Arc<Node>, client: &str) {
         write(node, &held, nonce, &session, |session| go_offline(session, now, sent_below)).await;
         return;
     }
-    let ends = session.expires_at <= now;
+    let ends = session.phase == Phase::Offline && session.expires_at <= now;
     if let Some(will) = session.will.as_deref()
         && !publish_will(node, client, &session, will, nonce).await
     {
@@ -142,13 +158,20 @@ async fn write(
         log.rewrite(&holding, node.wall(), edit);
         return true;
     }
-    let make = |head: Option<&Head>, _| {
+    let make = |head: Option<&Head>, claim: MessageId| {
         let head = head.filter(|head| head.nonce == nonce)?;
         let mut session = (*head.session).clone();
+        if let Some(will) = &mut session.will {
+            will.mid.get_or_insert(nonce);
+        }
         edit(&mut session);
+        if head.session.phase == Phase::Ended {
+            // Nobody may go on with it.
+            session.sid = claim;
+        }
         Some(session)
     };
-    matches!(log.claim(node, &held.slot, PATIENCE, make).await, Ok(Some(_)))
+    matches!(log.claim(node, &held.slot, (PATIENCE, true), make).await, Ok(Some(_)))
 }
 
 /// True once the will is in the log and with its subscribers, or may not be published.
@@ -167,27 +190,34 @@ pub(crate) async fn publish_will(
         notice!(node, refused_publish, client, user, topic, "will refused: not authorized");
         return true;
     }
-    let message = Message::new(nonce, 0, &will.topic, &will.payload, will.qos, will.retain).with_forwarded(
+    let mid = will.mid.unwrap_or(nonce);
+    let message = Message::new(mid, 0, &will.topic, &will.payload, will.qos, will.retain).with_forwarded(
         will.forwarded.to_vec(),
         will.expiry,
         node.now(),
     );
     let message = Arc::new(message);
-    let first = node.sessions.wills.lock().insert(nonce, client.into()).is_none();
+    let first = node.sessions.wills.lock().insert(mid, client.into()).is_none();
     let how = if first { Delivered::Once } else { Delivered::OnceAgain };
     let published = node.publish_durably(client, &message, how);
     matches!(tokio::time::timeout(PATIENCE, published).await, Ok(true))
 }
 
+/// Of a client that nobody is there for.
 fn is_due(session: &Session, now: Millis) -> bool {
+    let will = session.will.as_ref().and_then(|will| will.due_at);
+    let has_due_will = will.is_some_and(|at| at <= now);
     match session.phase {
         Phase::Online => true,
-        Phase::Offline => {
-            let will = session.will.as_ref().and_then(|will| will.due_at);
-            session.expires_at <= now || will.is_some_and(|at| at <= now)
-        }
-        Phase::Ended => false,
+        Phase::Offline => session.expires_at <= now || has_due_will,
+        // What its holder did not come to do.
+        Phase::Ended => has_due_will,
     }
+}
+
+/// Among nodes with one log: who comes first does for a client what any of them may do. The same everywhere.
+fn rank(node: &str, client: &str) -> u32 {
+    murmur2::murmur2(format!("{node}\0{client}").as_bytes())
 }
 
 /// Deletes what is dead in a partition, as long as there is much of it.
@@ -227,26 +257,41 @@ impl SessionLog {
     /// Forgets the wills that can't be published again.
     fn forget_wills(&self) {
         let mut wills = self.wills.lock();
-        wills.retain(|nonce, client| {
+        wills.retain(|mid, client| {
             let still_has = |state: &mut super::State| {
-                let head = state.view.head(client).filter(|head| head.nonce == *nonce);
-                head.is_some_and(|head| head.session.will.is_some())
+                let head = state.view.head(client)?;
+                Some(head.session.will.as_ref()?.mid.unwrap_or(head.nonce) == *mid)
             };
-            self.with(self.partition_of(client), still_has).unwrap_or(false)
+            self.with(self.partition_of(client), still_has).flatten() == Some(true)
         });
     }
 
-    /// Clients of this node for which something is due, as far as can be told without asking who is there.
-    fn due(&self, now: Millis) -> Vec<Arc<str>> {
+    /// Whether anything is due for a client that nobody is there for on this node: if the process run that has it is this one, or is
+    /// over.
+    fn is_due(&self, client: &str, session: &Session, now: Millis) -> bool {
+        let is_over = |state: &mut super::State| state.view.is_over(session.boot);
+        is_due(session, now)
+            && (session.boot == self.boot || self.with(self.partition_of(client), is_over) == Some(true))
+    }
+
+    /// Clients for which something is due, as far as can be told without asking who is there. True: it is this node's to do.
+    fn due(&self, now: Millis) -> Vec<(Arc<str>, bool)> {
         let mut due = Vec::new();
         for partition in &self.partitions {
             let state = partition.state.lock();
-            let mine = state.view.heads().filter(|(_, head)| *head.session.node == *self.name);
-            let mine = mine.filter(|(_, head)| is_due(&head.session, now)).filter(|(_, head)| {
-                let slot = state.slots.get(&head.session.sid);
-                head.session.phase != Phase::Online || slot.is_none_or(|slot| !slot.mailbox.is_online())
-            });
-            due.extend(mine.map(|(client, _)| client.clone()));
+            let is_there = |session: &Session| {
+                let slot = state.slots.get(&session.sid);
+                session.phase == Phase::Online && slot.is_some_and(|slot| slot.mailbox.is_online())
+            };
+            for (client, head) in state.view.heads().filter(|(_, head)| is_due(&head.session, now)) {
+                if head.session.boot == self.boot {
+                    due.extend((!is_there(&head.session)).then(|| (client.clone(), true)));
+                } else if state.view.is_over(head.session.boot) {
+                    let mine = rank(&self.name, client);
+                    let is_mine = state.view.nodes().all(|other| rank(other, client) <= mine);
+                    due.push((client.clone(), is_mine));
+                }
+            }
         }
         // In the same order in every run.
         due.sort_unstable();

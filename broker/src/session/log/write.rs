@@ -6,7 +6,8 @@ use std::sync::{Arc, atomic::Ordering};
 use mqtt_proto::{
     codec::QoS,
     durable::record::{
-        self, Content, Inbound, Key, Progress, QueuedMessage, Recipient, Session, Subscription, Value, Why,
+        self, Content, Inbound, Key, Phase, Progress, QueuedMessage, Recipient, Session, Subscription, Value,
+        Why,
     },
     message::{Message, MessageId, Millis},
 };
@@ -131,6 +132,7 @@ impl SessionLog {
         let mut appended = 0;
         for (partition, indices) in &route.logged {
             let recipients = indices.iter().filter_map(|index| route.recipients.get(*index));
+            let recipients = recipients.filter(|to| !message.online_only || self.is_there(to));
             let recipients: Vec<Recipient> = recipients.filter_map(|to| recipient(to, message)).collect();
             for chunk in recipients.chunks(CHUNK) {
                 self.append_message(*partition, chunk.to_vec(), message, once, now, done());
@@ -153,6 +155,17 @@ impl SessionLog {
         let key = Key::Message { mid: message.id, boot: self.boot, chunk };
         let message = QueuedMessage { once, group: None, recipients, content: content(message) };
         self.append(partition, &key, Some(Value::Message(message).encode()), now, done);
+    }
+
+    /// Whether the device of a session in the log is online, on whichever node.
+    fn is_there(&self, to: &router::Recipient) -> bool {
+        let is_online = |logged: router::Logged| {
+            self.with(logged.partition, |state| {
+                let (client, _) = state.view.session(logged.sid)?;
+                Some(state.view.head(client)?.session.phase == Phase::Online)
+            })
+        };
+        to.mailbox.is_online() || (self.shared && to.logged.and_then(is_online).flatten() == Some(true))
     }
 
     /// A session needs this message no more.
@@ -242,9 +255,6 @@ fn recipient(to: &router::Recipient, message: &Message) -> Option<Recipient> {
     let qos = message.qos.min(to.qos);
     let is_own = to.no_local && message.publisher == to.mailbox.key;
     let logged = to.logged.filter(|_| qos > QoS::AtMostOnce && !is_own)?;
-    if message.online_only && !to.mailbox.is_online() {
-        return None;
-    }
     Some(Recipient {
         sid: logged.sid,
         qos,

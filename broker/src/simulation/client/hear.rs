@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use mqtt_proto::codec::{Ack, AckKind, Packet, Publish, QoS, Reason, decode, split_frame};
+use mqtt_proto::codec::{Ack, AckKind, Packet, Publish, QoS, Reason, Version, decode, split_frame};
 use tokio::time::Instant;
 
 use super::{ANSWER_TIMEOUT, Asked, Client, Known};
@@ -87,19 +87,27 @@ impl Client {
         link.up = true;
         link.ping_at = (self.kind.keep_alive > 0)
             .then(|| Instant::now() + Duration::from_secs(self.kind.keep_alive.into()) / 2);
-        let (clean, boot, since) = (link.clean, link.boot, link.since);
+        let (clean, boot, since, node) = (link.clean, link.boot, link.since, link.wire.node);
+        if !self.stale.is_empty() {
+            // One of them may have ended the session, and begun another.
+            self.end_session(ledger);
+        }
+        self.stale.append(&mut self.given_up);
+        self.stale.retain(|wire| wire.node_closed().is_none());
         let index = self.kind.index;
         ledger.event("client", index, "online", present.into());
         self.judge_session(ledger, present, clean, since);
         // One that it does not know was begun by a CONNECT that it has no answer to.
         let known = present && matches!(self.session, Known::Live(_));
+        // It ends with its connection, and only its node knows it.
+        let is_bound = self.kind.expiry == 0 || (clean && self.kind.version != Version::V5);
         match self.session {
             Known::Live(incarnation) if present => ledger.incarnation(incarnation).boot = boot,
             Known::Live(incarnation) => {
                 ledger.incarnation(incarnation).ended = true;
-                self.session = Known::Live(ledger.begin(self.kind.node, boot));
+                self.session = Known::Live(ledger.begin(is_bound.then_some(node), boot));
             }
-            _ => self.session = Known::Live(ledger.begin(self.kind.node, boot)),
+            _ => self.session = Known::Live(ledger.begin(is_bound.then_some(node), boot)),
         }
         if !known {
             self.held.clear();
@@ -141,9 +149,12 @@ impl Client {
 
     /// What has no answer is sent again: to a session that knows it, or as new.
     fn send_again(&mut self, ledger: &mut Ledger, known: bool) {
+        let node = self.link.as_ref().map(|link| link.wire.node);
         for mut one in std::mem::take(&mut self.unfinished) {
             ledger.event("client", self.kind.index, "again", one.number.into());
-            ledger.message(one.number).resent = true;
+            let message = ledger.message(one.number);
+            message.resent = true;
+            message.moved |= Some(message.node) != node;
             if !known {
                 let message = ledger.message(one.number);
                 message.maybe_twice = true;
@@ -188,7 +199,7 @@ impl Client {
             return;
         }
         if !released {
-            ledger.acked(number);
+            ledger.acked(number, self.link.as_ref().map_or(0, |link| link.wire.node));
         }
         if qos == QoS::AtLeastOnce {
             self.unfinished.remove(at);

@@ -32,6 +32,8 @@ impl View {
                 .filter(|boot| self.is_replaced(*boot))
                 .map(|boot| Key::Tick { boot }),
         );
+        let over = self.barriers.iter().filter(|boot| self.is_over(**boot));
+        dead.extend(over.map(|boot| Key::Barrier { boot: *boot }));
         dead.truncate(most);
         dead
     }

@@ -36,7 +36,7 @@ mod summary;
 mod tests;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
 };
 
@@ -61,6 +61,8 @@ pub struct View {
     inbound: Map<MessageId, u32>,
     /// Process runs and the names of their nodes, in the order in which they began.
     ticks: Vec<(Boot, Box<str>)>,
+    /// Process runs of which there is a `B`.
+    barriers: BTreeSet<Boot>,
     #[cfg(test)]
     mutation: Option<Mutation>,
 }
@@ -168,6 +170,11 @@ pub enum Change {
     Ticked {
         boot: Boot,
     },
+    /// All that was in the log when this process run asked, under this number, has been read.
+    Barrier {
+        boot: Boot,
+        number: u64,
+    },
 }
 
 impl View {
@@ -217,6 +224,11 @@ impl View {
                 changes.push(Change::Ticked { boot });
             }
             (Key::Tick { boot }, None) => self.ticks.retain(|(ticked, _)| *ticked != boot),
+            (Key::Barrier { boot }, Some(Value::Barrier(number))) => {
+                self.barriers.insert(boot);
+                changes.push(Change::Barrier { boot, number });
+            }
+            (Key::Barrier { boot }, None) => drop(self.barriers.remove(&boot)),
             // Retained messages have a topic of their own, an identity is never deleted, and a value is of its key's kind.
             _ => {}
         }
@@ -271,6 +283,17 @@ impl View {
             [(_, name), later @ ..] => later.iter().any(|(_, other)| other == name),
             [] => false,
         })
+    }
+
+    /// Whether a process run is over: a later one has its node's name, or it was replaced so long ago that nothing tells of it
+    /// any more.
+    pub fn is_over(&self, boot: Boot) -> bool {
+        self.is_replaced(boot) || !self.ticks.iter().any(|(ticked, _)| *ticked == boot)
+    }
+
+    /// The names of the nodes, each once, that have begun.
+    pub fn nodes(&self) -> impl Iterator<Item = &str> {
+        self.ticks.iter().filter(|(boot, _)| !self.is_replaced(*boot)).map(|(_, name)| &**name)
     }
 
     /// Sessions that live.
