@@ -9,7 +9,10 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use mqtt_proto::message::{Message, MessageId, Millis};
+use mqtt_proto::{
+    codec::QoS,
+    message::{Message, MessageId, Millis},
+};
 use tokio::{sync::oneshot, time::Instant};
 
 use crate::{
@@ -20,6 +23,7 @@ use crate::{
     limits::{Connections, Notices, Rate, Sockets},
     log::{Completion, Log, Outcome},
     outside::Outside,
+    peers::{Peers, Wire},
     router::{Router, fanout::Fanout},
     session::{Registry, log::SessionLog, mailbox::Mailbox, retained::RetainedLog},
     settings::Settings,
@@ -41,6 +45,8 @@ pub(crate) struct Node {
     pub(crate) outside: Outside,
     pub(crate) router: Router,
     pub(crate) registry: Registry,
+    /// Where other nodes share the log.
+    pub(crate) peers: Option<Peers>,
     pub(crate) log: Arc<dyn Log>,
     pub(crate) bridge: Bridge,
     pub(crate) sessions: SessionLog,
@@ -66,13 +72,14 @@ impl Node {
         bridge: Bridge,
         sessions: SessionLog,
         retained: RetainedLog,
-        logins: Logins,
+        (logins, wire): (Logins, Option<Arc<dyn Wire>>),
         settings: Settings,
     ) -> Node {
         Node {
             boot: sessions.boot,
             router: Router::default(),
             registry: Registry::new(),
+            peers: wire.map(|wire| Peers::new(sessions.boot, outside.wall(), wire)),
             log,
             bridge,
             sessions,
@@ -157,12 +164,38 @@ impl Node {
         fanout
             .congested
             .extend(logged.map(|to| &to.mailbox).filter(|mailbox| mailbox.is_congested(caps)).cloned());
-        if how != Delivered::OnceAgain {
+        let once = how != Delivered::Maybe || message.qos == QoS::ExactlyOnce;
+        let mut is_new = how != Delivered::OnceAgain;
+        if let Some(peers) = &self.peers {
+            peers.send(self, &route, message, once, || {
+                let (done, outcome) = Completion::awaited();
+                outcomes.push(outcome);
+                done
+            });
+            peers.flush(self);
+            is_new = !once || peers.is_first(self, message.id);
+        }
+        if is_new {
             fanout.push(&route, message.clone(), caps, &self.counters);
         }
         fanout.flush(caps, &self.counters);
         fanout.wake();
         (fanout.congested, outcomes)
+    }
+
+    /// True if a publish may be routed now: no device has been told of a subscription that is not known here. Else `done` is told
+    /// when it may.
+    pub(crate) fn is_fresh_or(&self, done: impl FnOnce() -> Completion) -> bool {
+        self.peers.as_ref().is_none_or(|peers| peers.is_fresh_or(self, done))
+    }
+
+    /// The same for who can wait here.
+    pub(crate) async fn freshen(&self) {
+        let (done, outcome) = Completion::awaited();
+        if !self.is_fresh_or(|| done) {
+            // It is never told anything else.
+            let _ = outcome.await;
+        }
     }
 
     /// Publishes what a device left behind (its will): stored like its own messages. True once all of it is durable.
@@ -185,7 +218,7 @@ impl Node {
                 return false;
             }
         }
-        self.sessions.freshen().await;
+        self.freshen().await;
         // Nobody can be made to wait here; a recipient that stays without room loses its oldest.
         let (_, queued) = self.deliver(message, how);
         for outcome in outcomes.into_iter().chain(queued) {

@@ -32,6 +32,8 @@ pub(crate) enum Mistake {
     ForgetRetained,
     /// All claims of a client have one key.
     SharedClaimKey,
+    /// A subscription is granted before other nodes know of it.
+    SubackBeforeActive,
     /// A publish is routed without a look at what other nodes have promised meanwhile.
     RouteOnOldView,
 }

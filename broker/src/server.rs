@@ -14,6 +14,7 @@ use crate::{
     listener::{self, Listener, tls},
     log::BoxFuture,
     node::Node,
+    peers,
     session::{self, retained::RetainedLog},
 };
 
@@ -91,6 +92,7 @@ pub(crate) fn background(node: &Arc<Node>) -> Vec<BoxFuture<'static, ()>> {
     let mut tasks: Vec<BoxFuture<'static, ()>> = vec![Box::pin(session::log::sweep(node.clone()))];
     if node.sessions.shared {
         tasks.push(Box::pin(session::log::barriers(node.clone())));
+        tasks.push(Box::pin(peers::run(node.clone())));
     }
     for partition in 0..node.sessions.topic().partitions() {
         tasks.push(Box::pin(session::log::follow(node.clone(), partition)));

@@ -124,7 +124,7 @@ async fn handle(node: &Arc<Node>, stored: &StoredRecord) -> Vec<oneshot::Receive
             let id = node.next_message_id();
             let mut message = Message::new(id, 0, command.topic, command.payload, command.qos, false);
             message.online_only = command.online_only;
-            node.sessions.freshen().await;
+            node.freshen().await;
             let (congested, outcomes) = node.deliver(&Arc::new(message), Delivered::Maybe);
             wait_for_room(node, congested).await;
             return outcomes;

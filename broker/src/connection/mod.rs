@@ -282,6 +282,9 @@ where
     fn hand_over(&mut self, scratch: &mut Scratch) {
         scratch.fanout.flush(self.settings.caps(), &self.node.counters);
         scratch.fanout.wake();
+        if let Some(peers) = &self.node.peers {
+            peers.flush(&self.node);
+        }
         if !scratch.fanout.congested.is_empty() {
             if self.pauses.congested.is_empty() {
                 self.pauses.congested_until = self.now + millis(PATIENCE);

@@ -3,7 +3,7 @@
 //! They are issued strictly in order. Most are routed and handed to the log at once. A QoS 2 message of a
 //! session in the log is noted there first ([`crate::session::note`]); what comes behind it on the connection waits for
 //! its turn. A retained one is kept as its topic's before it is routed, in the order in which they came. Where other nodes
-//! share the log each waits for a fresh view before that ([`crate::session::log::SessionLog::is_fresh_or`]). One is acknowledged once it is durable wherever it must be: under its parent, and for each partition of the
+//! share the log each waits for a fresh view before that ([`crate::peers`]). One is acknowledged once it is durable wherever it must be: under its parent, and for each partition of the
 //! session log in which a session gets it.
 
 use std::{collections::HashMap, sync::Arc};
@@ -198,7 +198,7 @@ where
             };
             if intake.stage == Stage::Freshening {
                 let done = Completion { sink: self.settling.clone(), token: FRESH | number };
-                if self.node.sessions.is_fresh_or(|| done) {
+                if self.node.is_fresh_or(|| done) {
                     intake.stage = Stage::Ready;
                 }
             } else if intake.stage == Stage::Turn {
@@ -259,7 +259,7 @@ where
 
     /// What a publish waits for that needs nothing but a fresh view.
     fn freshen(&self, turn: u64) -> Stage {
-        let is_fresh = self.node.sessions.is_fresh_or(|| self.completion(FRESH | turn));
+        let is_fresh = self.node.is_fresh_or(|| self.completion(FRESH | turn));
         if is_fresh { Stage::Ready } else { Stage::Freshening }
     }
 
@@ -408,14 +408,21 @@ where
                 appends += queued;
             }
         }
-        if !routed {
+        let mut is_new = !routed;
+        if let Some(peers) = &self.node.peers {
+            let once = message.qos == QoS::ExactlyOnce;
+            is_new &= !once || peers.is_first(&self.node, message.id);
+            let done = || self.completion(ticket.map_or(0, |ticket| ticket.0));
+            appends += peers.send(&self.node, &route, &message, once, done);
+        }
+        if is_new {
             scratch.fanout.push(&route, message, self.settings.caps(), &self.node.counters);
         }
         if let Some(ticket) = ticket.filter(|_| appends > 1) {
             self.waits.insert(ticket.0, appends);
         }
         if let Some(ticket) = ticket.filter(|_| appends == 0) {
-            let nobody = route.recipients.is_empty() && topic.parent.is_none();
+            let nobody = route.recipients.is_empty() && route.peers.is_empty() && topic.parent.is_none();
             let reason = if nobody { Reason::NoMatchingSubscribers } else { Reason::Success };
             self.session.published(ticket, reason, &mut scratch.out);
             if !self.session.owes_acks() {

@@ -12,7 +12,7 @@ use mqtt_proto::{
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::{Connection, Scratch, publish::GRANTED, trace};
-use crate::{limits::notice, router::Options};
+use crate::{limits::notice, outside::Mistake, router::Options};
 
 /// Retained messages that may wait for a client when it asks for more.
 const MOST_RETAINED: usize = 10_000;
@@ -29,11 +29,22 @@ struct Waiting {
     packet_id: u16,
     is_subscribe: bool,
     reasons: Vec<Reason>,
-    /// Filters that are not in force yet; then, whether what is retained may be older than what others were promised.
+    /// Filters that are not in force yet; then, what [`Step`] waits for.
     left: usize,
-    is_fresh: bool,
+    step: Step,
     /// Whose retained messages are sent then.
     retained: Vec<(Filter, Options)>,
+}
+
+/// What an answer waits for, in this order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    /// All is in force on this node.
+    InForce,
+    /// No other node routes without it.
+    Active,
+    /// Nothing that was retained before is missing here, and this node was not down meanwhile.
+    Read,
 }
 
 impl<S> Connection<S>
@@ -63,7 +74,7 @@ where
         trace::subscribed(&self.node, self.client_id(), &subscribe.filters, &reasons);
         let packet_id = subscribe.packet_id;
         self.answer(
-            Waiting { packet_id, is_subscribe: true, reasons, left, is_fresh: false, retained },
+            Waiting { packet_id, is_subscribe: true, reasons, left, step: Step::InForce, retained },
             scratch,
         );
     }
@@ -90,8 +101,8 @@ where
             })
             .collect();
         let packet_id = unsubscribe.packet_id;
-        let (retained, is_fresh) = (Vec::new(), false);
-        let waiting = Waiting { packet_id, is_subscribe: false, reasons, left, is_fresh, retained };
+        let (retained, step) = (Vec::new(), Step::InForce);
+        let waiting = Waiting { packet_id, is_subscribe: false, reasons, left, step, retained };
         self.answer(waiting, scratch);
     }
 
@@ -114,14 +125,30 @@ where
         self.mind_the_log();
     }
 
-    /// All of one is in force: it is answered, once what is retained is known as it is now.
+    /// One step of one is done.
     fn look(&mut self, number: u64, scratch: &mut Scratch) {
         let node = self.node.clone();
         let done = self.completion(GRANTED | number);
         let Some(waiting) = self.asked.waiting.get_mut(&number) else { return };
-        if !waiting.is_fresh && !waiting.retained.is_empty() && !node.sessions.is_fresh_or(|| done) {
-            (waiting.is_fresh, waiting.left) = (true, 1);
-            return;
+        let early = node.outside.makes(Mistake::SubackBeforeActive);
+        if let Some(peers) = node.peers.as_ref().filter(|_| waiting.is_subscribe && !early) {
+            waiting.left = 1;
+            match waiting.step {
+                Step::InForce => {
+                    waiting.step = Step::Active;
+                    let mark = self.holding.as_ref().map(|holding| {
+                        (holding.partition, node.sessions.position(holding.partition))
+                    });
+                    return peers.activate(&node, mark, done);
+                }
+                Step::Active => {
+                    waiting.step = Step::Read;
+                    if !node.sessions.is_read_or(|| done) {
+                        return;
+                    }
+                }
+                Step::Read => {}
+            }
         }
         if let Some(waiting) = self.asked.waiting.remove(&number) {
             self.tell(waiting, scratch);

@@ -262,9 +262,22 @@ pub(crate) async fn make_node(
             return Ok(Err(Problems { lines, may_pass: true }));
         }
     };
-    let node = Arc::new(Node::new(outside, log, bridge, sessions, retained, logins, settings));
+    let node = Arc::new(Node::new(outside, log, bridge, sessions, retained, (logins, place.wire.cloned()), settings));
+    if node.peers.is_some() {
+        let weak = Arc::downgrade(&node);
+        node.router.announce(Box::new(move |filter, on| {
+            if let Some(node) = weak.upgrade()
+                && let Some(peers) = &node.peers
+            {
+                peers.announce(&node, filter, on);
+            }
+        }));
+    }
     node.retained.begin(&node);
     node.sessions.begin(&node);
+    if let Some(peers) = &node.peers {
+        peers.list(&node);
+    }
     Ok(Ok(node))
 }
 

@@ -49,7 +49,7 @@ impl Store {
             Store::Embedded(_) => 1,
             Store::Kafka(_) => 12,
         };
-        Place { node: "0", partitions, shared: false }
+        Place { node: "0", partitions, wire: None }
     }
 
     /// Addresses and credentials follow the documents without a restart.

@@ -6,9 +6,9 @@
 pub(crate) mod fanout;
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
 };
@@ -20,7 +20,8 @@ use mqtt_proto::{
     topic::{Filter, Topic},
     trie::Trie,
 };
-use parking_lot::RwLock;
+use foldhash::fast::RandomState;
+use parking_lot::{Mutex, RwLock};
 
 use crate::session::mailbox::Mailbox;
 
@@ -28,6 +29,11 @@ use crate::session::mailbox::Mailbox;
 pub(crate) struct Router {
     subscriptions: RwLock<Trie<u64, Recipient>>,
     retained: RwLock<RetainedTrie<Arc<Message>>>,
+    /// What clean sessions of other nodes want, and the same by node.
+    peers: RwLock<(Trie<u64, ()>, HashMap<u64, HashSet<Filter>, RandomState>)>,
+    /// How many clean sessions here want what matches a filter, and who is told of the first and the last.
+    clean: Mutex<HashMap<Box<str>, usize, RandomState>>,
+    announce: OnceLock<Announce>,
     /// Rises with every change of the subscriptions.
     generation: AtomicU64,
     count: AtomicUsize,
@@ -69,7 +75,12 @@ pub(crate) struct Route {
     pub(crate) recipients: Vec<Recipient>,
     /// Which of them get QoS > 0 through the session log, by its partitions.
     pub(crate) logged: Vec<(u32, Vec<usize>)>,
+    /// Process runs of other nodes with clean sessions that get it.
+    pub(crate) peers: Vec<u64>,
 }
+
+/// Told of a filter that the first clean session of this node has, or none has any more.
+type Announce = Box<dyn Fn(&Filter, bool) + Send + Sync>;
 
 /// The instance has as many subscriptions as it may have.
 #[derive(Debug, thiserror::Error)]
@@ -104,6 +115,7 @@ impl Router {
             subscription_ids: options.subscription_id.map(|id| Box::from([id])),
             logged,
         };
+        let mut clean = self.clean.lock();
         let mut subscriptions = self.subscriptions.write();
         let replaced = subscriptions.insert(filter, mailbox.key, recipient);
         if replaced.is_none() {
@@ -114,7 +126,60 @@ impl Router {
             self.count.fetch_add(1, Ordering::Relaxed);
         }
         self.generation.fetch_add(1, Ordering::Release);
+        drop(subscriptions);
+        let was_clean = replaced.is_some_and(|replaced| replaced.logged.is_none());
+        self.tell(&mut clean, filter, was_clean, logged.is_none());
         Ok(())
+    }
+
+    /// From now on `announce` is told which filters the clean sessions have.
+    pub(crate) fn announce(&self, announce: Announce) {
+        // It is set once, before there are any.
+        let _ = self.announce.set(announce);
+    }
+
+    fn tell(
+        &self,
+        clean: &mut HashMap<Box<str>, usize, RandomState>,
+        filter: &Filter,
+        was_clean: bool,
+        is_clean: bool,
+    ) {
+        let Some(announce) = self.announce.get().filter(|_| was_clean != is_clean) else { return };
+        let count = clean.entry(filter.as_str().into()).or_default();
+        let before = *count;
+        *count = if is_clean { before + 1 } else { before.saturating_sub(1) };
+        let is_wanted = *count > 0;
+        if !is_wanted {
+            clean.remove(filter.as_str());
+        }
+        if (before > 0) != is_wanted {
+            announce(filter, is_wanted);
+        }
+    }
+
+    /// Clean sessions of another node want what matches, or none of it does any more.
+    pub(crate) fn set_peer(&self, peer: u64, filter: &Filter, on: bool) {
+        let mut peers = self.peers.write();
+        let (trie, of_peer) = &mut *peers;
+        if on {
+            trie.insert(filter, peer, ());
+            of_peer.entry(peer).or_default().insert(filter.clone());
+        } else {
+            trie.remove(filter, &peer);
+            of_peer.entry(peer).or_default().remove(filter);
+        }
+        self.generation.fetch_add(1, Ordering::Release);
+    }
+
+    /// A node is there no more.
+    pub(crate) fn forget_peer(&self, peer: u64) {
+        let mut peers = self.peers.write();
+        let (trie, of_peer) = &mut *peers;
+        for filter in of_peer.remove(&peer).unwrap_or_default() {
+            trie.remove(&filter, &peer);
+        }
+        self.generation.fetch_add(1, Ordering::Release);
     }
 
     /// Whether there is room for one more.
@@ -123,11 +188,13 @@ impl Router {
     }
 
     pub(crate) fn unsubscribe(&self, filter: &Filter, key: u64) {
+        let mut clean = self.clean.lock();
         let mut subscriptions = self.subscriptions.write();
-        if subscriptions.remove(filter, &key).is_some() {
-            self.count.fetch_sub(1, Ordering::Relaxed);
-            self.generation.fetch_add(1, Ordering::Release);
-        }
+        let Some(removed) = subscriptions.remove(filter, &key) else { return };
+        self.count.fetch_sub(1, Ordering::Relaxed);
+        self.generation.fetch_add(1, Ordering::Release);
+        drop(subscriptions);
+        self.tell(&mut clean, filter, removed.logged.is_none(), false);
     }
 
     pub(crate) fn route(&self, topic: &str) -> Route {
@@ -154,7 +221,14 @@ impl Router {
                 None => logged.push((partition, vec![index])),
             }
         }
-        Route { generation, recipients, logged }
+        let mut peers: Vec<u64> = Vec::new();
+        self.peers.read().0.matches(topic, |peer, ()| {
+            if !peers.contains(peer) {
+                peers.push(*peer);
+            }
+        });
+        peers.sort_unstable();
+        Route { generation, recipients, logged, peers }
     }
 
     /// Keeps a message as its topic's retained one; an empty payload clears it (MQTT 3.3.1.3).

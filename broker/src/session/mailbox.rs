@@ -6,7 +6,10 @@
 
 use std::{
     collections::VecDeque,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     task::{Context, Waker},
     time::Duration,
 };
@@ -32,6 +35,8 @@ const KEPT_CAPACITY: usize = 32;
 pub(crate) struct Mailbox {
     /// Names the session within this process; never 0.
     pub(crate) key: u64,
+    /// The process run of another node that its device is connected to; 0: none.
+    holder: AtomicU64,
     inner: Mutex<Inner>,
 }
 
@@ -98,7 +103,16 @@ pub(crate) struct Mail {
 
 impl Mailbox {
     pub(crate) fn new(key: u64) -> Mailbox {
-        Mailbox { key, inner: Mutex::default() }
+        Mailbox { key, holder: AtomicU64::new(0), inner: Mutex::default() }
+    }
+
+    pub(crate) fn set_holder(&self, boot: Option<u64>) {
+        self.holder.store(boot.unwrap_or(0), Ordering::Relaxed);
+    }
+
+    /// The process run of another node that its device is connected to.
+    pub(crate) fn holder(&self) -> Option<u64> {
+        Some(self.holder.load(Ordering::Relaxed)).filter(|boot| *boot != 0)
     }
 
     /// Leaves messages for this session. The waker of a holder that must be told is added to `wake`.

@@ -8,11 +8,15 @@ use std::{
 use tokio::time::sleep;
 
 use super::{
+    between::{GOOD, Roads},
     client::Client,
     ledger::Fault,
     world::{Running, World},
 };
-use crate::log::sim::Weather;
+use crate::{
+    log::{BoxFuture, sim::Weather},
+    node::Node,
+};
 
 /// Begins a fault, which ends by itself.
 pub(super) fn begin(world: &Arc<World>, fault: Fault) {
@@ -78,6 +82,17 @@ async fn strike_node(world: &Arc<World>, fault: Fault, index: usize) {
     let calm = Weather::default;
     match fault {
         Fault::Crash => crash(world, index).await,
+        Fault::Apart => {
+            let other = (index + 1) % world.places.len();
+            world.between.cut((index, other), true);
+            sleep(world.millis(500..15_000)).await;
+            world.between.cut((index, other), false);
+        }
+        Fault::BadRoads => {
+            world.between.set_roads(Roads { delay: 400, lost: 20, twice: 20 });
+            sleep(world.millis(1000..10_000)).await;
+            world.between.set_roads(GOOD);
+        }
         Fault::Freeze => {
             machine.freeze();
             sleep(world.millis(500..12_000)).await;
@@ -120,6 +135,23 @@ fn cut_off(world: &World, index: usize, away: bool) {
     }
 }
 
+/// Waits until the others have declared a process run down; it ends by itself then, and another begins.
+pub(super) fn fall(world: Arc<World>, index: usize, node: Arc<Node>) -> BoxFuture<'static, ()> {
+    Box::pin(async move {
+        let boot = node.boot;
+        if let Some(peers) = &node.peers {
+            peers.fallen.notified().await;
+        }
+        drop(node);
+        if world.running(index).is_some_and(|running| running.node.boot == boot) {
+            world.troubles.fetch_add(1, Ordering::Relaxed);
+            world.ledger.lock().event("node", index, "is down by the log", boot);
+            crash(&world, index).await;
+            world.troubles.fetch_sub(1, Ordering::Relaxed);
+        }
+    })
+}
+
 async fn crash(world: &Arc<World>, index: usize) {
     let Some(Running { log, machine, .. }) = world.places[index].running.lock().take() else { return };
     let silently = world.below(3) == 0;
@@ -127,6 +159,7 @@ async fn crash(world: &Arc<World>, index: usize) {
         let client = world.client(device);
         client.wires.iter().filter(|wire| wire.node == index).for_each(|wire| wire.node_dies(silently));
     }
+    world.between.leave(index);
     log.crash();
     machine.kill();
     sleep(world.millis(200..4000)).await;

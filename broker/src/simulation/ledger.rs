@@ -58,6 +58,8 @@ pub(super) const RULES: [Rule; 12] = [
 pub(super) enum Fault {
     Crash,
     Freeze,
+    Apart,
+    BadRoads,
     ClockSkew,
     StoreAway,
     NodeWithoutStore,
@@ -73,9 +75,11 @@ pub(super) enum Fault {
     Compaction,
 }
 
-pub(super) const FAULTS: [Fault; 15] = [
+pub(super) const FAULTS: [Fault; 17] = [
     Fault::Crash,
     Fault::Freeze,
+    Fault::Apart,
+    Fault::BadRoads,
     Fault::ClockSkew,
     Fault::StoreAway,
     Fault::NodeWithoutStore,
@@ -520,6 +524,8 @@ impl Fault {
         match self {
             Fault::Crash => "crash",
             Fault::Freeze => "freeze",
+            Fault::Apart => "apart",
+            Fault::BadRoads => "bad roads",
             Fault::ClockSkew => "clock skew",
             Fault::StoreAway => "store away",
             Fault::NodeWithoutStore => "node without store",

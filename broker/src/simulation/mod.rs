@@ -5,6 +5,7 @@
 //! |---|---|
 //! | [`machine`] | clock, chance and tasks of one process run; freezes and kills it |
 //! | [`net`] | connections in memory |
+//! | [`between`] | the network between nodes |
 //! | [`client`] | a device that keeps to the protocol |
 //! | [`ledger`] | what was promised, the rules, and what of them was exercised |
 //! | [`faults`] | what goes wrong |
@@ -13,6 +14,7 @@
 //! The same seed gives the same events. A failure names its seed: `SIM_SEED=17 cargo test -p mqtt-broker simulation`
 //! runs it again. `SIM_SEEDS=5000` runs more of them, and `SOAK_MINUTES=60` as many as there is time for, from anywhere.
 
+mod between;
 mod client;
 mod faults;
 mod ledger;
@@ -155,6 +157,7 @@ fn mistakes_are_noticed() {
         Mistake::ResumeWithoutQueue,
         Mistake::ForgetRetained,
         Mistake::RouteOnOldView,
+        Mistake::SubackBeforeActive,
         Mistake::SharedClaimKey,
     ] {
         let noticed = (0..MOST_SEEDS).any(|seed| run(seed, 0, Some(mistake)).violation.is_some());

@@ -23,6 +23,8 @@ use tokio::{
 };
 
 use super::{
+    faults,
+    between::Between,
     client::{Client, Kind},
     ledger::{Ledger, NO_CAP, Rule},
     machine::Machine,
@@ -51,6 +53,7 @@ pub(super) struct World {
     pub(super) random: Mutex<fastrand::Rng>,
     pub(super) ledger: Arc<Mutex<Ledger>>,
     pub(super) cluster: Arc<Cluster>,
+    pub(super) between: Arc<Between>,
     pub(super) devices: Vec<Device>,
     pub(super) places: Vec<Place>,
     /// Faults that go on.
@@ -112,6 +115,7 @@ impl World {
         let began = Instant::now();
         let world = Arc::new(World {
             cluster: Cluster::new(random.fork(), landed),
+            between: Between::new(random.fork()),
             ledger,
             devices: (0..CLIENTS).map(|index| Device::new(index, &mut random)).collect(),
             places: (0..nodes).map(|_| Place::default()).collect(),
@@ -159,7 +163,12 @@ impl World {
     }
 
     /// Starts a process run of a node; returns when it serves.
-    pub(super) async fn start(&self, index: usize) {
+    pub(super) async fn start(self: &Arc<Self>, index: usize) {
+        while !self.begin(index).await {}
+    }
+
+    /// False: the others declared it down before it served.
+    async fn begin(self: &Arc<Self>, index: usize) -> bool {
         let machine = Machine::new(self.began, self.fork(), 0);
         let outside = Outside { simulated: Some(machine.clone()), mistake: self.mistake };
         let log = SimLog::new(self.cluster.clone(), outside.clone(), self.fork(), self.room);
@@ -178,9 +187,30 @@ impl World {
             sleep(Duration::from_secs(1)).await;
         };
         log.set_away(*self.places[index].away.lock());
+        self.between.enter(index, &node, &machine);
         server::background(&node).into_iter().for_each(|task| machine.spawn(task));
+        if let Some(peers) = &node.peers {
+            let joined = async {
+                while !peers.is_joined() {
+                    sleep(Duration::from_millis(50)).await;
+                }
+            };
+            let has_joined = tokio::select! {
+                () = joined => true,
+                () = peers.fallen.notified() => false,
+            };
+            if !has_joined {
+                self.between.leave(index);
+                log.crash();
+                machine.kill();
+                sleep(Duration::from_millis(1)).await;
+                return false;
+            }
+            tokio::spawn(faults::fall(self.clone(), index, node.clone()));
+        }
         self.ledger.lock().event("node", index, "serves", node.boot);
         *self.places[index].running.lock() = Some(Running { node, log, machine });
+        true
     }
 
     /// A connection to a node, and the process run that it leads to.

@@ -14,6 +14,7 @@
 //! | `R` | session, generation, packet id | a QoS 2 publish of the session that it has not released |
 //! | `T` | boot | which node begins anew: who reads it back has read all that was there before |
 //! | `B` | boot | a process run asks to be told where the log ends now: who reads it back has read all that was there before |
+//! | `X` | boot | this process run is down: its node has not been heard of, and others take what it held |
 //! | `K` | message, topic | a retained message, or (empty payload) that there is none any more |
 //!
 //! One key is written by one process run, the one whose nonce, generation or boot stands in it. Others only delete it, once
@@ -77,6 +78,10 @@ pub enum Key {
     Barrier {
         boot: Boot,
     },
+    /// Says the same whoever writes it, and never becomes untrue.
+    Down {
+        boot: Boot,
+    },
     Retained {
         mid: MessageId,
         topic: Box<str>,
@@ -98,6 +103,7 @@ pub enum Value<'a> {
     },
     /// Rises with each of a process run.
     Barrier(u64),
+    Down,
     Retained(Content<'a>),
 }
 
@@ -258,6 +264,7 @@ impl Key {
             Key::Inbound { .. } => b'R',
             Key::Tick { .. } => b'T',
             Key::Barrier { .. } => b'B',
+            Key::Down { .. } => b'X',
             Key::Retained { .. } => b'K',
         }
     }
@@ -290,7 +297,7 @@ impl Key {
                 out.u64(*generation);
                 out.u16(*packet_id);
             }
-            Key::Tick { boot } | Key::Barrier { boot } => out.u64(*boot),
+            Key::Tick { boot } | Key::Barrier { boot } | Key::Down { boot } => out.u64(*boot),
             Key::Retained { mid, topic } => {
                 out.id(*mid);
                 out.put(topic.as_bytes());
@@ -320,7 +327,7 @@ pub fn parse<'a>(key: &[u8], value: Option<&'a [u8]>) -> Result<(Key, Option<Val
 }
 
 fn name(kind: u8) -> Result<char, RecordError> {
-    if b"LSFMDRTBK".contains(&kind) { Ok(kind.into()) } else { Err(RecordError::Kind(kind)) }
+    if b"LSFMDRTBXK".contains(&kind) { Ok(kind.into()) } else { Err(RecordError::Kind(kind)) }
 }
 
 fn check_version(kind: char, version: Option<u8>) -> Result<(), RecordError> {
@@ -341,6 +348,7 @@ fn parse_key(kind: u8, mut from: Reader<'_>) -> Option<Key> {
         b'R' => Key::Inbound { sid: from.id()?, generation: from.u64()?, packet_id: from.u16()? },
         b'T' => Key::Tick { boot: from.u64()? },
         b'B' => Key::Barrier { boot: from.u64()? },
+        b'X' => Key::Down { boot: from.u64()? },
         b'K' => Key::Retained { mid: from.id()?, topic: from.rest()?.into() },
         _ => return None,
     };

@@ -84,7 +84,7 @@ fn recipient(random: &mut Random) -> Recipient {
 
 fn record<'a>(random: &mut Random, pool: &'a Pool) -> (Key, Value<'a>) {
     let whys = [Why::Acknowledged, Why::Dropped, Why::Expired, Why::TooLarge, Why::Moved];
-    match random.below(9) {
+    match random.below(10) {
         0 => (
             Key::Identity,
             Value::Identity(Identity {
@@ -136,6 +136,7 @@ fn record<'a>(random: &mut Random, pool: &'a Pool) -> (Key, Value<'a>) {
             }),
         ),
         6 => (Key::Tick { boot: number(random) }, Value::Tick { node: "n" }),
+        8 => (Key::Down { boot: number(random) }, Value::Down),
         7 => (Key::Barrier { boot: number(random) }, Value::Barrier(number(random))),
         _ => (
             Key::Retained { mid: id(random), topic: text(random).into() },

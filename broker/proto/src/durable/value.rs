@@ -35,6 +35,7 @@ impl<'a> Value<'a> {
             }),
             Key::Tick { .. } => Value::Tick { node: from.text()? },
             Key::Barrier { .. } => Value::Barrier(from.u64()?),
+            Key::Down { .. } => Value::Down,
             Key::Retained { .. } => Value::Retained(content(from)?),
         };
         from.end()?;
@@ -77,6 +78,7 @@ impl<'a> Value<'a> {
             }
             Value::Tick { node } => out.text(node),
             Value::Barrier(number) => out.u64(*number),
+            Value::Down => {}
             Value::Retained(content) => put_content(&mut out, content),
         }
         out.0

@@ -1,5 +1,5 @@
-//! Fresh views: where several nodes share a log, what one knows may be a moment old, while somebody was told already that a
-//! subscription or a retained message of another node counts.
+//! Where several nodes share a log, what one has read of it may be a moment old, while somebody was told already that a
+//! retained message of another node counts, or that this process run is down.
 //!
 //! A *barrier* is a record in every partition. Whoever reads its own back has read all that anybody was promised before it
 //! was asked for. All who ask while one is under way share the next.
@@ -18,7 +18,6 @@ use super::{SessionLog, State};
 use crate::{
     log::{Completion, Outcome},
     node::Node,
-    outside::Mistake,
     session::retained::BarrierPart,
 };
 
@@ -26,7 +25,7 @@ use crate::{
 const PATIENCE: Duration = Duration::from_secs(10);
 const RETRY: Duration = Duration::from_millis(200);
 
-/// Who waits for a fresh view.
+/// Who waits for one.
 #[derive(Default)]
 pub(super) struct Barriers {
     waiting: Mutex<Vec<Completion>>,
@@ -54,24 +53,15 @@ impl Passing {
 }
 
 impl SessionLog {
-    /// Tells `done` once this node knows everything that anybody was promised before this call. True: it does now, as where no
-    /// other node shares the log, and nobody is told.
-    pub(crate) fn is_fresh_or(&self, done: impl FnOnce() -> Completion) -> bool {
-        if !self.shared || self.outside.makes(Mistake::RouteOnOldView) {
+    /// Tells `done` once this node has read all of the log that anybody was told of before this call. True: it has now, as where
+    /// no other node shares the log, and nobody is told.
+    pub(crate) fn is_read_or(&self, done: impl FnOnce() -> Completion) -> bool {
+        if !self.shared {
             return true;
         }
         self.barriers.waiting.lock().push(done());
         self.barriers.asked.notify_one();
         false
-    }
-
-    /// The same for who can wait here.
-    pub(crate) async fn freshen(&self) {
-        let (done, outcome) = Completion::awaited();
-        if !self.is_fresh_or(|| done) {
-            // It is never told anything else.
-            let _ = outcome.await;
-        }
     }
 }
 

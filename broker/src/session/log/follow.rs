@@ -1,6 +1,7 @@
 //! What happens in the log, as it happens: keeps router, mailboxes and queues in line with the view.
 
 use std::{
+    collections::BTreeSet,
     sync::{Arc, atomic::Ordering},
     task::Waker,
     time::Duration,
@@ -8,7 +9,7 @@ use std::{
 
 use mqtt_proto::{
     durable::{
-        record::{Key, Offset, Phase, Session, Value, Why},
+        record::{Boot, Key, Offset, Phase, Session, Value, Why},
         view::{Change, Entry},
     },
     message::{Delivery, Message, MessageId},
@@ -52,6 +53,9 @@ async fn read_on(node: &Arc<Node>, partition: u32) -> Result<(), LogError> {
         if let Some(of) = usize::try_from(partition).ok().and_then(|index| log.partitions.get(index)) {
             of.next.store(batch.next, Ordering::Release);
         }
+        if let Some(peers) = node.peers.as_ref().filter(|_| !batch.records.is_empty()) {
+            peers.read_on(node);
+        }
     }
 }
 
@@ -84,7 +88,7 @@ impl SessionLog {
     fn take(&self, node: &Arc<Node>, partition: u32, stored: &StoredRecord) -> Result<(), LogError> {
         let (key, value) = replay::parse(&self.topic, partition, stored)?;
         let mut wake = Vec::new();
-        self.with(partition, |state| {
+        let told = self.with(partition, |state| {
             let former = match &key {
                 Key::Session { client, .. } => state.view.head(client).map(|head| Former {
                     sid: head.session.sid,
@@ -99,11 +103,19 @@ impl SessionLog {
             for change in changes {
                 self.act(node, partition, state, &mut record, change, &mut wake);
             }
+            // Who is told now may ask how far this node has read.
+            if let Some(of) = usize::try_from(partition).ok().and_then(|index| self.partitions.get(index)) {
+                of.next.store(stored.offset + 1, Ordering::Release);
+            }
             self.tell_waiting(node, state, &key, &value, former, stored.offset);
-            Ok::<_, LogError>(())
-        })
-        .unwrap_or(Ok(()))?;
+            Ok::<_, LogError>(std::mem::take(&mut state.runs_changed))
+        });
         wake.into_iter().for_each(Waker::wake);
+        if told.unwrap_or(Ok(false))?
+            && let Some(peers) = &node.peers
+        {
+            peers.list(node);
+        }
         Ok(())
     }
 
@@ -127,6 +139,7 @@ impl SessionLog {
                 }
                 self.part(node, state, ended);
                 self.adopt(node, state, &client, None);
+                self.tell_holder(state, &client);
                 self.confirm(node, state, &client);
             }
             Change::Rewritten { client, ended } => {
@@ -141,6 +154,7 @@ impl SessionLog {
                 if state.holdings.get(&client).is_some_and(is_read) {
                     state.holdings.remove(&client);
                 }
+                self.tell_holder(state, &client);
             }
             Change::Void { client, .. } => self.confirm(node, state, &client),
             Change::Filter { sid, filter } => self.filter_changed(node, state, sid, &filter),
@@ -148,8 +162,15 @@ impl SessionLog {
                 self.queued(node, partition, state, record, (sid, order), wake);
             }
             Change::Finished { sid, mid, .. } => drop(state.dropping.remove(&(sid, mid))),
+            Change::Down { boot } => {
+                state.runs_changed = true;
+                if let Some(peers) = node.peers.as_ref().filter(|_| boot == self.boot) {
+                    peers.fallen.notify_one();
+                }
+            }
+            Change::Ticked { .. } => state.runs_changed = true,
             Change::Barrier { boot, number } if boot == self.boot => state.passing.passed(number),
-            Change::Received { .. } | Change::Ticked { .. } | Change::Barrier { .. } => {}
+            Change::Received { .. } | Change::Barrier { .. } => {}
         }
     }
 
@@ -172,6 +193,9 @@ impl SessionLog {
                 {
                     done.sink.appended(done.token, Outcome::Durable(offset));
                 }
+                (Waiting::Note { mid, done }, Some(Value::Inbound(written))) if written.mid == mid => {
+                    done.sink.appended(done.token, Outcome::Durable(offset));
+                }
                 (later, _) => state.waiting.entry(key.clone()).or_default().push(later),
             }
         }
@@ -184,6 +208,26 @@ impl SessionLog {
         }
         if let Some(holding) = self.held(state, client) {
             self.rewrite(&holding, node.wall(), |_| {});
+        }
+    }
+
+    /// The other process runs that are over in no partition, and how far each has been read.
+    pub(crate) fn peers(&self) -> (Vec<Boot>, Vec<Offset>) {
+        let mut known = BTreeSet::new();
+        let mut positions = Vec::new();
+        for partition in &self.partitions {
+            let state = partition.state.lock();
+            known.extend(state.view.runs().map(|(boot, _)| boot).filter(|boot| *boot != self.boot));
+            positions.push(partition.next.load(Ordering::Acquire));
+        }
+        (known.into_iter().collect(), positions)
+    }
+
+    /// Says in every partition that a process run is down.
+    pub(crate) fn declare_down(&self, node: &Node, boot: Boot) {
+        for partition in 0..self.topic.partitions() {
+            let (key, nobody) = (Key::Down { boot }, node.bridge.nobody());
+            self.append(partition, &key, Some(Value::Down.encode()), node.wall(), nobody);
         }
     }
 
@@ -207,6 +251,15 @@ impl SessionLog {
         });
         for name in &names {
             self.filter_changed(node, state, sid, name);
+        }
+    }
+
+    /// Notes where a client is online, if that is elsewhere: what comes at QoS 0 goes there.
+    fn tell_holder(&self, state: &State, client: &str) {
+        let Some(head) = state.view.head(client).filter(|_| self.shared) else { return };
+        let Session { phase, boot, sid, .. } = *head.session;
+        if let Some(slot) = state.slots.get(&sid) {
+            slot.mailbox.set_holder((phase == Phase::Online && boot != self.boot).then_some(boot));
         }
     }
 

@@ -58,6 +58,7 @@ use super::Slot;
 use crate::{
     log::{Cleanup, Completion, Log, Offset, Record, Topic, TopicSettings},
     outside::Outside,
+    peers::Wire,
     router::Logged,
 };
 
@@ -72,8 +73,8 @@ pub(crate) struct Place<'a> {
     pub(crate) node: &'a str,
     /// The log's, if there is none yet.
     pub(crate) partitions: u32,
-    /// Other nodes may serve devices from this log. Where none does, nothing is asked of it for their sake.
-    pub(crate) shared: bool,
+    /// Where other nodes may serve devices from this log: the way to them. Where none does, nothing is asked for their sake.
+    pub(crate) wire: Option<&'a Arc<dyn Wire>>,
 }
 
 /// See the module.
@@ -85,7 +86,7 @@ pub(crate) struct SessionLog {
     pub(crate) boot: Boot,
     /// What process runs of this node have in common.
     name: Box<str>,
-    /// See [`Place::shared`].
+    /// Other nodes may serve devices from this log.
     pub(crate) shared: bool,
     barriers: barrier::Barriers,
     partitions: Vec<Partition>,
@@ -117,6 +118,8 @@ struct State {
     /// Messages of which it was written, and not read back yet, that they go for want of room: session and message.
     dropping: HashSet<(MessageId, MessageId), RandomState>,
     passing: Passing,
+    /// A process run began, or is over.
+    runs_changed: bool,
 }
 
 /// What a record of this process run is waited for by.
@@ -125,6 +128,11 @@ enum Waiting {
     /// A subscription, as of this writing of its key.
     Filter {
         sequence: u32,
+        done: Completion,
+    },
+    /// What says under which message ID a QoS 2 publish goes on.
+    Note {
+        mid: MessageId,
         done: Completion,
     },
 }
@@ -173,7 +181,8 @@ impl SessionLog {
         Some(act(&mut partition.state.lock()))
     }
 
-    fn position(&self, partition: u32) -> Offset {
+    /// How far a partition has been read and acted on.
+    pub(crate) fn position(&self, partition: u32) -> Offset {
         let partition = usize::try_from(partition).ok().and_then(|index| self.partitions.get(index));
         partition.map_or(0, |partition| partition.next.load(Ordering::Acquire))
     }

@@ -36,7 +36,7 @@ impl SessionLog {
         log: Arc<dyn Log>,
         outside: Outside,
         boot: Boot,
-        Place { node: name, partitions, shared }: Place<'_>,
+        Place { node: name, partitions, wire }: Place<'_>,
         packet_size: u32,
     ) -> Result<SessionLog, LogError> {
         let topic = log.ensure_topic(super::TOPIC, SessionLog::settings(partitions, packet_size)).await?;
@@ -60,7 +60,7 @@ impl SessionLog {
             topic,
             boot,
             name: name.into(),
-            shared,
+            shared: wire.is_some(),
             barriers: Barriers::default(),
             partitions,
             sequence: AtomicU32::new(1),

@@ -288,7 +288,7 @@ impl SessionLog {
                     due.extend((!is_there(&head.session)).then(|| (client.clone(), true)));
                 } else if state.view.is_over(head.session.boot) {
                     let mine = rank(&self.name, client);
-                    let is_mine = state.view.nodes().all(|other| rank(other, client) <= mine);
+                    let is_mine = state.view.runs().all(|(_, other)| rank(other, client) <= mine);
                     due.push((client.clone(), is_mine));
                 }
             }

@@ -199,7 +199,8 @@ impl SessionLog {
         self.append(holding.partition, &key, Some(value), now, done);
     }
 
-    /// A QoS 2 publish of a held client.
+    /// A QoS 2 publish of a held client. `done` is told once that is durable; where another node may take the client, once it
+    /// was read back: only if the client is still held then the publish is this node's to route.
     pub(crate) fn note(
         &self,
         holding: &Holding,
@@ -209,7 +210,14 @@ impl SessionLog {
         done: Completion,
     ) {
         let key = inbound_key(holding, holding.generation, packet_id);
-        self.append(holding.partition, &key, Some(Value::Inbound(inbound.clone()).encode()), now, done);
+        let value = Value::Inbound(inbound.clone()).encode();
+        if !self.shared {
+            return self.append(holding.partition, &key, Some(value), now, done);
+        }
+        let waiting = Waiting::Note { mid: inbound.mid, done: done.clone() };
+        self.with(holding.partition, |state| state.waiting.entry(key.clone()).or_default().push(waiting));
+        let sink = Arc::new(FilterSink { done });
+        self.append(holding.partition, &key, Some(value), now, Completion { sink, token: 0 });
     }
 
     /// The client has released it. `done` is told once that is durable.

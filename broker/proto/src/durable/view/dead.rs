@@ -34,6 +34,9 @@ impl View {
         );
         let over = self.barriers.iter().filter(|boot| self.is_over(**boot));
         dead.extend(over.map(|boot| Key::Barrier { boot: *boot }));
+        // As long as anything tells of the process run it must be told that it is down.
+        let forgotten = |boot: &&Boot| !self.ticks.iter().any(|(ticked, _)| ticked == *boot);
+        dead.extend(self.down.iter().filter(forgotten).map(|boot| Key::Down { boot: *boot }));
         dead.truncate(most);
         dead
     }

@@ -63,6 +63,8 @@ pub struct View {
     ticks: Vec<(Boot, Box<str>)>,
     /// Process runs of which there is a `B`.
     barriers: BTreeSet<Boot>,
+    /// Process runs that were declared down.
+    down: BTreeSet<Boot>,
     #[cfg(test)]
     mutation: Option<Mutation>,
 }
@@ -170,6 +172,10 @@ pub enum Change {
     Ticked {
         boot: Boot,
     },
+    /// This process run is down.
+    Down {
+        boot: Boot,
+    },
     /// All that was in the log when this process run asked, under this number, has been read.
     Barrier {
         boot: Boot,
@@ -229,6 +235,11 @@ impl View {
                 changes.push(Change::Barrier { boot, number });
             }
             (Key::Barrier { boot }, None) => drop(self.barriers.remove(&boot)),
+            (Key::Down { boot }, Some(_)) => {
+                self.down.insert(boot);
+                changes.push(Change::Down { boot });
+            }
+            (Key::Down { boot }, None) => drop(self.down.remove(&boot)),
             // Retained messages have a topic of their own, an identity is never deleted, and a value is of its key's kind.
             _ => {}
         }
@@ -285,15 +296,18 @@ impl View {
         })
     }
 
-    /// Whether a process run is over: a later one has its node's name, or it was replaced so long ago that nothing tells of it
-    /// any more.
+    /// Whether a process run is over: it is down, a later one has its node's name, or it was replaced so long ago that nothing
+    /// tells of it any more.
     pub fn is_over(&self, boot: Boot) -> bool {
-        self.is_replaced(boot) || !self.ticks.iter().any(|(ticked, _)| *ticked == boot)
+        self.down.contains(&boot)
+            || self.is_replaced(boot)
+            || !self.ticks.iter().any(|(ticked, _)| *ticked == boot)
     }
 
-    /// The names of the nodes, each once, that have begun.
-    pub fn nodes(&self) -> impl Iterator<Item = &str> {
-        self.ticks.iter().filter(|(boot, _)| !self.is_replaced(*boot)).map(|(_, name)| &**name)
+    /// The process runs that are not over, with the names of their nodes.
+    pub fn runs(&self) -> impl Iterator<Item = (Boot, &str)> {
+        let runs = self.ticks.iter().filter(|(boot, _)| !self.is_over(*boot));
+        runs.map(|(boot, name)| (*boot, &**name))
     }
 
     /// Sessions that live.
