@@ -3,6 +3,7 @@
 //! It knows the broker only from outside: its command line, its manifests, its log lines and MQTT. Nothing
 //! here uses the broker's own code, so a mistake there can't hide itself.
 
+pub mod hostile;
 pub mod bench;
 pub mod broker;
 pub mod clients;
