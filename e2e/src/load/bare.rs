@@ -313,9 +313,7 @@ impl Sender<'_> {
             generator_cpu_us_per_message: cpu,
             broker_cpu_us_per_message: Some(cpu),
             broker_rss_kb: Some(procfs::resident_kb("self")?),
-            broker_rss_kb_per_connection: None,
-            ready_seconds: None,
-            broker_rss_kb_per_session: None,
+            ..Report::default()
         })
     }
 }

@@ -376,8 +376,7 @@ impl<'a> Engine<'a> {
                 .zip(idle_before)
                 .filter(|_| idle)
                 .map(|(after, (before, counted))| (after as f64 - before as f64) / counted.max(1) as f64),
-            ready_seconds: None,
-            broker_rss_kb_per_session: None,
+            ..Report::default()
         })
     }
 }

@@ -1,30 +1,27 @@
 //! Sessions that are left behind: each device connects for a session that outlives its connection, subscribes, and goes.
 
-use std::io::ErrorKind;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use mio::{Events, Poll};
+use mio::Registry;
 
-use super::conn::{Conn, Peer, SCRATCH};
+use super::conn::{Conn, Peer};
 use super::engine::KEEP_ALIVE;
 use super::plan::Plan;
-use super::report::{Checks, Report};
+use super::report::Report;
+use super::seats::{self, Ready, Sockets, Spent};
 use super::wire::{self, Packet};
-use super::{LoadError, Phase, procfs};
+use super::{LoadError, Phase};
 
 /// What follows a device's own level in the filters that it subscribes to.
 const FILTERS: [&str; 3] = ["command", "config/#", "firmware/+"];
 
 /// Leaves `sessions` of them, from `at_once` connections at a time.
 pub(super) fn run(plan: &Plan, sessions: u32, at_once: u32) -> Result<Report, LoadError> {
-    let failed = |what| move |source| LoadError::Io { what, source };
-    let mut poll = Poll::new().map_err(failed("cannot make an epoll"))?;
-    let mut events = Events::with_capacity(1024);
-    let mut scratch = vec![0; SCRATCH];
-    let (origin, own, broker) = (Instant::now(), procfs::cpu("self")?, plan.broker_cpu()?);
+    let mut sockets = Sockets::new()?;
+    let (origin, before) = (Instant::now(), Spent::now(plan)?);
     let mut leaving = Leaving { plan, seats: Vec::new(), begun: 0, left: 0, sessions };
     for index in 0..at_once.min(sessions) as usize {
-        let seat = leaving.sit(index, &poll)?;
+        let seat = leaving.sit(index, sockets.registry())?;
         leaving.seats.push(seat);
     }
     while leaving.left < sessions {
@@ -32,36 +29,9 @@ pub(super) fn run(plan: &Plan, sessions: u32, at_once: u32) -> Result<Report, Lo
             let phase = Phase::Connecting { ready: leaving.left as usize, of: sessions as usize };
             return Err(LoadError::TimedOut { after: plan.timeout, phase });
         }
-        match poll.poll(&mut events, Some(Duration::from_millis(20))) {
-            Err(e) if e.kind() == ErrorKind::Interrupted => continue,
-            waited => waited.map_err(failed("cannot wait for events"))?,
-        }
-        for event in &events {
-            leaving.event(event.token().0, event.is_readable(), event.is_writable(), &mut scratch, &poll)?;
-        }
+        sockets.wait(|ready, scratch, registry| leaving.event(ready, scratch, registry))?;
     }
-    let seconds = origin.elapsed().as_secs_f64();
-    let each = |spent: Duration| spent.as_secs_f64() * 1e6 / f64::from(sessions.max(1));
-    Ok(Report {
-        scene: plan.scene.name().to_owned(),
-        qos: plan.qos as u8,
-        connections: sessions.into(),
-        payload: plan.payload,
-        asked_per_second: None,
-        seconds,
-        messages: sessions.into(),
-        per_second: f64::from(sessions) / seconds,
-        latency: None,
-        checks: Checks::default(),
-        unsent: 0,
-        generator_late_p99_us: None,
-        generator_cpu_us_per_message: each(procfs::cpu("self")?.saturating_sub(own)),
-        broker_cpu_us_per_message: plan.broker_cpu()?.zip(broker).map(|(a, b)| each(a.saturating_sub(b))),
-        broker_rss_kb: plan.broker_resident_kb()?,
-        broker_rss_kb_per_connection: None,
-        ready_seconds: None,
-        broker_rss_kb_per_session: None,
-    })
+    seats::report(plan, sessions, sessions.into(), origin.elapsed().as_secs_f64(), before)
 }
 
 struct Leaving<'a> {
@@ -92,19 +62,17 @@ enum Stage {
 }
 
 impl Leaving<'_> {
-    fn sit(&mut self, index: usize, poll: &Poll) -> Result<Seat, LoadError> {
-        let conn = Conn::open(self.plan.addr, index, poll.registry())?;
+    fn sit(&mut self, index: usize, registry: &Registry) -> Result<Seat, LoadError> {
+        let conn = Conn::open(self.plan.addr, index, registry)?;
         self.begun += 1;
         Ok(Seat { conn, device: self.begun, stage: Stage::Opening })
     }
 
     fn event(
         &mut self,
-        index: usize,
-        readable: bool,
-        writable: bool,
+        Ready { seat: index, readable, writable }: Ready,
         scratch: &mut [u8],
-        poll: &Poll,
+        registry: &Registry,
     ) -> Result<(), LoadError> {
         let plan = self.plan;
         let Some(seat) = self.seats.get_mut(index).filter(|seat| seat.stage != Stage::Empty) else {
@@ -158,7 +126,7 @@ impl Leaving<'_> {
                 seat.stage = Stage::Empty;
                 self.left += 1;
                 if self.begun < self.sessions {
-                    let seat = self.sit(index, poll)?;
+                    let seat = self.sit(index, registry)?;
                     if let Some(place) = self.seats.get_mut(index) {
                         *place = seat;
                     }

@@ -15,6 +15,7 @@ mod plan;
 pub(crate) mod procfs;
 mod publisher;
 mod report;
+mod seats;
 mod storm;
 mod timer;
 mod window;

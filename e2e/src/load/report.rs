@@ -4,7 +4,7 @@ use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 
 /// The result of a run. Figures cover the measured time only; checks cover every message, warm-up included.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Report {
     pub scene: String,
     pub qos: u8,
@@ -128,20 +128,11 @@ mod tests {
             qos,
             connections: 2,
             payload: 16,
-            asked_per_second: None,
             seconds: 1.0,
             messages,
             per_second: 1.0,
-            latency: None,
             checks,
-            unsent: 0,
-            generator_late_p99_us: None,
-            generator_cpu_us_per_message: 0.0,
-            broker_cpu_us_per_message: None,
-            broker_rss_kb: None,
-            broker_rss_kb_per_connection: None,
-            ready_seconds: None,
-            broker_rss_kb_per_session: None,
+            ..Report::default()
         }
     }
 

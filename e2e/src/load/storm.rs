@@ -1,28 +1,25 @@
 //! The connect storm: logins a second. Each seat connects, is greeted, disconnects, and begins again.
 
-use std::io::ErrorKind;
 use std::time::{Duration, Instant};
 
-use mio::{Events, Poll};
+use mio::Registry;
 
-use super::conn::{Conn, Peer, SCRATCH};
+use super::conn::{Conn, Peer};
 use super::engine::{KEEP_ALIVE, nanos};
 use super::plan::Plan;
-use super::report::{Checks, Latencies, Report};
+use super::report::{Latencies, Report};
+use super::seats::{self, Ready, Sockets, Spent};
 use super::wire::{self, Packet};
-use super::{LoadError, Phase, procfs};
+use super::{LoadError, Phase};
 
 /// Keeps `seats` logins going through warm-up and measurement.
 pub(super) fn run(plan: &Plan, seats: u32) -> Result<Report, LoadError> {
-    let failed = |what| move |source| LoadError::Io { what, source };
-    let mut poll = Poll::new().map_err(failed("cannot make an epoll"))?;
-    let mut events = Events::with_capacity(1024);
-    let mut scratch = vec![0; SCRATCH];
+    let mut sockets = Sockets::new()?;
     let origin = Instant::now();
     let mut storm =
         Storm { plan, origin, seats: Vec::new(), logins: 0, latencies: Latencies::new(), from: 0 };
     for index in 0..seats as usize {
-        let seat = storm.sit(index, &poll)?;
+        let seat = storm.sit(index, sockets.registry())?;
         storm.seats.push(seat);
     }
 
@@ -32,43 +29,15 @@ pub(super) fn run(plan: &Plan, seats: u32) -> Result<Report, LoadError> {
     let mut at = Duration::ZERO;
     while at < end {
         if at >= plan.warmup && start.is_none() {
-            start = Some((at, storm.logins, procfs::cpu("self")?, plan.broker_cpu()?));
+            start = Some((at, storm.logins, Spent::now(plan)?));
         }
-        match poll.poll(&mut events, Some(Duration::from_millis(20))) {
-            Err(e) if e.kind() == ErrorKind::Interrupted => continue,
-            waited => waited.map_err(failed("cannot wait for events"))?,
-        }
-        for event in &events {
-            storm.event(event.token().0, event.is_readable(), event.is_writable(), &mut scratch, &poll)?;
-        }
+        sockets.wait(|ready, scratch, registry| storm.event(ready, scratch, registry))?;
         at = origin.elapsed();
     }
 
-    let (begun, logins, own, broker) =
-        start.unwrap_or((at, storm.logins, procfs::cpu("self")?, plan.broker_cpu()?));
-    let messages = storm.logins - logins;
-    let seconds = (at - begun).as_secs_f64();
-    let each = |spent: Duration| spent.as_secs_f64() * 1e6 / messages.max(1) as f64;
-    Ok(Report {
-        scene: plan.scene.name().to_owned(),
-        qos: plan.qos as u8,
-        connections: seats.into(),
-        payload: plan.payload,
-        asked_per_second: None,
-        seconds,
-        messages,
-        per_second: messages as f64 / seconds,
-        latency: storm.latencies.summary(),
-        checks: Checks::default(),
-        unsent: 0,
-        generator_late_p99_us: None,
-        generator_cpu_us_per_message: each(procfs::cpu("self")?.saturating_sub(own)),
-        broker_cpu_us_per_message: plan.broker_cpu()?.zip(broker).map(|(a, b)| each(a.saturating_sub(b))),
-        broker_rss_kb: plan.broker_resident_kb()?,
-        broker_rss_kb_per_connection: None,
-        ready_seconds: None,
-        broker_rss_kb_per_session: None,
-    })
+    let (begun, logins, before) = start.unwrap_or((at, storm.logins, Spent::now(plan)?));
+    let measured = seats::report(plan, seats, storm.logins - logins, (at - begun).as_secs_f64(), before)?;
+    Ok(Report { latency: storm.latencies.summary(), ..measured })
 }
 
 struct Storm<'a> {
@@ -100,18 +69,16 @@ impl Storm<'_> {
         nanos(self.origin.elapsed())
     }
 
-    fn sit(&self, index: usize, poll: &Poll) -> Result<Seat, LoadError> {
-        let conn = Conn::open(self.plan.addr, index, poll.registry())?;
+    fn sit(&self, index: usize, registry: &Registry) -> Result<Seat, LoadError> {
+        let conn = Conn::open(self.plan.addr, index, registry)?;
         Ok(Seat { conn, begun: self.now(), stage: Stage::Opening })
     }
 
     fn event(
         &mut self,
-        index: usize,
-        readable: bool,
-        writable: bool,
+        Ready { seat: index, readable, writable }: Ready,
         scratch: &mut [u8],
-        poll: &Poll,
+        registry: &Registry,
     ) -> Result<(), LoadError> {
         let now = self.now();
         let Self { plan, seats, logins, latencies, from, .. } = self;
@@ -155,7 +122,7 @@ impl Storm<'_> {
         match (peer, seat.stage) {
             (Peer::There, _) => Ok(()),
             (Peer::Gone, Stage::Leaving) => {
-                let seat = self.sit(index, poll)?;
+                let seat = self.sit(index, registry)?;
                 if let Some(place) = self.seats.get_mut(index) {
                     *place = seat;
                 }
