@@ -258,6 +258,20 @@ impl Subscriber {
 }
 
 impl Recipient {
+    /// With nothing but a mailbox and a QoS.
+    #[cfg(test)]
+    pub(crate) fn plain(mailbox: Arc<Mailbox>, qos: QoS) -> Recipient {
+        Recipient {
+            mailbox,
+            qos,
+            no_local: false,
+            retain_as_published: false,
+            subscription_ids: None,
+            logged: None,
+            share: None,
+        }
+    }
+
     /// Another subscription of the same session matches, too: one delivery at the higher QoS, with all identifiers.
     fn merge(&mut self, other: &Subscriber) {
         self.qos = self.qos.max(other.qos);

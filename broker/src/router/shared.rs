@@ -166,15 +166,7 @@ mod tests {
             if online.contains(&key) {
                 mailbox.go_online();
             }
-            let recipient = Recipient {
-                mailbox,
-                qos: QoS::AtLeastOnce,
-                no_local: false,
-                retain_as_published: false,
-                subscription_ids: None,
-                logged: None,
-                share: None,
-            };
+            let recipient = Recipient::plain(mailbox, QoS::AtLeastOnce);
             assert!(shares.insert("$share/g/t", &filter, recipient));
         }
         let found = shares.matching("t");

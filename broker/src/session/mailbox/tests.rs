@@ -17,15 +17,7 @@ fn posted(presence: Presence, qos: &[u8], online_only: bool) -> (Arc<Mailbox>, P
             Arc::new(message)
         })
         .collect();
-    let to = Recipient {
-        mailbox: mailbox.clone(),
-        qos: QoS::ExactlyOnce,
-        no_local: false,
-        retain_as_published: false,
-        subscription_ids: None,
-        logged: None,
-        share: None,
-    };
+    let to = Recipient::plain(mailbox.clone(), QoS::ExactlyOnce);
     let posted = mailbox.post(&to, &messages, CAPS, &mut Vec::new());
     (mailbox, posted)
 }
@@ -81,15 +73,7 @@ fn over_the_online_bound_qos_0_goes_and_publishers_of_qos_1_are_asked_to_wait() 
 fn a_device_that_stayed_without_room_loses_its_oldest_and_holds_nobody_up() {
     let (mailbox, _) = posted(Presence::Online, &[1, 1, 1, 1, 1], false);
     mailbox.inner.lock().open().over_since = Instant::now().checked_sub(PATIENCE);
-    let to = Recipient {
-        mailbox: mailbox.clone(),
-        qos: QoS::AtLeastOnce,
-        no_local: false,
-        retain_as_published: false,
-        subscription_ids: None,
-        logged: None,
-        share: None,
-    };
+    let to = Recipient::plain(mailbox.clone(), QoS::AtLeastOnce);
     let message = Message::new(MessageId { boot: 0, counter: 6 }, 9, "t", b"", QoS::AtLeastOnce, false);
     let posted = mailbox.post(&to, &[Arc::new(message)], CAPS, &mut Vec::new());
     assert_eq!(posted, Posted { dropped: 2, ..Posted::default() });
@@ -109,15 +93,7 @@ fn of_a_session_in_the_log_only_qos_0_comes_beside_the_log() {
     let mailbox = Arc::new(Mailbox::new(7));
     mailbox.attach();
     let logged = Some(Logged { sid: MessageId { boot: 1, counter: 1 }, partition: 0 });
-    let to = Recipient {
-        mailbox: mailbox.clone(),
-        qos: QoS::ExactlyOnce,
-        no_local: false,
-        retain_as_published: false,
-        subscription_ids: None,
-        logged,
-        share: None,
-    };
+    let to = Recipient { logged, ..Recipient::plain(mailbox.clone(), QoS::ExactlyOnce) };
     let message =
         |counter, qos| Arc::new(Message::new(MessageId { boot: 0, counter }, 9, "t", b"", qos, false));
     mailbox.post(&to, &[message(1, QoS::AtLeastOnce), message(2, QoS::AtMostOnce)], CAPS, &mut Vec::new());
