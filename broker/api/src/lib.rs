@@ -11,3 +11,10 @@ pub mod node;
 pub mod shards;
 pub mod trace;
 pub mod yaml;
+
+use sha2::{Digest as _, Sha256};
+
+/// SHA-256 in lower-case hex.
+fn sha256(bytes: impl AsRef<[u8]>) -> String {
+    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+}

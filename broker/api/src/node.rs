@@ -5,7 +5,6 @@
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
-use sha2::{Digest as _, Sha256};
 
 use crate::config::InstanceConfig;
 
@@ -31,7 +30,7 @@ pub struct NodeConfig {
 
 /// The SHA-256 of a config file's text, in lower-case hex: by it a broker says which one it has in force.
 pub fn hash(text: &str) -> String {
-    Sha256::digest(text).iter().map(|byte| format!("{byte:02x}")).collect()
+    crate::sha256(text)
 }
 
 /// What the TLS listener shows and asks for, in PEM.

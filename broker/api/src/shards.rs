@@ -4,7 +4,6 @@
 //! document. A user with many rules may stand in several parts, one after the other.
 
 use serde::{Deserialize, Serialize};
-use sha2::{Digest as _, Sha256};
 
 use crate::acl::{AclDocument, AclUser, Rule};
 
@@ -70,7 +69,7 @@ pub enum JoinError {
 pub fn hash(document: &AclDocument) -> String {
     // Plain structs of text and numbers can always be written.
     let canonical = serde_json::to_vec(document).unwrap_or_default();
-    Sha256::digest(canonical).iter().map(|byte| format!("{byte:02x}")).collect()
+    crate::sha256(canonical)
 }
 
 /// Cuts a document into parts whose JSON has `limit` bytes at most. User names must differ.

@@ -155,9 +155,7 @@ impl FilterRequest {
             _ => Err(TopicError::MalformedShare),
         }
     }
-}
 
-impl FilterRequest {
     /// The name of a shared subscription, which all its members give it.
     pub fn shared(&self) -> Option<String> {
         self.share.as_ref().map(|_| self.to_string())

@@ -119,7 +119,8 @@ where
         scratch: &mut Scratch,
     ) -> Result<(), Close> {
         let topic = self.topic(publish.topic);
-        let refusal = topic.refusal.or_else(|| is_not_what_it_says(publish));
+        let is_as_said = || publish.properties.message.are_true_of(publish.payload);
+        let refusal = topic.refusal.or_else(|| (!is_as_said()).then_some(Reason::PayloadFormatInvalid));
         if let Some(reason) = refusal {
             return self.refuse(publish, ticket, reason, scratch);
         }
@@ -453,10 +454,4 @@ where
     pub(super) fn completion(&self, token: u64) -> Completion {
         Completion { sink: self.settling.clone(), token }
     }
-}
-
-/// A payload that is said to be text and is none (MQTT 5 section 3.3.2.3.2).
-fn is_not_what_it_says(publish: &Publish<'_>) -> Option<Reason> {
-    let says_text = publish.properties.message.payload_is_utf8 == Some(true);
-    (says_text && str::from_utf8(publish.payload).is_err()).then_some(Reason::PayloadFormatInvalid)
 }

@@ -32,8 +32,7 @@ pub(super) enum WillError {
 impl Will {
     pub(super) fn parse(will: &codec::Will<'_>) -> Result<Will, WillError> {
         check_topic(will.topic)?;
-        let says_text = will.properties.message.payload_is_utf8 == Some(true);
-        if says_text && str::from_utf8(will.payload).is_err() {
+        if !will.properties.message.are_true_of(will.payload) {
             return Err(WillError::Payload);
         }
         let mut forwarded = Vec::new();

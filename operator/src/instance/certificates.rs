@@ -9,7 +9,7 @@ use mqtt_broker_api::config::TlsSecrets;
 use mqtt_operator_api::{
     Kind,
     instance::MqttInstance,
-    render::{Problem, Rendered, name_of},
+    render::{Problem, Rendered, TLS_CERTIFICATE, TLS_KEY, name_of},
 };
 use rustls::{
     Error, RootCertStore,
@@ -21,10 +21,6 @@ use rustls::{
     sign::CertifiedKey,
 };
 use x509_parser::{certificate::X509Certificate, prelude::FromDer as _};
-
-/// The keys of a Secret of the type kubernetes.io/tls.
-const CERTIFICATE: &str = "tls.crt";
-const KEY: &str = "tls.key";
 
 /// Takes away what can't serve at this time, and says why.
 pub fn check(instance: &MqttInstance, rendered: &mut Rendered, now: Timestamp) {
@@ -95,7 +91,7 @@ impl Wrong {
             }
             Self::NotThatOfTheCertificate => {
                 format!(
-                    "{place} is not the key of the certificate beside it, {CERTIFICATE:?}; put the two there that belong together"
+                    "{place} is not the key of the certificate beside it, {TLS_CERTIFICATE:?}; put the two there that belong together"
                 )
             }
             Self::Expired(at) => format!("the certificate in {place} has expired, at {at}; renew it"),
@@ -108,14 +104,14 @@ impl Wrong {
 
 /// Whether the two can serve; else the key of the Secret that is to blame.
 fn pair(certificate: &str, key: &str, now: Timestamp, peer: Peer) -> Result<(), (&'static str, Wrong)> {
-    let of_certificate = |wrong| (CERTIFICATE, wrong);
+    let of_certificate = |wrong| (TLS_CERTIFICATE, wrong);
     let chain = certificates(certificate).map_err(of_certificate)?;
-    let no_key = |why: String| (KEY, Wrong::NoKey(why));
+    let no_key = |why: String| (TLS_KEY, Wrong::NoKey(why));
     let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).map_err(|error| no_key(in_words(&error)))?;
     let own = chain.first().cloned();
     match CertifiedKey::from_der(chain, key, &default_provider()) {
         Ok(_) => {}
-        Err(Error::InconsistentKeys(_)) => return Err((KEY, Wrong::NotThatOfTheCertificate)),
+        Err(Error::InconsistentKeys(_)) => return Err((TLS_KEY, Wrong::NotThatOfTheCertificate)),
         Err(Error::InvalidCertificate(error)) => {
             return Err(of_certificate(Wrong::NoCertificate(error.to_string())));
         }

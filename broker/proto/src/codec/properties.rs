@@ -121,6 +121,11 @@ pub struct DisconnectProperties<'a> {
 }
 
 impl MessageProperties<'_> {
+    /// Whether a payload is text, if they say so (MQTT 5 sections 3.3.2.3.2 and 3.1.3.2.3).
+    pub fn are_true_of(&self, payload: &[u8]) -> bool {
+        self.payload_is_utf8 != Some(true) || std::str::from_utf8(payload).is_ok()
+    }
+
     /// Appends all but the expiry interval as property bytes without the leading length, as
     /// [`super::Delivery::forwarded`] puts them on the wire again.
     pub fn encode_forwarded(&self, out: &mut Vec<u8>) {

@@ -156,6 +156,13 @@ pub struct Will {
     pub forwarded: Box<[u8]>,
 }
 
+impl Will {
+    /// Its message's, of a will that stands in the claim with this nonce.
+    pub fn message_id(&self, nonce: MessageId) -> MessageId {
+        self.mid.unwrap_or(nonce)
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Subscription {
     /// Counts the writings of this key, as in [`Session::sequence`].

@@ -226,7 +226,7 @@ impl SessionLog {
         }
         let known = slot.cloned().or_else(|| node.registry.slot_of(client));
         let mailbox = known.map_or_else(|| node.registry.new_mailbox(), |slot| slot.mailbox.clone());
-        mailbox.follow(Logged { sid, partition: self.partition_of(client) });
+        mailbox.follow(self.logged(client, sid));
         state.mailboxes.insert(sid, mailbox);
         self.route_all(node, state, sid);
     }

@@ -188,6 +188,11 @@ impl SessionLog {
         self.with(self.partition_of(client), of).flatten()
     }
 
+    /// Where a client's session stands.
+    fn logged(&self, client: &str, sid: MessageId) -> Logged {
+        Logged { sid, partition: self.partition_of(client) }
+    }
+
     fn next_sequence(&self) -> u64 {
         self.sequence.fetch_add(1, Ordering::Relaxed)
     }

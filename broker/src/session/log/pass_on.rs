@@ -17,7 +17,7 @@ use super::{SessionLog, State, delivery, follow::Taken};
 use crate::{
     log::{Completion, Outcome},
     node::Node,
-    router::{Logged, Recipient, fanout::Fanout},
+    router::{Logged, Recipient, fanout::Fanout, shared::Share},
     session::groups::{Among, Given, Handing},
 };
 
@@ -35,7 +35,7 @@ pub(crate) fn gather(node: &Arc<Node>, name: &str) {
 /// A session is about to end: others get what waits for it, whether they are there or not.
 pub(crate) async fn pass_on_all(node: &Arc<Node>, client: &str, sid: MessageId) {
     let log = &node.sessions;
-    let from = Logged { sid, partition: log.partition_of(client) };
+    let from = log.logged(client, sid);
     let take = |state: &mut State| take(state, sid, |_| true);
     if let Some(passing) = log.with(from.partition, take).filter(|passing| !passing.entries.is_empty()) {
         pass(node, from, passing, Among::All).await;
@@ -63,10 +63,8 @@ impl SessionLog {
         let could_have = |member: &Recipient| {
             member.mailbox.key != without && member.logged.is_some() && member.mailbox.is_online()
         };
-        let is_taken = |entry: &Entry| {
-            let share = entry.group.as_deref().and_then(|group| node.router.share(group));
-            share.is_some_and(|share| share.members().iter().any(could_have))
-        };
+        let is_taken =
+            |entry: &Entry| share_of(node, entry).is_some_and(|share| share.members().iter().any(could_have));
         let passing = take(state, from.sid, |entry| wanted(entry) && is_taken(entry));
         spawn(node, from, passing, Among::LoggedAndThere);
     }
@@ -77,10 +75,7 @@ impl SessionLog {
             return;
         };
         let key = mailbox.key;
-        let is_lost = |entry: &Entry| {
-            let share = entry.group.as_deref().and_then(|group| node.router.share(group));
-            share.is_some_and(|share| share.member(key).is_none())
-        };
+        let is_lost = |entry: &Entry| share_of(node, entry).is_some_and(|share| share.member(key).is_none());
         self.pass_on(node, state, from, is_lost);
     }
 
@@ -107,6 +102,11 @@ impl SessionLog {
     pub(crate) fn knows(&self, mid: MessageId) -> bool {
         self.partitions.iter().any(|partition| partition.state.lock().view.message(mid).is_some())
     }
+}
+
+/// The shared subscription for which a message waits, if it has members here.
+fn share_of(node: &Node, entry: &Entry) -> Option<Arc<Share>> {
+    node.router.share(entry.group.as_deref()?)
 }
 
 /// Marks what is `wanted`, so that it is passed on once.
@@ -181,8 +181,7 @@ fn give(
     fanout: &mut Fanout,
     done: Completion,
 ) -> Given {
-    let share = entry.group.as_deref().and_then(|group| node.router.share(group));
-    let Some(share) = share else { return Given::Nobody };
+    let Some(share) = share_of(node, entry) else { return Given::Nobody };
     // A name of its own: it may come back to this member, which has done with it under the former.
     let handing = Handing { by: message.topic(), mid: node.next_message_id(), without, among };
     node.hand(&share, message, handing, fanout, || done)

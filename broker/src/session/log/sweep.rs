@@ -78,9 +78,9 @@ async fn settle_held(node: &Arc<Node>, held: &Held) -> bool {
         return false;
     }
     if session.phase == Phase::Online {
-        let sent_below = node.sessions.end_of_queue(node.sessions.partition_of(client), session.sid);
         let log = &node.sessions;
-        let from = Logged { sid: session.sid, partition: log.partition_of(client) };
+        let from = log.logged(client, session.sid);
+        let sent_below = log.end_of_queue(from.partition, session.sid);
         write(node, held, nonce, &session, |session| go_offline(session, now, sent_below)).await;
         log.with(from.partition, |state| log.pass_on(node, state, from, |_| true));
         return false;
@@ -201,7 +201,7 @@ pub(crate) async fn publish_will(
         notice!(node, refused_publish, client, user, topic, "will refused: not authorized");
         return true;
     }
-    let mid = will.mid.unwrap_or(nonce);
+    let mid = will.message_id(nonce);
     let message = Message::new(mid, 0, &will.topic, &will.payload, will.qos, will.retain).with_forwarded(
         will.forwarded.to_vec(),
         will.expiry,
@@ -293,7 +293,7 @@ impl SessionLog {
         wills.retain(|mid, client| {
             let still_has = |state: &mut super::State| {
                 let head = state.view.head(client)?;
-                Some(head.session.will.as_ref()?.mid.unwrap_or(head.nonce) == *mid)
+                Some(head.session.will.as_ref()?.message_id(head.nonce) == *mid)
             };
             self.with(self.partition_of(client), still_has).flatten() == Some(true)
         });

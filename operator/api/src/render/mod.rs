@@ -8,6 +8,8 @@ mod kafka;
 mod secret_text;
 mod tls;
 
+pub use self::secret_text::{TLS_CERTIFICATE, TLS_KEY};
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 

@@ -7,8 +7,8 @@ use super::{ObjectName, Problem, Secrets, secret_value};
 use crate::refs::{SecretKeyRef, SecretRef};
 
 /// The keys of a Secret of the type kubernetes.io/tls.
-pub(super) const TLS_CERTIFICATE: &str = "tls.crt";
-pub(super) const TLS_KEY: &str = "tls.key";
+pub const TLS_CERTIFICATE: &str = "tls.crt";
+pub const TLS_KEY: &str = "tls.key";
 
 /// One key of a Secret whose keys are known.
 pub(super) fn key_of(secret: &SecretRef, key: &str) -> SecretKeyRef {

@@ -1,7 +1,7 @@
 //! How far sessions are with messages, as `D` records tell.
 //!
 //! Most of these are of messages that are in no queue any more, and wait until no late record can refer to them. So each takes
-//! little: about 75 bytes.
+//! little.
 
 use foldhash::fast::FixedState;
 
