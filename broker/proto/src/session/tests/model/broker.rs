@@ -9,12 +9,21 @@ use super::*;
 pub(super) struct Intake {
     pub(super) session: Option<Session>,
     pub(super) state: SessionState,
-    outcomes: Vec<(Ticket, Reason)>,
+    outcomes: Vec<Outcome>,
+    /// Of a connection that was taken over.
+    late: Vec<Outcome>,
+    pub(super) late_outcomes: usize,
     pub(super) releases: Vec<(u16, bool)>,
     /// Its session ended while it was away.
     pub(super) expired: bool,
     /// Acknowledgements that must come next, in this order.
     order: VecDeque<u16>,
+}
+
+struct Outcome {
+    ticket: Ticket,
+    qos: QoS,
+    reason: Reason,
 }
 
 impl Intake {
@@ -35,7 +44,7 @@ impl Intake {
                     if let Some(ticket) = ticket {
                         self.order.push_back(publish.packet_id);
                         let reason = if refused { Reason::NotAuthorized } else { Reason::Success };
-                        self.outcomes.push((ticket, reason));
+                        self.outcomes.push(Outcome { ticket, qos: publish.qos, reason });
                     }
                     if !refused {
                         let id = MessageId { boot: 0, counter: 0 };
@@ -67,8 +76,16 @@ impl Intake {
     pub(super) fn settle(&mut self, random: &mut Random, link: &mut Link) {
         let Some(session) = &mut self.session else { return };
         let mut out = BytesMut::new();
+        if let Some(Outcome { ticket, reason, .. }) = self.late.pop() {
+            let owed = session.state.inbound.owed();
+            session.published(ticket, reason, &mut out);
+            assert!(
+                out.is_empty() && session.state.inbound.owed() == owed,
+                "a former connection's outcome counts"
+            );
+        }
         if !self.outcomes.is_empty() {
-            let (ticket, reason) = self.outcomes.swap_remove(random.below(self.outcomes.len()));
+            let Outcome { ticket, reason, .. } = self.outcomes.swap_remove(random.below(self.outcomes.len()));
             session.published(ticket, reason, &mut out);
         }
         if !self.releases.is_empty() {
@@ -87,14 +104,32 @@ impl Intake {
         }
     }
 
-    /// All outcomes are awaited before the session is put away.
+    /// The connection is taken over. What became of QoS 2 is awaited, for else a repeat would be another message; of QoS 1 it
+    /// comes too late, and the client sends that again.
+    pub(super) fn give_up(&mut self, random: &mut Random) {
+        let outcomes = std::mem::take(&mut self.outcomes);
+        let (awaited, late) = outcomes.into_iter().partition(|outcome| outcome.qos == QoS::ExactlyOnce);
+        self.outcomes = awaited;
+        self.late_outcomes += late.len();
+        self.late.extend(late);
+        self.close(random);
+    }
+
+    /// The session ended while its client was away.
+    pub(super) fn expire(&mut self) {
+        self.state = SessionState::default();
+        self.late.clear();
+        self.expired = true;
+    }
+
+    /// The connection is gone. All outcomes are awaited before the session is put away.
     pub(super) fn close(&mut self, random: &mut Random) {
         let Some(mut session) = self.session.take() else { return };
         while !self.outcomes.is_empty() {
-            let (ticket, reason) = self.outcomes.swap_remove(random.below(self.outcomes.len()));
+            let Outcome { ticket, reason, .. } = self.outcomes.swap_remove(random.below(self.outcomes.len()));
             session.published(ticket, reason, &mut BytesMut::new());
         }
-        assert!(!session.owes_acks());
+        assert!(!session.owes_acks() || !self.late.is_empty());
         self.releases.clear();
         self.order.clear();
         self.state = session.into_state();

@@ -8,6 +8,9 @@ use super::*;
 #[derive(Default)]
 pub(super) struct Publisher {
     pub(super) link: Option<Link>,
+    /// It has connected once more: it neither uses nor hears its former connection, which `link` is until the broker has let go
+    /// of that.
+    pub(super) comes_again: bool,
     next_number: u32,
     pub(super) unfinished: Vec<Unfinished>,
     /// MQTT 5 section 4.9.
@@ -39,12 +42,14 @@ impl Publisher {
         }
         self.quota = if version == Version::V5 { PUBLISH_WINDOW } else { PUBLISHER_IDS };
         self.link = Some(Link { version, up: Wire::new(), down: Wire::new() });
+        self.comes_again = false;
         self.unfinished.iter_mut().for_each(|entry| entry.sent = false);
         self.send();
     }
 
     pub(super) fn publish(&mut self, qos: QoS) {
-        if self.link.is_none() || self.unfinished.iter().any(|entry| !entry.sent) || self.quota == 0 {
+        let speaks = self.link.is_some() && !self.comes_again;
+        if !speaks || self.unfinished.iter().any(|entry| !entry.sent) || self.quota == 0 {
             return;
         }
         let in_use: BTreeSet<u16> = self.unfinished.iter().map(|entry| entry.packet_id).collect();
@@ -88,7 +93,7 @@ impl Publisher {
     }
 
     pub(super) fn hear(&mut self) {
-        let Some(link) = &mut self.link else { return };
+        let Some(link) = self.link.as_mut().filter(|_| !self.comes_again) else { return };
         let Some(bytes) = link.down.pop_front() else { return };
         let version = link.version;
         for packet in read(&bytes, version) {
@@ -126,6 +131,8 @@ impl Publisher {
 #[derive(Default)]
 pub(super) struct Device {
     pub(super) link: Option<Link>,
+    /// As of [`Publisher`].
+    pub(super) comes_again: bool,
     /// QoS 2 identifiers between PUBLISH and PUBREL.
     pub(super) unreleased: BTreeSet<u16>,
     /// Answers that are not sent yet.
@@ -141,7 +148,7 @@ pub(super) struct Device {
 
 impl Device {
     pub(super) fn hear(&mut self, refuses: bool) {
-        let Some(link) = &mut self.link else { return };
+        let Some(link) = self.link.as_mut().filter(|_| !self.comes_again) else { return };
         let Some(bytes) = link.down.pop_front() else { return };
         let version = link.version;
         for packet in read(&bytes, version) {
@@ -191,7 +198,7 @@ impl Device {
 
     /// One answer, not always the oldest.
     pub(super) fn answer(&mut self, random: &mut Random) {
-        let Some(link) = &mut self.link else { return };
+        let Some(link) = self.link.as_mut().filter(|_| !self.comes_again) else { return };
         let index = if random.below(4) == 0 { random.below(self.answers.len().max(1)) } else { 0 };
         let Some((kind, packet_id, reason)) = self.answers.remove(index) else { return };
         link.send(&match kind {

@@ -1,6 +1,6 @@
 //! Random dialogues of two sessions between a model publisher and a model subscriber, both of which lose their
-//! connections at any time, and in half of the worlds their sessions, too, when these expire. Whatever happens: QoS 0 arrives once
-//! at most, and if both are there; QoS 1 arrives, QoS 2 arrives once, as long as the sessions last; first copies are in
+//! connections at any time, or connect once more while the former connection is open, and in half of the worlds lose their
+//! sessions, too, when these expire. Whatever happens: QoS 0 arrives once at most, and if both are there; QoS 1 arrives, QoS 2 arrives once, as long as the sessions last; first copies are in
 //! order, and in the end nothing is left over.
 //!
 //! What a message may do is in its number, so that a repeat does the same: see [`is_refused`], [`is_mortal`],
@@ -22,7 +22,7 @@ use crate::{
 };
 
 const SEEDS: u64 = 300;
-const STEPS: usize = 1000;
+const STEPS: usize = 1200;
 /// Few, so that the publisher uses them again soon.
 const PUBLISHER_IDS: u16 = 12;
 const PUBLISH_WINDOW: u16 = 3;
@@ -32,6 +32,7 @@ const LARGE_PAYLOAD: usize = 60;
 #[test]
 fn qos_1_arrives_and_qos_2_arrives_once_in_order_whatever_connections_do() {
     let (mut arrived, mut arrived_at_qos_0, mut expired) = (0, 0, 0);
+    let (mut taken_over, mut unread, mut late) = (0, 0, 0);
     let mut dropped = Dropped::default();
     for seed in 0..SEEDS {
         // Shown when it fails.
@@ -47,6 +48,9 @@ fn qos_1_arrives_and_qos_2_arrives_once_in_order_whatever_connections_do() {
         arrived += world.device.taken.len();
         arrived_at_qos_0 += world.device.taken_at_qos_0;
         expired += world.expired;
+        taken_over += world.taken_over;
+        unread += world.unread;
+        late += world.intake.late_outcomes;
         dropped.expired += world.outlet.dropped.expired;
         dropped.too_large += world.outlet.dropped.too_large;
     }
@@ -54,6 +58,9 @@ fn qos_1_arrives_and_qos_2_arrives_once_in_order_whatever_connections_do() {
     assert!(arrived > SEEDS as usize * 30, "only {arrived} messages arrived");
     assert!(arrived_at_qos_0 > SEEDS as usize * 2, "only {arrived_at_qos_0} messages arrived at QoS 0");
     assert!(expired > SEEDS as usize, "only {expired} sessions expired");
+    assert!(taken_over > SEEDS as usize * 5, "only {taken_over} connections were taken over");
+    assert!(unread > SEEDS as usize, "only {unread} packets came too late on a former connection");
+    assert!(late > SEEDS as usize / 2, "only {late} outcomes came too late for their connection");
     assert!(dropped.expired.min(dropped.too_large) > SEEDS / 10, "hardly anything was given up: {dropped:?}");
 }
 
@@ -82,6 +89,9 @@ struct World {
     /// Sessions end in this world, and how many did.
     expires: bool,
     expired: usize,
+    /// Connections whose client came again, and the packets on their way to the broker then, which it read no more.
+    taken_over: usize,
+    unread: usize,
     /// The device's session has subscribed.
     subscribed: bool,
     publisher: Publisher,
@@ -125,6 +135,8 @@ impl World {
             now: 0,
             expires: seed % 2 == 1,
             expired: 0,
+            taken_over: 0,
+            unread: 0,
             subscribed: false,
             publisher: Publisher::default(),
             intake: Intake::default(),
@@ -136,7 +148,7 @@ impl World {
 
     fn step(&mut self) {
         self.now += self.random.below(1000) as u64;
-        match self.random.below(102) {
+        match self.random.below(106) {
             0..20 => {
                 let qos = [QoS::AtMostOnce, QoS::AtLeastOnce, QoS::ExactlyOnce, QoS::ExactlyOnce];
                 self.publisher.publish(qos[self.random.below(qos.len())]);
@@ -155,12 +167,42 @@ impl World {
             96 => self.part_device(),
             97 if self.expires => self.expire_publisher(),
             98 if self.expires => self.expire_device(),
-            _ => {
-                let version = if self.random.below(2) == 0 { Version::V311 } else { Version::V5 };
-                let receive_maximum = 1 + self.random.below(5) as u16;
-                let packets = if self.random.below(3) == 0 { SMALL_PACKETS } else { u32::MAX };
-                self.join(version, receive_maximum, packets);
+            99 => self.publisher.comes_again = self.publisher.link.is_some(),
+            100 => self.device.comes_again = self.device.link.is_some(),
+            101 | 102 => {
+                self.hand_over();
+                self.join_somehow();
             }
+            _ => self.join_somehow(),
+        }
+    }
+
+    fn join_somehow(&mut self) {
+        let version = if self.random.below(2) == 0 { Version::V311 } else { Version::V5 };
+        let receive_maximum = 1 + self.random.below(5) as u16;
+        let packets = if self.random.below(3) == 0 { SMALL_PACKETS } else { u32::MAX };
+        self.join(version, receive_maximum, packets);
+    }
+
+    /// The former connections of those who came again let go of their sessions: whatever is still on its way there, to
+    /// either side, is nobody's any more. Until now the broker went on with them, for it knew no better.
+    fn hand_over(&mut self) {
+        for link in [
+            self.publisher.link.as_ref().filter(|_| self.publisher.comes_again),
+            self.device.link.as_ref().filter(|_| self.device.comes_again),
+        ]
+        .into_iter()
+        .flatten()
+        {
+            self.taken_over += 1;
+            self.unread += link.up.len();
+        }
+        if self.publisher.comes_again {
+            self.publisher.link = None;
+            self.intake.give_up(&mut self.random);
+        }
+        if self.device.comes_again {
+            self.part_device();
         }
     }
 
@@ -190,6 +232,7 @@ impl World {
             let state = std::mem::take(&mut self.outlet.state);
             self.outlet.session = Some(Session::new(terms, state, self.now));
             self.outlet.receive_maximum = receive_maximum;
+            self.device.comes_again = false;
             self.device.link = Some(Link { version, up: Wire::new(), down: Wire::new() });
             if !self.subscribed {
                 self.subscribed = true;
@@ -203,8 +246,7 @@ impl World {
     /// The publisher has been away for too long.
     fn expire_publisher(&mut self) {
         if self.publisher.link.is_none() {
-            self.intake.state = SessionState::default();
-            self.intake.expired = true;
+            self.intake.expire();
             self.expired += 1;
         }
     }
