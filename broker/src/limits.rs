@@ -170,6 +170,7 @@ pub(crate) struct Notices {
     pub(crate) violation: Notice,
     pub(crate) slow_device: Notice<1>,
     pub(crate) bridge: Notice,
+    pub(crate) pass_on: Notice<1>,
 }
 
 #[cfg(test)]

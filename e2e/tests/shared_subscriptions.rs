@@ -11,6 +11,7 @@ mqtt_e2e::on_every_store! {
     members_are_chosen_as_the_instance_says,
     what_a_member_that_leaves_has_not_acknowledged_goes_to_another,
     what_waits_for_a_member_that_is_away_goes_to_one_that_is_there,
+    what_waits_for_a_member_that_loses_its_grant_while_it_is_away_goes_to_others,
     a_group_without_anybody_there_keeps_its_messages_for_those_who_come_back,
     groups_are_groups_again_after_the_broker_was_killed,
 }
@@ -259,6 +260,32 @@ fn what_waits_for_a_member_that_is_away_goes_to_one_that_is_there(store: &Store)
         ensure!(present);
         let got = read(&mut away, 2, false)?;
         ensure!(got == [4, 5] && away.ping()?.is_empty(), "{version:?}: QoS 2 {got:?}");
+    }
+    Ok(())
+}
+
+fn what_waits_for_a_member_that_loses_its_grant_while_it_is_away_goes_to_others(store: &Store) -> Result<()> {
+    for version in VERSIONS {
+        let broker = Broker::start_on(store, &manifests())?;
+        let stays = login(version, "stays").persistent();
+        drop(member(&broker, &stays, 1)?);
+        let own = Login::new(version, "away").user("fleet", "fleet-secret").persistent();
+        let mut away = member(&broker, &own, 1)?;
+        let (mut publisher, _) = Dialogue::connect(broker.mqtt, &login(version, "publisher"))?;
+        publish(&mut publisher, 1..=5, 1)?;
+        ensure!(read(&mut away, 5, false)? == [1, 2, 3, 4, 5]);
+        away.send(&wire::disconnect())?;
+        ensure!(away.read()? == Packet::Closed);
+        let in_force = broker.get("/v1/acl")?;
+        broker.apply(&manifests().without("TopicGrant", "fleet-work"))?;
+        wait_until("the grant is gone", PATIENCE, || Ok((broker.get("/v1/acl")? != in_force).then_some(())))?;
+        // It is no member any more, and none of its messages waits for its return.
+        let (mut away, present) = Dialogue::connect(broker.mqtt, &own)?;
+        ensure!(present && away.ping()?.is_empty(), "{version:?}: it was sent them again");
+        let (mut stays, present) = Dialogue::connect(broker.mqtt, &stays)?;
+        ensure!(present);
+        let got = read(&mut stays, 5, true)?;
+        ensure!(got == [1, 2, 3, 4, 5] && stays.ping()?.is_empty(), "{version:?}: got {got:?}");
     }
     Ok(())
 }

@@ -112,8 +112,10 @@ where
         let left = Left { expiry, has_will: will.is_some() };
         if expiry == 0 && !holding.is_lost() {
             held.slot.mailbox.detach();
-            let passed = pass_on_all(&node, &holding.client, holding.sid);
-            let _ = timeout(PASS_ON_TIMEOUT, passed).await;
+            let passed = pass_on_all(&node, &holding.client, holding.sid, PASS_ON_TIMEOUT).await;
+            if let Err(late) = passed {
+                notice!(node, pass_on, client_id = &*holding.client, "{late}");
+            }
         }
         leave_logged(&node, &held, &holding, Some(left));
         if will.is_some() {

@@ -29,7 +29,8 @@ use crate::{
     session::{
         ClaimError, Held,
         log::{
-            ClaimFailed, Holding, Online, Resumed, delivery, gather, may_resume, pass_on_all, publish_will,
+            ClaimFailed, Holding, NotPassedOn, Online, Resumed, delivery, gather, may_resume, pass_on_all,
+            publish_will,
         },
         note::Note,
     },
@@ -103,6 +104,12 @@ pub(super) enum Refused {
     LogAway,
     #[error("{0}")]
     Claim(#[from] ClaimError),
+}
+
+impl From<NotPassedOn> for Refused {
+    fn from(_: NotPassedOn) -> Refused {
+        Refused::LogAway
+    }
 }
 
 impl From<ClaimFailed> for Refused {
@@ -433,8 +440,7 @@ async fn take_session(
         settle_will(node, client_id, former, *nonce, resumes).await?;
     }
     if let Some((_, former)) = former.as_ref().filter(|_| !resumes) {
-        let passed = pass_on_all(node, client_id, former.sid);
-        timeout(LOG_PATIENCE, passed).await.map_err(|_| Refused::LogAway)?;
+        pass_on_all(node, client_id, former.sid, LOG_PATIENCE).await?;
     }
     if expiry == 0 && !resumes {
         if had_session {

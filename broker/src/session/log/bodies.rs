@@ -39,7 +39,7 @@ impl SessionLog {
                 return Ok(found);
             }
             let moved = self.with(partition, |state| {
-                let session = state.view.session(sid).map(|(_, session)| session.queue());
+                let session = state.view.remains(sid).map(|session| session.queue());
                 let entries = session.into_iter().flat_map(|queue| queue.values());
                 let missing = entries.filter(|entry| missing.contains(&entry.mid));
                 missing.map(|entry| (entry.at, entry.mid)).collect()

@@ -10,14 +10,14 @@ use std::{
 use mqtt_proto::{
     acl::Grants,
     durable::{
-        record::{Key, Offset, Phase, Recipient, Session, Subscription, Value, Why},
+        record::{Key, Offset, Phase, Session, Subscription, Value, Why},
         view::{Change, Entry},
     },
     message::{Delivery, Message, MessageId},
     topic::FilterRequest,
 };
 
-use super::{SessionLog, State, Waiting, claim::Former, replay, write};
+use super::{SessionLog, State, Waiting, claim::Former, pass_on::in_vain, replay, write};
 use crate::{
     limits::Trouble,
     log::{LogError, Outcome, ReadLimit, StoredRecord},
@@ -33,6 +33,8 @@ const REVIEWED: usize = 500;
 
 /// Reads one partition on until the task is aborted.
 pub(crate) async fn follow(node: Arc<Node>, partition: u32) {
+    // What the process run before had not given to another member when it died.
+    node.sessions.with(partition, |state| node.sessions.pass_on_vain(&node, state, partition));
     let mut trouble = Trouble::default();
     loop {
         if let Err(error) = read_on(&node, partition).await {
@@ -116,8 +118,11 @@ impl SessionLog {
                 self.act(node, partition, state, &mut record, change, &mut wake);
             }
             self.tell_waiting(node, state, &key, &value, former, stored.offset);
-            if record.boot() == Some(self.boot) {
-                self.pass_on_from_nobody(node, state, &mut record);
+            if let Some((boot, sid, mid)) = in_vain(&state.view, &key, &value)
+                && boot == self.boot
+            {
+                state.vain.push((sid, mid));
+                self.pass_on_vain(node, state, partition);
             }
             Ok::<_, LogError>(())
         })
@@ -384,14 +389,6 @@ impl Taken<'_> {
             self.message = Some(Arc::new(write::message_of(*mid, &queued.content)));
         }
         self.message.clone()
-    }
-
-    /// The shared subscription for which its one recipient was chosen.
-    pub(super) fn group(&self) -> Option<(&str, &Recipient)> {
-        match self.value {
-            Some(Value::Message(queued)) => queued.group.zip(queued.recipients.first()),
-            _ => None,
-        }
     }
 
     fn boot(&self) -> Option<u64> {

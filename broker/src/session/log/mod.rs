@@ -49,7 +49,7 @@ pub(crate) use self::replay::summaries;
 pub(crate) use self::{
     claim::{ClaimFailed, Online, Resumed, may_resume},
     follow::{delivery, follow},
-    pass_on::{gather, pass_on_all},
+    pass_on::{NotPassedOn, gather, pass_on_all},
     replay::{Begins, Reads, parse, read_to_tick},
     sweep::{publish_will, sweep},
     write::{Queueing, Surely, content, message_of, recipient},
@@ -113,6 +113,8 @@ struct State {
     dropping: HashSet<(MessageId, MessageId), RandomState>,
     /// Messages of shared subscriptions that are being given to another member: session and message.
     passing: HashSet<(MessageId, MessageId), RandomState>,
+    /// Of those, what members were chosen for whose sessions had ended, or could not give away before: others are to get it.
+    vain: Vec<(MessageId, MessageId)>,
 }
 
 /// What a record of this process run is waited for by.

@@ -2,24 +2,37 @@
 //! there; before it ends, to anybody. It is durable there before it goes here: so it may come twice, and is never lost. QoS 2
 //! stays where it is (MQTT 5 section 4.8.2).
 
-use std::{sync::Arc, task::Waker};
+use std::{collections::HashSet, sync::Arc, task::Waker, time::Duration};
 
+use foldhash::fast::RandomState;
 use mqtt_proto::{
     codec::QoS,
     durable::{
-        record::{Offset, Why},
-        view::Entry,
+        record::{Boot, Key, Offset, Value, Why},
+        view::{Entry, View},
     },
     message::{Delivery, Message, MessageId},
 };
+use tokio::time::{Instant, timeout_at};
 
-use super::{SessionLog, State, delivery, follow::Taken};
+use super::{SessionLog, State, delivery};
 use crate::{
+    limits::notice,
     log::{Completion, Outcome},
     node::Node,
     router::{Logged, Recipient, fanout::Fanout, shared::Share},
     session::groups::{Among, Given, Handing},
 };
+
+/// Until what is passed on is read, and durable with another member, where nobody waits for that.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The log did not give or take in time what another member should have. It stays where it was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "messages of a shared subscription could not be given to another member in time: they wait where they were"
+)]
+pub(crate) struct NotPassedOn;
 
 /// A member of this shared subscription has come: it gets what waits for those that are away.
 pub(crate) fn gather(node: &Arc<Node>, name: &str) {
@@ -32,15 +45,22 @@ pub(crate) fn gather(node: &Arc<Node>, name: &str) {
     }
 }
 
-/// A session is about to end: others get what waits for it, whether they are there or not.
-pub(crate) async fn pass_on_all(node: &Arc<Node>, client: &str, sid: MessageId) {
+/// A session is about to end: others get what waits for it, whether they are there or not. What they can't get within
+/// `patience` the sweep gives them once the session is over.
+pub(crate) async fn pass_on_all(
+    node: &Arc<Node>,
+    client: &str,
+    sid: MessageId,
+    patience: Duration,
+) -> Result<(), NotPassedOn> {
     let log = &node.sessions;
     let from = log.logged(client, sid);
     let take = |state: &mut State| take(state, sid, |_| true);
-    if let Some(passing) = log.with(from.partition, take).filter(|passing| !passing.entries.is_empty()) {
-        pass(node, from, passing, Among::All).await;
-        log.with(from.partition, |state| state.passing.retain(|(of, _)| *of != sid));
-    }
+    let passing = log.with(from.partition, take).filter(|passing| !passing.entries.is_empty());
+    let Some(passing) = passing else { return Ok(()) };
+    let passed = pass(node, from, passing, Among::All, patience).await;
+    log.with(from.partition, |state| state.passing.retain(|(of, _)| *of != sid));
+    passed
 }
 
 /// What another member shall have.
@@ -69,14 +89,15 @@ impl SessionLog {
         spawn(node, from, passing, Among::LoggedAndThere);
     }
 
-    /// A member that is away is granted some groups no more.
+    /// A member that is away is granted some groups no more: others get what waits for it there, as if its session had ended.
     pub(super) fn leave_lost_shares(&self, node: &Arc<Node>, state: &mut State, from: Logged) {
         let Some(mailbox) = state.mailboxes.get(&from.sid).filter(|mailbox| !mailbox.is_online()) else {
             return;
         };
         let key = mailbox.key;
         let is_lost = |entry: &Entry| share_of(node, entry).is_some_and(|share| share.member(key).is_none());
-        self.pass_on(node, state, from, is_lost);
+        let passing = take(state, from.sid, is_lost);
+        spawn(node, from, passing, Among::All);
     }
 
     /// The same of messages that a member has no more use for, and to anybody.
@@ -87,21 +108,54 @@ impl SessionLog {
         }
     }
 
-    /// A message for a member whose session ended before it was read back: it was chosen in vain.
-    pub(super) fn pass_on_from_nobody(&self, node: &Node, state: &State, record: &mut Taken<'_>) {
-        let Some((group, recipient)) = record.group() else { return };
-        if recipient.qos != QoS::AtLeastOnce || state.view.session(recipient.sid).is_some() {
-            return;
+    /// Gives to others what members were chosen for whose sessions had ended.
+    pub(super) fn pass_on_vain(&self, node: &Arc<Node>, state: &mut State, partition: u32) {
+        for (sid, mid) in std::mem::take(&mut state.vain) {
+            if !state.waits(sid, mid) {
+                continue;
+            }
+            if state.view.session(sid).is_some() {
+                // Its end is on its way, or did not come.
+                state.vain.push((sid, mid));
+                continue;
+            }
+            let passing = take(state, sid, |entry| entry.mid == mid);
+            spawn(node, Logged { sid, partition }, passing, Among::All);
         }
-        let (qos, retain, share) = (recipient.qos, recipient.retain, Some(Arc::from(group)));
-        let Some(message) = record.message() else { return };
-        node.hand_on([Delivery { message, qos, retain, subscription_ids: None, share }], 0);
     }
 
     /// Whether a message is known, by this name.
     pub(crate) fn knows(&self, mid: MessageId) -> bool {
         self.partitions.iter().any(|partition| partition.state.lock().view.message(mid).is_some())
     }
+}
+
+impl State {
+    pub(super) fn waits(&self, sid: MessageId, mid: MessageId) -> bool {
+        let session = self.view.remains(sid);
+        session.is_some_and(|session| session.queue().values().any(|entry| entry.mid == mid))
+    }
+
+    /// Takes out of what is dead what another member is still to get.
+    pub(super) fn spare(&self, dead: &mut Vec<Key>) {
+        let passing = self.passing.iter().chain(&self.vain).filter(|(sid, mid)| self.waits(*sid, *mid));
+        let spared: HashSet<MessageId, RandomState> = passing.map(|(_, mid)| *mid).collect();
+        if !spared.is_empty() {
+            dead.retain(|key| !matches!(key, Key::Message { mid, .. } if spared.contains(mid)));
+        }
+    }
+}
+
+/// A message whose member had ended before it stood in the log, by who wrote it, session and message: it was chosen in vain.
+pub(super) fn in_vain(
+    view: &View,
+    key: &Key,
+    value: &Option<Value<'_>>,
+) -> Option<(Boot, MessageId, MessageId)> {
+    let (Key::Message { mid, boot, .. }, Some(Value::Message(queued))) = (key, value) else { return None };
+    let member = queued.recipients.first().filter(|_| queued.group.is_some())?;
+    let may_move = member.qos == QoS::AtLeastOnce && view.session(member.sid).is_none();
+    may_move.then_some((*boot, member.sid, *mid))
 }
 
 /// The shared subscription for which a message waits, if it has members here.
@@ -126,14 +180,35 @@ fn take(state: &mut State, sid: MessageId, wanted: impl Fn(&Entry) -> bool) -> P
 fn spawn(node: &Arc<Node>, from: Logged, passing: Passing, among: Among) {
     if !passing.entries.is_empty() {
         let of = node.clone();
-        node.outside.spawn(async move { pass(&of, from, passing, among).await });
+        node.outside.spawn(async move {
+            if let Err(late) = pass(&of, from, passing, among, PATIENCE).await {
+                notice!(of, pass_on, "{late}");
+            }
+        });
     }
 }
 
-async fn pass(node: &Arc<Node>, from: Logged, passing: Passing, among: Among) {
+async fn pass(
+    node: &Arc<Node>,
+    from: Logged,
+    passing: Passing,
+    among: Among,
+    patience: Duration,
+) -> Result<(), NotPassedOn> {
     let log = &node.sessions;
+    let until = Instant::now() + patience;
     let Passing { entries, without } = passing;
-    let mut bodies = log.bodies(from.partition, from.sid, &entries).await.unwrap_or_default();
+    let read = async {
+        node.log.wait_for_room().await;
+        log.bodies(from.partition, from.sid, &entries).await
+    };
+    let Ok(Ok(mut bodies)) = timeout_at(until, read).await else {
+        for (_, entry) in &entries {
+            keep(node, from, entry, None);
+            again(node, from, entry, among);
+        }
+        return Err(NotPassedOn);
+    };
     let mut fanout = Fanout::default();
     let mut given = Vec::new();
     for (_, entry) in entries {
@@ -145,17 +220,33 @@ async fn pass(node: &Arc<Node>, from: Logged, passing: Passing, among: Among) {
         given.push((entry, message, to, outcome));
     }
     fanout.wake();
+    let mut all = Ok(());
     for (entry, message, to, outcome) in given {
         let is_there = match to {
             Given::Nobody => false,
             Given::Queued(_) => true,
-            Given::Appended(_) => matches!(outcome.await, Ok(Outcome::Durable(_))),
+            Given::Appended(_) => {
+                let durable = matches!(timeout_at(until, outcome).await, Ok(Ok(Outcome::Durable(_))));
+                if !durable {
+                    all = Err(NotPassedOn);
+                    again(node, from, &entry, among);
+                }
+                durable
+            }
         };
         if is_there {
             log.done(from, entry.mid, Why::Moved, node.wall());
         } else {
             keep(node, from, &entry, message);
         }
+    }
+    all
+}
+
+/// What could not be given away by a session that is about to end must be, once it has.
+fn again(node: &Node, from: Logged, entry: &Entry, among: Among) {
+    if among == Among::All {
+        node.sessions.with(from.partition, |state| state.vain.push((from.sid, entry.mid)));
     }
 }
 

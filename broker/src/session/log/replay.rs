@@ -12,15 +12,18 @@ use futures_util::{
     FutureExt,
     future::{Fuse, try_join_all},
 };
-use mqtt_proto::durable::{
-    record::{self, Boot, Key, Value},
-    runs::Runs,
-    view::{Change, View},
+use mqtt_proto::{
+    durable::{
+        record::{self, Boot, Key, Value},
+        runs::Runs,
+        view::{Change, View},
+    },
+    message::MessageId,
 };
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use super::{Partition, Place, SessionLog, State, write::Surely};
+use super::{Partition, Place, SessionLog, State, pass_on::in_vain, write::Surely};
 use crate::{
     log::{
         Bounds, BoxFuture, Log, LogError, Offset, Outcome, ReadLimit, Record, StoredRecord, Topic,
@@ -51,7 +54,13 @@ impl SessionLog {
                 let mut reading = Reading::default();
                 let begins = Begins { boot, node: name, outside };
                 let next = read_to_tick(&*log, &topic, partition, begins, &mut reading).await?;
-                let state = Mutex::new(State { view: reading.view, ..State::default() });
+                let Reading { view, vain, .. } = reading;
+                // Those of other nodes are theirs, while they have runs.
+                let is_mine =
+                    |boot: &Boot| view.runs().number(*boot).is_none() || view.runs().is_of(*boot, name);
+                let vain = vain.into_iter().filter(|(of, ..)| is_mine(of)).map(|(_, sid, mid)| (sid, mid));
+                let vain = vain.collect();
+                let state = Mutex::new(State { view, vain, ..State::default() });
                 Ok::<_, LogError>(Partition { state, next: next.into() })
             }
         }))
@@ -82,11 +91,21 @@ pub(super) fn apply(
     stored: &StoredRecord,
     changes: &mut Vec<Change>,
 ) -> Result<(), LogError> {
-    let Record { key, value, created, .. } = &stored.record;
-    let size = key.as_ref().map_or(0, |key| key.len()) + value.as_ref().map_or(0, |value| value.len());
     let (key, value) = parse(topic, partition, stored)?;
-    view.apply(stored.offset, u64::try_from(*created).unwrap_or(0), size, key, value, changes);
+    put(view, stored, key, value, changes);
     Ok(())
+}
+
+fn put(
+    view: &mut View,
+    stored: &StoredRecord,
+    key: Key,
+    value: Option<Value<'_>>,
+    changes: &mut Vec<Change>,
+) {
+    let of = &stored.record;
+    let size = of.key.as_ref().map_or(0, |key| key.len()) + of.value.as_ref().map_or(0, |value| value.len());
+    view.apply(stored.offset, u64::try_from(of.created).unwrap_or(0), size, key, value, changes);
 }
 
 pub(crate) fn parse<'a>(
@@ -121,12 +140,17 @@ struct Reading {
     view: View,
     /// Nobody acts on them so far.
     changes: Vec<Change>,
+    /// What members were chosen for in vain, with who wrote it.
+    vain: Vec<(Boot, MessageId, MessageId)>,
 }
 
 impl Reads for Reading {
     fn take(&mut self, topic: &Topic, partition: u32, stored: &StoredRecord) -> Result<(), LogError> {
         self.changes.clear();
-        apply(&mut self.view, topic, partition, stored, &mut self.changes)
+        let (key, value) = parse(topic, partition, stored)?;
+        self.vain.extend(in_vain(&self.view, &key, &value));
+        put(&mut self.view, stored, key, value, &mut self.changes);
+        Ok(())
     }
 
     fn runs(&self) -> &Runs {

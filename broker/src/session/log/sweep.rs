@@ -16,6 +16,7 @@ use tokio::time::Instant;
 use super::{Holding, SessionLog, pass_on_all};
 use crate::{
     limits::notice,
+    log::Health,
     node::{Delivered, Node},
     router::Logged,
     session::Held,
@@ -24,7 +25,7 @@ use crate::{
 const EVERY: Duration = Duration::from_secs(1);
 /// Clients that are settled side by side.
 const AT_ONCE: usize = 500;
-/// Until a claim must be read back, and a will durable; what is not is tried again.
+/// Until a claim must be read back, a will durable, and what is left with others; what is not is tried again.
 const PATIENCE: Duration = Duration::from_secs(5);
 const EXPIRE_EVERY: Duration = Duration::from_secs(10);
 const BURY_EVERY: Duration = Duration::from_secs(60);
@@ -41,6 +42,12 @@ pub(crate) async fn sweep(node: Arc<Node>) {
         ticks.tick().await;
         node.sessions.retry(node.wall());
         node.retained.retry(node.wall());
+        // Once more would be once more in the log, as soon as that takes anything again.
+        if *node.log.health().borrow() == Health::Working {
+            for (partition, of) in (0..).zip(&node.sessions.partitions) {
+                node.sessions.pass_on_vain(&node, &mut of.state.lock(), partition);
+            }
+        }
         let due = node.sessions.due(node.now());
         for some in due.chunks(AT_ONCE) {
             join_all(some.iter().map(|client| settle(&node, client))).await;
@@ -86,8 +93,8 @@ async fn settle_held(node: &Arc<Node>, held: &Held) -> bool {
         return false;
     }
     let ends = session.expires_at <= now;
-    if ends {
-        pass_on_all(node, client, session.sid).await;
+    if ends && pass_on_all(node, client, session.sid, PATIENCE).await.is_err() {
+        return false;
     }
     if let Some(will) = session.will.as_deref()
         && !publish_will(node, client, &session, will, nonce).await
@@ -235,7 +242,9 @@ async fn bury(node: &Node, partition: u32) {
         let names = |mid| others.iter().any(|of| of.state.lock().view.names(mid));
         let dead = log.with(partition, |state| {
             let view = &state.view;
-            view.dead(node.wall(), BURIED, |mid| view.names(mid) || names(mid))
+            let mut dead = view.dead(node.wall(), BURIED, |mid| view.names(mid) || names(mid));
+            state.spare(&mut dead);
+            dead
         });
         let dead = dead.unwrap_or_default();
         // What is dead stays so: however long it takes until it is written.

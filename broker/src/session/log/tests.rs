@@ -1,5 +1,7 @@
 //! What a start finds in the log.
 
+mod pass_on;
+
 use std::sync::Arc;
 
 use mqtt_proto::{
@@ -34,11 +36,45 @@ impl AppendSink for Nobody {
 }
 
 async fn node(log: &Arc<EmbeddedLog>) -> Arc<Node> {
+    node_on(log.clone(), Outside::default()).await
+}
+
+async fn node_on(log: Arc<dyn Log>, outside: Outside) -> Arc<Node> {
     let (config, acl) = (world::config(10, 10), world::acl());
-    match make_node(Outside::default(), log.clone(), PLACE, &config, &acl).await {
+    match make_node(outside, log, PLACE, &config, &acl).await {
         Ok(Ok(node)) => node,
         Ok(Err(problems)) => panic!("{:?}", problems.lines),
         Err(error) => panic!("{error}"),
+    }
+}
+
+const SUBSCRIPTION: Subscription = Subscription {
+    sequence: 1,
+    on: true,
+    qos: QoS::AtLeastOnce,
+    no_local: false,
+    retain_as_published: false,
+    id: None,
+};
+
+/// A session that began with this claim.
+fn session(nonce: MessageId, now: u64, phase: Phase) -> Session {
+    Session {
+        generation: now,
+        sequence: 0,
+        won: false,
+        phase,
+        sid: nonce,
+        boot: 1,
+        since: now,
+        expires_at: now + 3_600_000,
+        expiry: 3600,
+        sent_below: 0,
+        node: PLACE.node.into(),
+        user: "anyone".into(),
+        peer: "10.0.0.1:50000".into(),
+        protocol: 4,
+        will: None,
     }
 }
 
@@ -48,37 +84,13 @@ fn write(log: &dyn Log, sessions: &SessionLog, now: u64, phase: Phase) {
         let client = format!("meter-{number}");
         let nonce = MessageId { boot: 1, counter: number + 1 };
         let partition = sessions.partition_of(&client);
-        let session = Session {
-            generation: now,
-            sequence: 0,
-            won: false,
-            phase,
-            sid: nonce,
-            boot: 1,
-            since: now,
-            expires_at: now + 3_600_000,
-            expiry: 3600,
-            sent_below: 0,
-            node: PLACE.node.into(),
-            user: "anyone".into(),
-            peer: "10.0.0.1:50000".into(),
-            protocol: 4,
-            will: None,
-        };
+        let session = session(nonce, now, phase);
         let append = |key: Key, value: Value<'_>| append(log, sessions, partition, now, key, value);
         append(Key::Session { nonce, client: (&*client).into() }, Value::Session(Box::new(session)));
         for filter in 0..FILTERS {
             let key =
                 Key::Filter { sid: nonce, generation: now, filter: format!("{client}/{filter}/#").into() };
-            let subscription = Subscription {
-                sequence: 1,
-                on: true,
-                qos: QoS::AtLeastOnce,
-                no_local: false,
-                retain_as_published: false,
-                id: None,
-            };
-            append(key, Value::Filter(subscription));
+            append(key, Value::Filter(SUBSCRIPTION));
         }
     }
 }
