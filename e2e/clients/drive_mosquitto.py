@@ -18,7 +18,8 @@ def say(event, **fields):
 
 def login(command):
     arguments = ["-h", command["host"], "-p", str(command["port"]), "-i", command["clientId"]]
-    arguments += ["-V", "mqttv5" if command["version"] == 5 else "mqttv311", "-k", str(max(command["keepAlive"], 5))]
+    version = {3: "mqttv31", 4: "mqttv311", 5: "mqttv5"}[command["version"]]
+    arguments += ["-V", version, "-k", str(max(command["keepAlive"], 5))]
     if command.get("username") is not None:
         arguments += ["-u", command["username"]]
     if command.get("password") is not None:

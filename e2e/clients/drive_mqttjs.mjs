@@ -27,6 +27,7 @@ function connect(command) {
     host: command.host,
     port: command.port,
     protocolVersion: command.version,
+    protocolId: command.version === 3 ? "MQIsdp" : "MQTT",
     clientId: command.clientId,
     username: command.username ?? undefined,
     password: command.password ?? undefined,

@@ -45,7 +45,7 @@ class Acks:
 def connect(command):
     acks = Acks()
     version = command["version"]
-    options = {"clean_session": command["clean"]} if version == 4 else {}
+    options = {} if version == 5 else {"clean_session": command["clean"]}
     client = mqtt.Client(
         mqtt.CallbackAPIVersion.VERSION2,
         client_id=command["clientId"],

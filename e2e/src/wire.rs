@@ -15,6 +15,8 @@ use crate::{PATIENCE, tls::ClientTls};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Version {
+    /// MQTT 3.1
+    V31,
     /// MQTT 3.1.1
     V3,
     /// MQTT 5.0
@@ -129,6 +131,7 @@ impl Version {
     /// The protocol level in CONNECT.
     pub fn level(self) -> u8 {
         match self {
+            Version::V31 => 3,
             Version::V3 => 4,
             Version::V5 => 5,
         }
@@ -182,7 +185,7 @@ impl Login {
     /// The CONNECT packet.
     pub fn packet(&self) -> Vec<u8> {
         let mut flags = if self.clean { 0x02 } else { 0 };
-        let mut body = string("MQTT");
+        let mut body = string(if self.version == Version::V31 { "MQIsdp" } else { "MQTT" });
         let mut payload = string(&self.client_id);
         if let Some(will) = &self.will {
             flags |= 0x04 | will.qos << 3 | u8::from(will.retain) << 5;

@@ -70,7 +70,7 @@ fn a_grant_added_live_is_good_at_once_and_one_removed_ends_what_it_allowed(store
         device.publish("more/y", b"", 1, 4)?;
         let answer = device.read()?;
         let refused = match version {
-            Version::V3 => answer == Packet::Closed,
+            Version::V31 | Version::V3 => answer == Packet::Closed,
             Version::V5 => answer == Packet::PubAck { id: 4, reason: 0x87 },
         };
         ensure!(refused, "the publish was answered {answer:?}");
@@ -155,7 +155,7 @@ fn a_user_bound_to_client_ids_connects_with_no_others(store: &Store) -> Result<(
             let answer = Dialogue::greet(broker.mqtt, &fleet(version, id))?.read()?;
             let code = match (allowed, version) {
                 (true, _) => 0,
-                (false, Version::V3) => 5,
+                (false, Version::V31 | Version::V3) => 5,
                 (false, Version::V5) => 0x87,
             };
             let expected = Packet::ConnAck { session_present: false, code };

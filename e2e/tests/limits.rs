@@ -141,7 +141,7 @@ fn strict_characters_refuse_what_the_guide_does_not_name(store: &Store) -> Resul
             dialogue.publish(&format!("a/{text}"), b"x", 1, 9)?;
             let answer = dialogue.read()?;
             let refused = match version {
-                Version::V3 => answer == Packet::Closed,
+                Version::V31 | Version::V3 => answer == Packet::Closed,
                 Version::V5 => matches!(answer, Packet::PubAck { id: 9, reason: 0x90 }),
             };
             ensure!(refused, "the topic a/{text}: answered {answer:?}");

@@ -115,7 +115,7 @@ fn cases() -> Vec<Case> {
     for version in [V3, V5] {
         let of = |v3: Packet, v5: Packet| if version == V3 { v3 } else { v5 };
         let closed = |reason: u8| match version {
-            V3 => vec![Packet::Closed],
+            Version::V31 | V3 => vec![Packet::Closed],
             V5 => vec![Packet::Disconnect { reason }, Packet::Closed],
         };
         let refused = |v3: u8, v5: u8| {

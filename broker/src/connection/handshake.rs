@@ -563,8 +563,11 @@ fn report(node: &Node, peer: SocketAddr, client_id: &str, refused: &Refused) {
 
 /// In which version a client whose CONNECT can't be read may be told so.
 fn version_for_refusal(buffer: &[u8]) -> Option<Version> {
-    let name_at = buffer.windows(6).position(|window| window == b"\0\x04MQTT")?;
-    match buffer.get(name_at + 6)? {
+    let (frame, _) = split_frame(buffer, u32::MAX).ok()??;
+    if frame.body.starts_with(b"\0\x06MQIsdp") {
+        return Some(Version::V31);
+    }
+    match frame.body.strip_prefix(b"\0\x04MQTT")?.first()? {
         5 => Some(Version::V5),
         _ => Some(Version::V311),
     }

@@ -3,7 +3,7 @@
 //! `# NAME LEVELS` begins one; a line is one step of one client, a capital letter:
 //! `A > BYTES` it sends, connecting first if need be · `A < BYTES` the next packet must be so · `A connects` with a clean
 //! session and is let in · `A closed` the broker closes · `A lives` a ping is answered, and nothing came before ·
-//! `A drops` it closes without a word. `4:` or `5:` before a step is for that level alone. Every dialogue has client IDs
+//! `A drops` it closes without a word. `3:`, `4:` or `5:` before a step is for that level alone. Every dialogue has client IDs
 //! of its own through `@`, which stands for its name and level.
 
 use std::{
@@ -52,9 +52,8 @@ impl Script {
         let mut clients: BTreeMap<String, Client> = BTreeMap::new();
         let mut names = Names::new();
         for (at, line) in &self.steps {
-            let (wanted, line) = match (line.strip_prefix("4:"), line.strip_prefix("5:")) {
-                (Some(line), _) => (4, line),
-                (_, Some(line)) => (5, line),
+            let (wanted, line) = match line.split_once(':') {
+                Some((one @ ("3" | "4" | "5"), line)) => (one.parse()?, line),
                 _ => (level, line.as_str()),
             };
             if wanted == level {
@@ -81,7 +80,8 @@ fn step(
         ("<", text) => client.expect(&notation::parse(text, level)?, names),
         ("connects", "") => {
             let id = format!("{who}-{}", clients_own_number());
-            let connect = format!("10 [ 'MQTT' {level:02x} 02 0000 {{}} '{id}' ]");
+            let name = if level == 3 { "MQIsdp" } else { "MQTT" };
+            let connect = format!("10 [ '{name}' {level:02x} 02 0000 {{}} '{id}' ]");
             client.send(broker, &notation::bytes(&notation::parse(&connect, level)?, names)?)?;
             client.expect(&notation::parse("20 [ 00 00 { .. } ]", level)?, names)
         }

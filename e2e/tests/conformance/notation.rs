@@ -2,7 +2,7 @@
 //!
 //! `0a3f` bytes in hexadecimal · `"text"` its bytes, `\uXXXX` a character · `'text'` the same behind their length in two
 //! bytes · either followed by `*N`, the text N times · `[…]` a block behind its length as a variable byte integer · `{…}` a
-//! property block, which MQTT 5 alone has: nothing before · `4:` or `5:` before an item, for one protocol level alone ·
+//! property block, which MQTT 5 alone has: nothing before · `3:`, `4:` or `5:` before an item, for one protocol level alone ·
 //! `$x` two bytes that are the same wherever the name stands · and where bytes are expected, `??` any byte and `..`
 //! any number of them.
 
@@ -41,11 +41,12 @@ fn block(rest: &mut &str, level: u8, end: Option<char>) -> Result<Vec<Item>> {
             return Ok(items);
         }
         let wanted = match rest.get(..2) {
+            Some("3:") => 3,
             Some("4:") => 4,
             Some("5:") => 5,
             _ => level,
         };
-        if matches!(rest.get(..2), Some("4:" | "5:")) {
+        if matches!(rest.get(..2), Some("3:" | "4:" | "5:")) {
             skip(rest, 2);
         }
         let item = item(rest, level)?;
