@@ -1,6 +1,10 @@
 //! Limits of the instance: each has its own answer, and none loses a message.
 
-use std::time::Instant;
+use std::{
+    io::{Read, Write},
+    net::TcpStream,
+    time::Instant,
+};
 
 use anyhow::{Context, Result, ensure};
 use mqtt_e2e::{
@@ -14,6 +18,7 @@ mqtt_e2e::on_every_store! {
     publishes_over_the_rate_are_slowed_down_and_none_is_lost,
     strict_characters_refuse_what_the_guide_does_not_name,
     what_is_larger_than_the_instances_packet_size_is_refused,
+    a_keep_alive_longer_than_the_instances_is_shortened_where_the_client_can_be_told,
 }
 
 const VERSIONS: [Version; 2] = [Version::V3, Version::V5];
@@ -169,4 +174,45 @@ fn what_is_larger_than_the_instances_packet_size_is_refused(store: &Store) -> Re
         ensure!(matches!(refused, Packet::ConnAck { code: 2 | 0x85, .. }), "{refused:?}");
     }
     Ok(())
+}
+
+fn a_keep_alive_longer_than_the_instances_is_shortened_where_the_client_can_be_told(
+    store: &Store,
+) -> Result<()> {
+    let broker = Broker::start_on(store, &limited(json!({"keepAlive": "1s"})))?;
+    // Server Keep Alive: one second.
+    const TOLD: [u8; 3] = [0x13, 0, 1];
+    let own = |version, id: &str, keep_alive| Login { keep_alive, ..login(version, id) };
+    let mut kept = Vec::new();
+    for (version, asked) in [(Version::V31, 0), (Version::V3, 0), (Version::V3, 60)] {
+        kept.push(Dialogue::connect(broker.mqtt, &own(version, &format!("{version:?}-{asked}"), asked))?.0);
+    }
+    let mut silent = Vec::new();
+    for asked in [0, 2, 65_535, 1] {
+        let mut stream = TcpStream::connect(broker.mqtt)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.write_all(&own(Version::V5, &format!("silent-{asked}"), asked).packet())?;
+        let connack = packet(&mut stream)?;
+        let told = connack.windows(TOLD.len()).any(|at| at == TOLD);
+        ensure!(told == (asked != 1), "{asked}: it was told {connack:02x?}");
+        silent.push(stream);
+    }
+    for stream in &mut silent {
+        let last = packet(stream)?;
+        ensure!(matches!(last[..], [0xE0, _, 0x8D, ..]), "{last:02x?}");
+    }
+    // They were silent for longer.
+    for dialogue in &mut kept {
+        ensure!(dialogue.ping()?.is_empty());
+    }
+    Ok(())
+}
+
+/// The bytes of the next packet, a short one.
+fn packet(stream: &mut TcpStream) -> Result<Vec<u8>> {
+    let mut head = [0; 2];
+    stream.read_exact(&mut head)?;
+    let mut body = vec![0; usize::from(head[1])];
+    stream.read_exact(&mut body)?;
+    Ok([head.to_vec(), body].concat())
 }

@@ -48,6 +48,9 @@ pub struct Limits {
     pub packet_size: u32,
     /// Characters (Unicode scalar values).
     pub client_id_length: u32,
+    /// The longest keep alive, in seconds, told to MQTT 5 clients that ask for a longer one or none; absent: whatever they ask for.
+    #[serde(default)]
+    pub keep_alive_seconds: Option<u16>,
     pub characters: Characters,
 }
 

@@ -309,6 +309,7 @@ async fn let_in(
         None => login(node, newcomer.peer, credentials, client_id).await?,
     };
     let limits = settings.limits();
+    let keep_alive = keep_alive(connect, limits.keep_alive_seconds);
     let will = connect.will.as_ref().map(Will::parse).transpose()?;
     if expiry > 0 && !log_works(node).await {
         return Err(Refused::LogAway);
@@ -318,6 +319,7 @@ async fn let_in(
         maximum_packet_size: Some(limits.packet_size),
         assigned_client_id: assigned.as_deref(),
         topic_alias_maximum: Some(TOPIC_ALIAS_MAXIMUM),
+        server_keep_alive: (keep_alive != connect.keep_alive).then_some(keep_alive),
         ..ConnAckProperties::default()
     };
     let largest = largest_packet(connect);
@@ -355,13 +357,17 @@ async fn let_in(
         version: connect.version,
         clean_start: connect.clean_start,
         session_present,
-        keep_alive: connect.keep_alive,
+        keep_alive,
         was_online,
         had_session,
     };
     let admitted = Admitted {
         held,
-        terms: Terms { logged: holding.is_some(), ..Terms::of(connect, INFLIGHT_CAP, PUBLISH_WINDOW) },
+        terms: Terms {
+            logged: holding.is_some(),
+            keep_alive,
+            ..Terms::of(connect, INFLIGHT_CAP, PUBLISH_WINDOW)
+        },
         holding,
         state,
         user: user.clone(),
@@ -373,6 +379,17 @@ async fn let_in(
         arrival,
     };
     Ok((admitted, greeting(session_present)?))
+}
+
+/// What holds of the keep alive that a client asks for. Before MQTT 5 it can't be told another, and would be closed for keeping to
+/// its own.
+fn keep_alive(connect: &Connect<'_>, longest: Option<u16>) -> u16 {
+    match (longest, connect.keep_alive) {
+        (Some(longest), asked) if connect.version == Version::V5 && (asked == 0 || asked > longest) => {
+            longest
+        }
+        (_, asked) => asked,
+    }
 }
 
 /// Whom its certificate names, unless it gives another user's name.

@@ -474,6 +474,7 @@ pub(crate) fn config(offline: u32, online: u32) -> InstanceConfig {
             memory: None,
             packet_size: 65_536,
             client_id_length: 100,
+            keep_alive_seconds: None,
             characters: Characters::Any,
         },
         session: SessionRules {

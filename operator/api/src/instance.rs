@@ -146,6 +146,11 @@ pub struct Limits {
     /// Characters of a client ID.
     #[schemars(range(min = 1, max = 65535))]
     pub client_id_length: u32,
+    /// The longest keep alive: MQTT 5 clients that ask for a longer one, or for none, are told this one. Others keep their own;
+    /// so does everybody where it is absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("x-kubernetes-validations" = [rules::time_between("1s", "65535s")]))]
+    pub keep_alive: Option<Duration>,
     /// Which characters client IDs and topics may have.
     pub characters: Characters,
 }
@@ -162,6 +167,7 @@ impl Default for Limits {
             memory: None,
             packet_size: Quantity::kibi(128),
             client_id_length: 128,
+            keep_alive: None,
             characters: Characters::Any,
         }
     }

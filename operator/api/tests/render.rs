@@ -79,7 +79,7 @@ fn topic(name: &str, created: &str, topic: &str) -> Value {
 fn a_whole_set_becomes_two_documents() {
     let set = json!({
         "instance": {"metadata": {"name": "meters", "namespace": "plant"}, "spec": {
-            "limits": {"packetSize": "64Ki", "deliveryRate": 9, "characters": "Strict"},
+            "limits": {"packetSize": "64Ki", "deliveryRate": 9, "keepAlive": "89500ms", "characters": "Strict"},
             "session": {"expiry": "1h30m"}, "auth": {"anonymousUser": "guest"}, "groups": ["GID-home"], "allowedNamespaces": ["default"],
             "kafka": {"bootstrapServers": ["kafka-0.kafka:9092"]}, "listeners": {"mqtt": {"port": 2883}},
         }},
@@ -144,6 +144,7 @@ fn a_whole_set_becomes_two_documents() {
                 memory: None,
                 packet_size: 65_536,
                 client_id_length: 128,
+                keep_alive_seconds: Some(90),
                 characters: config::Characters::Strict,
             },
             session: config::SessionRules {

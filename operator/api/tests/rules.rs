@@ -51,6 +51,15 @@ fn an_instance_is_held_to_its_bounds() {
             (json!({"limits": {"deliveryRate": 500}}), None),
             (json!({"limits": {"subscriptions": 0}}), Some("spec.limits.subscriptions: is 0")),
             (json!({"limits": {"clientIdLength": 0}}), Some("spec.limits.clientIdLength: is 0")),
+            (json!({"limits": {"keepAlive": "20m"}}), None),
+            (
+                json!({"limits": {"keepAlive": "0s"}}),
+                Some("spec.limits.keepAlive: must lie between 1s and 65535s"),
+            ),
+            (
+                json!({"limits": {"keepAlive": "19h"}}),
+                Some("spec.limits.keepAlive: must lie between 1s and 65535s"),
+            ),
             (
                 json!({"limits": {"characters": "Some"}}),
                 Some("spec.limits.characters: \"Some\" is not one of Any, Strict"),

@@ -26,7 +26,7 @@ metadata: {name: meters, namespace: plant, uid: 6d1c0f0e-0000-4000-8000-00000000
 spec:
   replicas: 3
   limits: {connections: 5000, publishRate: 700, deliveryRate: 800, subscriptions: 900, packetSize: 1Mi,
-           clientIdLength: 64, characters: Strict, connectRate: 50, connectionsPerAddress: 5, memory: 1Gi}
+           clientIdLength: 64, keepAlive: 20m, characters: Strict, connectRate: 50, connectionsPerAddress: 5, memory: 1Gi}
   session: {expiry: 30m, offlineMessages: 7, onlineMessages: 70, sharing: Sticky}
   kafka:
     bootstrapServers: [\"kafka-0.kafka:9093\", \"[2001:db8::1]:9094\", \"kafka-1.kafka:9093\"]

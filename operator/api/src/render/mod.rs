@@ -426,6 +426,10 @@ fn config(
             memory: limits.memory.as_ref().map(crate::quantity::Quantity::bytes),
             packet_size: u32::try_from(limits.packet_size.bytes()).unwrap_or(u32::MAX),
             client_id_length: limits.client_id_length,
+            keep_alive_seconds: limits
+                .keep_alive
+                .as_ref()
+                .map(|longest| u16::try_from(longest.seconds()).unwrap_or(u16::MAX)),
             characters: match limits.characters {
                 Characters::Any => config::Characters::Any,
                 Characters::Strict => config::Characters::Strict,
