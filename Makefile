@@ -43,9 +43,12 @@ lint:
 	$(call say,lints)
 	@cargo clippy --quiet --workspace --all-targets -- -D warnings
 
+# Those of the workspaces beside the main one, too.
+MANIFESTS := Cargo.toml broker/proto/differential/Cargo.toml broker/proto/fuzz/Cargo.toml
 deny: $(TOOLS)/bin/cargo-deny
 	$(call say,licences and sources of the dependencies)
-	@$(TOOLS)/bin/cargo-deny --log-level error check bans licenses sources
+	@for manifest in $(MANIFESTS); do $(TOOLS)/bin/cargo-deny --log-level error --manifest-path $$manifest \
+		--config deny.toml check bans licenses sources || { echo "that was $$manifest" >&2; exit 1; }; done
 
 unit:
 	$(call say,unit tests)
