@@ -36,6 +36,9 @@ where
             self.node.counters.expired_drops.add(dropped.expired);
             self.node.counters.oversize_drops.add(dropped.too_large);
             self.note_finished();
+            for (packet_id, mid) in self.session.take_given_up() {
+                self.note_received(packet_id, mid);
+            }
             if unfinished {
                 // Nothing more came: only acknowledgements make room.
                 return scratch.out.len() > before;

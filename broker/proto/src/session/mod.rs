@@ -346,6 +346,12 @@ impl Session {
         self.state.outbound.take_finished()
     }
 
+    /// What [`Session::resend`] gave up of QoS 2 since this was last asked, in a logged session, by packet identifier. Its device may
+    /// have it: write down that it has, then call [`Session::received`].
+    pub fn take_given_up(&mut self) -> Vec<(u16, MessageId)> {
+        self.state.outbound.take_given_up()
+    }
+
     /// That the device has taken a message is written down: PUBREL.
     pub fn received(&mut self, packet_id: u16, mid: MessageId, out: &mut BytesMut) {
         if self.state.outbound.published(packet_id) == Some(mid) {

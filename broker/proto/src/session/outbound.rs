@@ -32,6 +32,8 @@ pub(super) struct Outbound {
     /// Messages are in a log, and what has come to an end is told.
     logged: bool,
     finished: Vec<Finished>,
+    /// Of QoS 2, by packet identifier: PUBREL waits until that is written down.
+    given_up: Vec<(u16, MessageId)>,
 }
 
 #[derive(Debug)]
@@ -76,6 +78,7 @@ impl Outbound {
         }
         self.unsent = self.inflight.len();
         self.logged = logged;
+        self.given_up.clear();
     }
 
     /// A message whose PUBREC has come on a former connection.
@@ -159,7 +162,7 @@ impl Outbound {
         if self.logged {
             used.extend(self.inflight.iter().filter(|entry| entry.sent).map(|entry| entry.packet_id));
         }
-        let Outbound { inflight, unsent, dropped, logged, finished, .. } = self;
+        let Outbound { inflight, unsent, dropped, logged, finished, given_up, .. } = self;
         inflight.retain_mut(|entry| {
             if entry.sent || room == 0 || out.len() >= RESENT_AT_ONCE {
                 return true;
@@ -177,9 +180,12 @@ impl Outbound {
                 Ok(()) => true,
                 Err(reason) => {
                     dropped.add(reason);
-                    let kept = entry.give_up(terms, out);
-                    if *logged && !kept {
-                        finished.push(Finished { mid: entry.delivery.message.id, why: reason.into() });
+                    let mid = entry.delivery.message.id;
+                    let kept = entry.give_up(terms, *logged, out);
+                    match (*logged, kept) {
+                        (true, true) => given_up.push((entry.packet_id, mid)),
+                        (true, false) => finished.push(Finished { mid, why: reason.into() }),
+                        (false, _) => {}
                     }
                     kept
                 }
@@ -196,6 +202,10 @@ impl Outbound {
 
     pub(super) fn take_finished(&mut self) -> Vec<Finished> {
         std::mem::take(&mut self.finished)
+    }
+
+    pub(super) fn take_given_up(&mut self) -> Vec<(u16, MessageId)> {
+        std::mem::take(&mut self.given_up)
     }
 
     /// What came through a shared subscription and another member may get: what is not acknowledged, of QoS 2 what was never
@@ -317,13 +327,18 @@ impl Inflight {
     /// The PUBLISH may not be repeated, which is as if it were delivered (MQTT 5 section 3.1.2.11.4); false: that
     /// was all. For the client may have had it on the former connection: it must let go of a QoS 2 identifier, lest
     /// it take the next message with that for a repeat. PUBREL asks it to, known to it or not.
-    fn give_up(&mut self, terms: &Terms, out: &mut BytesMut) -> bool {
+    ///
+    /// Where the next connection knows what the log does, PUBREL waits until that has it: else the PUBLISH could come once
+    /// more, to a device that takes more by then and has let go of the identifier.
+    fn give_up(&mut self, terms: &Terms, logged: bool, out: &mut BytesMut) -> bool {
         if self.delivery.qos != QoS::ExactlyOnce {
             return false;
         }
-        self.stage = Stage::Released;
         self.sent = true;
-        encode_ack(AckKind::PubRel, terms.version, self.packet_id, Reason::Success, out);
+        if !logged {
+            self.stage = Stage::Released;
+            encode_ack(AckKind::PubRel, terms.version, self.packet_id, Reason::Success, out);
+        }
         true
     }
 }

@@ -115,3 +115,21 @@ fn an_identifier_in_use_makes_qos_2_wait_and_qos_1_take_another() {
     let expected = [format!("publish {id} {other}"), format!("publish {} {behind}", packet_id(behind))];
     assert_eq!(sent(&mut out), expected);
 }
+
+#[test]
+fn what_is_given_up_of_qos_2_is_released_once_that_is_written_down() {
+    let sent_before = [message(1, QoS::ExactlyOnce), message(2, QoS::AtLeastOnce)];
+    let terms = Terms { logged: true, maximum_packet_size: 5, ..terms(Version::V5) };
+    let mut session = Session::new(terms, SessionState::restore([], sent_before.to_vec()), 0);
+    let mut out = BytesMut::new();
+    assert!(!session.resend(0, &mut out));
+    assert!(sent(&mut out).is_empty(), "nothing is written down yet");
+    let (one, other) = (MessageId { boot: 7, counter: 1 }, MessageId { boot: 7, counter: 2 });
+    assert_eq!(session.take_finished(), [Finished { mid: other, why: Why::TooLarge }]);
+    let id = packet_id(1);
+    assert_eq!(session.take_given_up(), [(id, one)]);
+    session.received(id, one, &mut out);
+    assert_eq!(sent(&mut out), [format!("pubrel {id}")]);
+    hear(&mut session, Packet::PubComp, id);
+    assert_eq!(session.take_finished(), [Finished { mid: one, why: Why::Acknowledged }]);
+}

@@ -10,6 +10,8 @@ pub(super) struct Intake {
     pub(super) session: Option<Session>,
     pub(super) state: SessionState,
     outcomes: Vec<Outcome>,
+    /// Counts messages: what is published again is another one.
+    handed_on: u64,
     /// Of a connection that was taken over.
     late: Vec<Outcome>,
     pub(super) late_outcomes: usize,
@@ -47,7 +49,8 @@ impl Intake {
                         self.outcomes.push(Outcome { ticket, qos: publish.qos, reason });
                     }
                     if !refused {
-                        let id = MessageId { boot: 0, counter: 0 };
+                        self.handed_on += 1;
+                        let id = MessageId { boot: 1, counter: self.handed_on };
                         let message = Message::new(id, 0, "t", publish.payload, publish.qos, false)
                             .with_properties(&publish.properties.message, now);
                         let (message, qos) = (Arc::new(message), publish.qos);
@@ -141,6 +144,8 @@ impl Intake {
 pub(super) struct Outlet {
     pub(super) session: Option<Session>,
     pub(super) state: SessionState,
+    /// There in worlds whose session is in a log: what that knows of it.
+    pub(super) log: Option<Log>,
     pub(super) receive_maximum: u16,
     /// The number of the message that each identifier stands for until it is finished.
     in_flight: BTreeMap<u16, u32>,
@@ -149,8 +154,58 @@ pub(super) struct Outlet {
     pub(super) dropped: Dropped,
 }
 
+/// What any process would go on with.
+#[derive(Default)]
+pub(super) struct Log {
+    /// May have been sent, in order, and not done with.
+    sent: Vec<Delivery>,
+    /// Taken by the device, by the packet identifier.
+    received: Vec<(u16, MessageId)>,
+    /// On its way into the log: PUBREL waits for it.
+    writing: VecDeque<(u16, MessageId)>,
+}
+
+impl Log {
+    /// What came to its end may be written down much later, for nobody waits for it; here it is at once.
+    fn done(&mut self, session: &mut Session) {
+        for Finished { mid, .. } in session.take_finished() {
+            self.sent.retain(|delivery| delivery.message.id != mid);
+            self.received.retain(|(_, received)| *received != mid);
+        }
+    }
+
+    /// The oldest that was on its way is there.
+    fn written(&mut self) -> Option<(u16, MessageId)> {
+        let (packet_id, mid) = self.writing.pop_front()?;
+        self.sent.retain(|delivery| delivery.message.id != mid);
+        self.received.push((packet_id, mid));
+        Some((packet_id, mid))
+    }
+}
+
 impl Outlet {
+    pub(super) fn new(is_logged: bool) -> Outlet {
+        Outlet { log: is_logged.then(Log::default), ..Outlet::default() }
+    }
+
+    /// The connection is gone. Of a session in the log the next one knows what the log does: some of what was on its way there
+    /// is in it, too.
+    pub(super) fn part(&mut self, random: &mut Random) {
+        self.on_wire.clear();
+        let Some(session) = self.session.take() else { return };
+        let Some(log) = &mut self.log else {
+            self.state = session.into_state();
+            return;
+        };
+        for _ in 0..random.below(log.writing.len() + 1) {
+            log.written();
+        }
+        log.writing.clear();
+        self.state = SessionState::restore(log.received.iter().copied(), log.sent.clone());
+    }
+
     pub(super) fn expire(&mut self) {
+        self.log = self.log.take().map(|_| Log::default());
         self.state = SessionState::default();
         self.in_flight.clear();
         self.on_wire.clear();
@@ -166,6 +221,10 @@ impl Outlet {
         let Some(session) = &mut self.session else { return };
         let mut out = BytesMut::new();
         let more = session.must_resend() && session.resend(now, &mut out);
+        if let Some(log) = &mut self.log {
+            log.done(session);
+            log.writing.extend(session.take_given_up());
+        }
         let dropped = session.take_dropped();
         self.dropped.expired += dropped.expired;
         self.dropped.too_large += dropped.too_large;
@@ -176,7 +235,10 @@ impl Outlet {
             }
             let sent = session.deliver(delivery, now, &mut out);
             assert_ne!(sent, Sent::WindowFull, "the window was open");
-            queue.pop_front();
+            let delivery = queue.pop_front().filter(|delivery| delivery.qos > QoS::AtMostOnce);
+            if let (Some(log), Some(delivery), Sent::Now) = (&mut self.log, delivery, sent) {
+                log.sent.push(delivery);
+            }
         }
         for packet in read(&out, link.version) {
             if let Packet::Publish(publish) = &packet
@@ -185,7 +247,9 @@ impl Outlet {
                 let (packet_id, number) = (publish.packet_id, number_of(publish.payload));
                 let former = self.in_flight.insert(packet_id, number);
                 let dup = publish.dup.then_some(number);
-                assert_eq!(former, dup, "identifier {packet_id} is that of another message");
+                // Whether it was sent no log knows for sure.
+                let is_it = former == dup || (self.log.is_some() && former.is_none());
+                assert!(is_it, "identifier {packet_id} is that of another message: {former:?}, {dup:?}");
                 assert!(self.on_wire.insert(packet_id), "{packet_id} is sent twice on one connection");
                 assert!(self.on_wire.len() <= usize::from(self.receive_maximum), "beyond the window");
             }
@@ -209,10 +273,28 @@ impl Outlet {
                     self.in_flight.remove(&packet_id);
                     self.on_wire.remove(&packet_id);
                 }
+                Effect::Received { packet_id, mid } => {
+                    let log = self.log.as_mut().expect("only a log is told");
+                    if !log.writing.contains(&(packet_id, mid)) {
+                        log.writing.push_back((packet_id, mid));
+                    }
+                }
                 Effect::None => {}
                 other => panic!("a device does not lead to {other:?}"),
             }
         }
+        if let Some(log) = &mut self.log {
+            log.done(session);
+        }
+        link.down.extend(read(&out, link.version).iter().map(|packet| encoded(packet, link.version)));
+    }
+
+    /// What the device has taken is written down.
+    pub(super) fn write_down(&mut self, link: &mut Link) {
+        let Some(log) = &mut self.log else { return };
+        let (Some(session), Some((packet_id, mid))) = (&mut self.session, log.written()) else { return };
+        let mut out = BytesMut::new();
+        session.received(packet_id, mid, &mut out);
         link.down.extend(read(&out, link.version).iter().map(|packet| encoded(packet, link.version)));
     }
 }
