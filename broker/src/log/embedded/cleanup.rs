@@ -104,6 +104,7 @@ impl Store {
     pub(super) fn upkeep(&mut self) -> Instant {
         let more = self.db().and_then(|db| {
             db.check()?;
+            self.flush_old(&db)?;
             self.retain(&db)?;
             self.compact(&db)
         });
@@ -273,11 +274,7 @@ fn sweep(
         flush(db, records)?;
         guarded(|| records.major_compact())?;
     }
-    // Files are deleted once the versions that name them go, which is when some memory is written out.
-    guarded(|| {
-        db.meta.insert("swept", [])?;
-        db.meta.rotate_memtable().map(drop)
-    })
+    db.let_go()
 }
 
 /// Writes the partition's memory out as a table, and waits for it for a while.

@@ -268,6 +268,20 @@ impl Db {
             Ok(())
         })
     }
+
+    /// Bytes in memory that are not written out yet.
+    pub(super) fn memory(&self) -> u64 {
+        self.database.write_buffer_size()
+    }
+
+    /// Frees memory that was written out, and deletes files that are of no use any more: the versions of the database
+    /// that still name them go whenever some memory is handed over.
+    pub(super) fn let_go(&self) -> Result<(), Cause> {
+        guarded(|| {
+            self.meta.insert("swept", [])?;
+            self.meta.rotate_memtable().map(drop)
+        })
+    }
 }
 
 pub(super) fn bounds_key(id: PartitionId) -> Vec<u8> {

@@ -55,6 +55,9 @@ pub(crate) struct EmbeddedOptions {
     pub cleanup_interval: Duration,
     /// Bytes appended before memory is written out as tables.
     pub flush_bytes: u64,
+    /// When nothing was written out for this long, so much memory is enough.
+    pub flush_age: Duration,
+    pub flush_least: u64,
 }
 
 impl Default for EmbeddedOptions {
@@ -66,6 +69,8 @@ impl Default for EmbeddedOptions {
             delete_retention: Duration::from_secs(15 * 60),
             cleanup_interval: Duration::from_secs(1),
             flush_bytes: 32 << 20,
+            flush_age: Duration::from_secs(10),
+            flush_least: 2 << 20,
         }
     }
 }

@@ -35,8 +35,11 @@ pub(super) struct Store {
     pub(super) tails: HashMap<PartitionId, Tail>,
     pub(super) sweeper: SyncSender<Sweep>,
     pub(super) cleaner: cleanup::Progress,
-    /// Bytes written since memory was last handed over for flushing.
+    /// Bytes written since memory was last handed over for flushing, and when that was.
     unflushed: u64,
+    flushed: Instant,
+    /// Until old versions are let go, the database keeps in memory what it has written out, too.
+    lets_go: bool,
     /// The latest time a record was stamped with: stamps never go back.
     clock: i64,
 }
@@ -83,6 +86,8 @@ impl Store {
             sweeper,
             cleaner: cleanup::Progress::default(),
             unflushed: 0,
+            flushed: Instant::now(),
+            lets_go: false,
             clock: 0,
         };
         store.adopt(db)?;
@@ -192,9 +197,7 @@ impl Store {
         while self.unflushed >= round {
             let Ok(db) = self.db() else { return };
             let result = if db.keeps_up() {
-                let result = db.flush();
-                self.unflushed = 0;
-                result
+                self.flush(&db)
             } else if self.unflushed < round.saturating_mul(4) {
                 return;
             } else {
@@ -208,6 +211,26 @@ impl Store {
                 return;
             }
         }
+    }
+
+    /// Writes out what has been in memory for long: otherwise what a busy minute left there, or the journal at the start,
+    /// would stay for as long as little is appended.
+    pub(super) fn flush_old(&mut self, db: &Db) -> Result<(), Cause> {
+        let options = &self.shared.options;
+        let (is_old, is_worth_it) =
+            (self.flushed.elapsed() >= options.flush_age, db.memory() >= options.flush_least);
+        if !db.keeps_up() {
+            return Ok(());
+        }
+        if is_old && is_worth_it {
+            return self.flush(db);
+        }
+        if std::mem::take(&mut self.lets_go) { db.let_go() } else { Ok(()) }
+    }
+
+    fn flush(&mut self, db: &Db) -> Result<(), Cause> {
+        (self.unflushed, self.flushed, self.lets_go) = (0, Instant::now(), true);
+        db.flush()
     }
 
     fn ensure(&mut self, ensure: Ensure) {
@@ -308,7 +331,7 @@ impl Store {
                 }
             }
         }
-        self.unflushed = db.database.write_buffer_size();
+        self.unflushed = db.memory();
         self.tails = tails;
         self.cleaner = cleanup::Progress::default();
         self.set_db(db);

@@ -3,6 +3,7 @@
 
 mod by_time;
 mod faults;
+mod memory;
 
 use std::{
     path::Path,
