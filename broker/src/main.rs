@@ -2,6 +2,7 @@
 
 mod admin;
 mod admission;
+mod allocator;
 mod auth;
 mod bridge;
 mod cli;
@@ -23,10 +24,6 @@ mod simulation;
 mod standalone;
 
 use std::process::ExitCode;
-
-/// What is freed must be seen to be free, for newcomers are refused while the process has too much memory; glibc keeps it.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
     cli::run()

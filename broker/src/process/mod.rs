@@ -20,6 +20,7 @@ use tokio::{
 
 use self::{store::Store, watch::Watcher};
 use crate::{
+    allocator,
     auth::Logins,
     bridge::{Bridge, SystemTopics},
     limits::Trouble,
@@ -82,7 +83,11 @@ pub(crate) fn run<S: Source>(mut source: S) -> ExitCode {
             return ExitCode::from(BAD_DOCUMENTS);
         }
     };
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    let runtime = match tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .on_thread_park(allocator::tidy)
+        .build()
+    {
         Ok(runtime) => runtime,
         Err(error) => {
             eprintln!("mqtt-broker: no threads to run on: {error}");

@@ -20,7 +20,10 @@ use super::{
     queue::{Ensure, Entry},
     record::{self, Stamp},
 };
-use crate::log::{Cleanup, LogError, Offset, Outcome, Topic, TopicSettings};
+use crate::{
+    allocator,
+    log::{Cleanup, LogError, Offset, Outcome, Topic, TopicSettings},
+};
 
 /// More partitions than any topic needs; each costs a folder and a few files.
 const MOST_PARTITIONS: u32 = 1_000;
@@ -105,6 +108,7 @@ impl Store {
             self.settle(&mut batch);
             if Instant::now() >= upkeep {
                 upkeep = self.upkeep();
+                allocator::tidy();
             }
             if finished && batch.is_empty() {
                 break;
