@@ -12,6 +12,8 @@ mod input;
 mod output;
 mod publish;
 mod subscribe;
+#[cfg(test)]
+mod tests;
 mod trace;
 pub(crate) mod will;
 

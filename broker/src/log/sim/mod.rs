@@ -8,6 +8,7 @@
 
 pub(crate) mod cluster;
 mod lane;
+pub(crate) mod still;
 mod tests;
 
 use std::{

@@ -1,17 +1,10 @@
 //! What was chosen for members of a shared subscription whose sessions are over, or about to be.
 
-use std::{
-    sync::atomic::{AtomicU64, Ordering},
-    time::Duration,
-};
+use std::time::Duration;
 
 use super::*;
 use crate::{
-    log::{
-        BoxFuture,
-        sim::{SimLog, Weather, cluster::Cluster},
-    },
-    outside::Simulated,
+    log::sim::{SimLog, Weather, cluster::Cluster, still::Still},
     session::log::{NotPassedOn, pass_on_all},
 };
 
@@ -106,32 +99,11 @@ async fn what_a_crash_left_with_a_session_that_was_over_goes_to_another_member()
     assert_eq!(waits(&last, 1).len(), 1);
 }
 
-/// The store's clock, and no chance.
-struct Still {
-    cluster: Arc<Cluster>,
-    next: AtomicU64,
-}
-
-impl Simulated for Still {
-    fn wall(&self) -> u64 {
-        self.cluster.wall()
-    }
-
-    fn random(&self) -> u64 {
-        self.next.fetch_add(1, Ordering::Relaxed)
-    }
-
-    fn spawn(&self, task: BoxFuture<'static, ()>) {
-        tokio::spawn(task);
-    }
-}
-
 #[tokio::test(start_paused = true)]
 async fn what_the_log_does_not_take_in_time_stays_and_goes_to_another_once_its_session_is_over() {
     for slow in [true, false] {
         let cluster = Cluster::new(fastrand::Rng::with_seed(1), Box::new(|_, _, _| {}));
-        let clock = Arc::new(Still { cluster: cluster.clone(), next: AtomicU64::new(100) });
-        let outside = Outside { simulated: Some(clock), mistake: None };
+        let outside = Outside { simulated: Some(Still::new(cluster.clone())), mistake: None };
         let log = SimLog::new(cluster, outside.clone(), fastrand::Rng::with_seed(2), 10_000);
         let first = node_on(log.clone(), outside.clone()).await;
         let left = Left { log: &*log, sessions: &first.sessions, now: first.now() };

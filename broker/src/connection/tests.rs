@@ -1,0 +1,71 @@
+//! A connection over a pipe, to a node on a simulated store.
+
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt, DuplexStream},
+    time::timeout,
+};
+
+use super::serve;
+use crate::{
+    log::sim::{SimLog, cluster::Cluster, still::Still},
+    outside::Outside,
+    process::make_node,
+    server,
+    session::log::Place,
+    simulation::world,
+};
+
+/// The next bytes, as many as asked for, or up to the end.
+async fn read(stream: &mut DuplexStream, count: usize) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let all = timeout(Duration::from_secs(30), stream.take(count as u64).read_to_end(&mut bytes)).await;
+    all.unwrap_or_else(|_| panic!("only {bytes:02x?} came")).unwrap();
+    bytes
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_publish_that_the_store_refuses_closes_its_connection_without_an_acknowledgement() {
+    for (connect, level) in
+        [(&b"\x10\x0d\0\x04MQTT\x04\x02\0\0\0\x01c"[..], 4), (b"\x10\x0e\0\x04MQTT\x05\x02\0\0\0\0\x01c", 5)]
+    {
+        let cluster = Cluster::new(fastrand::Rng::with_seed(1), Box::new(|_, _, _| {}));
+        let machine = Still::new(cluster.clone());
+        let outside = Outside { simulated: Some(machine.clone()), mistake: None };
+        let log = SimLog::new(cluster, outside.clone(), fastrand::Rng::with_seed(2), 10_000);
+        let place = Place { node: "0", partitions: 1 };
+        let made = make_node(outside, log, place, &world::config(10, 10), &world::acl()).await;
+        let node = made.unwrap().unwrap_or_else(|problems| panic!("{:?}", problems.lines));
+        let tasks: Vec<_> = server::background(&node).into_iter().map(tokio::spawn).collect();
+        let (mut client, stream) = tokio::io::duplex(4096);
+        let (newcomer, _) = node.admission.meet(SocketAddr::from((Ipv4Addr::LOCALHOST, 1)), 1000);
+        let served = tokio::spawn(serve(Arc::clone(&node), stream, newcomer));
+        client.write_all(connect).await.unwrap();
+        let head = read(&mut client, 2).await;
+        read(&mut client, head[1].into()).await;
+        let publish = |id: u8| -> Vec<u8> {
+            let properties: &[u8] = if level == 5 { b"\0" } else { b"" };
+            let body = [&b"\0\x03r/1\0"[..], &[id], properties, b"x"].concat();
+            [&[0x33, u8::try_from(body.len()).unwrap()][..], &body].concat()
+        };
+        client.write_all(&publish(1)).await.unwrap();
+        let puback: &[u8] = if level == 5 { b"\x40\x03\0\x01\x10" } else { b"\x40\x02\0\x01" };
+        assert_eq!(read(&mut client, puback.len()).await, puback, "level {level}");
+        // What is so old the store takes for a stray, where it keeps the latest alone.
+        machine.fall_behind(10 * 60 * 1000);
+        client.write_all(&publish(2)).await.unwrap();
+        let last = read(&mut client, 1000).await;
+        match level {
+            5 => assert!(matches!(last[..], [0xe0, _, 0x89, ..]), "{last:02x?}"),
+            _ => assert!(last.is_empty(), "{last:02x?}"),
+        }
+        drop(client);
+        served.await.unwrap();
+        tasks.iter().for_each(|task| task.abort());
+    }
+}
