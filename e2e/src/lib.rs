@@ -7,6 +7,7 @@ pub mod bench;
 pub mod broker;
 pub mod clients;
 pub mod fleet;
+pub mod hostile;
 pub mod kafka;
 pub mod kubernetes;
 pub mod load;
