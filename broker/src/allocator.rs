@@ -24,8 +24,8 @@ thread_local! {
 pub(crate) fn tidy() {
     if LAST.get().is_none_or(|last| last.elapsed() >= EVERY) {
         LAST.set(Some(Instant::now()));
-        #[allow(unsafe_code, reason = "it may be called at any time, and asks for nothing")]
-        // SAFETY: see the reason.
+        #[allow(unsafe_code, reason = "mimalloc has no other way to say so")]
+        // SAFETY: it may be called at any time on any thread, and takes no pointer.
         unsafe {
             libmimalloc_sys::mi_collect(true);
         }
