@@ -46,7 +46,7 @@ use self::{
     will::Will,
 };
 use crate::{
-    admission::Newcomer,
+    admission::{Newcomer, Seat},
     auth::User,
     limits::notice,
     log::{AppendSink, BoxFuture, Outcome},
@@ -73,6 +73,8 @@ pub(crate) struct Connection<S> {
     node: Arc<Node>,
     stream: S,
     peer: SocketAddr,
+    /// Among those of its address.
+    _seat: Option<Seat>,
     session: Session,
     held: Held,
     /// Of a session in the log.
@@ -82,7 +84,7 @@ pub(crate) struct Connection<S> {
     anonymous: bool,
     /// Seconds that the session outlives this connection.
     expiry: u32,
-    will: Option<Will>,
+    will: Option<Box<Will>>,
     settings: Arc<Settings>,
     grants: Grants,
     topics: Topics,
@@ -136,27 +138,36 @@ thread_local! {
     static SCRATCH: Cell<Option<Box<Scratch>>> = const { Cell::new(None) };
 }
 
-/// Serves one device until it goes.
-pub(crate) async fn serve<S>(node: Arc<Node>, mut stream: S, mut newcomer: Newcomer)
+/// Serves one device until it goes. What comes before it is served, and after, is boxed: an idle connection's task has no
+/// room for it.
+pub(crate) fn serve<S>(node: Arc<Node>, stream: S, newcomer: Newcomer) -> impl Future<Output = ()> + Send
 where
     S: AsyncRead + AsyncWrite + Unpin + Send,
 {
-    let _open = node.sockets.open();
-    let peer = newcomer.peer;
-    let Some(admitted) = Box::pin(handshake::admit(&node, &mut stream, &mut newcomer)).await else { return };
+    let beginning = Box::pin(begin(node.clone(), stream, newcomer));
+    async move {
+        let _open = node.sockets.open();
+        let Some(mut connection) = beginning.await else { return };
+        let close = std::future::poll_fn(|context| connection.poll(context)).await;
+        Box::pin(closing::close(*connection, close)).await;
+    }
+}
+
+async fn begin<S>(node: Arc<Node>, mut stream: S, mut newcomer: Newcomer) -> Option<Box<Connection<S>>>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send,
+{
+    let admitted = handshake::admit(&node, &mut stream, &mut newcomer).await?;
     node.bridge.connected(&admitted.held.slot.client_id, node.wall());
-    trace::came(&node, peer, &admitted);
-    let mut connection = Box::new(Connection::new(node.clone(), stream, peer, admitted));
-    let close = std::future::poll_fn(|context| connection.poll(context)).await;
-    Box::pin(closing::close(*connection, close)).await;
-    drop(newcomer);
+    trace::came(&node, newcomer.peer, &admitted);
+    Some(Box::new(Connection::new(node, stream, newcomer, admitted)))
 }
 
 impl<S> Connection<S>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send,
 {
-    fn new(node: Arc<Node>, stream: S, peer: SocketAddr, admitted: handshake::Admitted) -> Self {
+    fn new(node: Arc<Node>, stream: S, newcomer: Newcomer, admitted: handshake::Admitted) -> Self {
         let handshake::Admitted {
             held,
             holding,
@@ -191,14 +202,15 @@ where
             timer: None,
             node,
             stream,
-            peer,
+            peer: newcomer.peer,
+            _seat: newcomer.seat,
             held,
             holding,
             mailbox,
             user,
             anonymous,
             expiry,
-            will,
+            will: will.map(Box::new),
             settings,
             resume: !unread.is_empty(),
             unread,

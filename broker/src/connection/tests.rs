@@ -8,12 +8,15 @@ use std::{
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, DuplexStream},
+    net::TcpStream,
     time::timeout,
 };
 
-use super::serve;
+use super::{Connection, serve};
 use crate::{
+    admission::Newcomer,
     log::sim::{SimLog, cluster::Cluster, still::Still},
+    node::Node,
     outside::Outside,
     process::make_node,
     server,
@@ -68,4 +71,15 @@ async fn a_publish_that_the_store_refuses_closes_its_connection_without_an_ackno
         served.await.unwrap();
         tasks.iter().for_each(|task| task.abort());
     }
+}
+
+#[test]
+fn a_connection_that_says_nothing_takes_little_memory() {
+    /// Of what `serve` returns.
+    fn task<F>(_: impl FnOnce(Arc<Node>, TcpStream, Newcomer) -> F) -> usize {
+        size_of::<F>()
+    }
+    let (task, connection) = (task(serve::<TcpStream>), size_of::<Connection<TcpStream>>());
+    // Beyond 1,024 bytes the allocator takes 1,280.
+    assert!(task <= 64 && connection <= 1024, "{task} and {connection} bytes");
 }

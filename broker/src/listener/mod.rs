@@ -84,7 +84,10 @@ pub(crate) async fn listen(node: Arc<Node>, listener: Listener, mut shutdown: wa
                     node.counters.half_open_evicted.add(1);
                     notice!(node, half_open, "too many connections without a CONNECT: the oldest are closed");
                 }
-                tokio::spawn(serve(node.clone(), stream, newcomer, below));
+                match below.is_nothing() {
+                    true => tokio::spawn(connection::serve(node.clone(), stream, newcomer)),
+                    false => tokio::spawn(serve(node.clone(), stream, newcomer, below)),
+                };
                 keep_pace(&node, rate).await;
             }
             Err(error) if is_peers_fault(&error) => {}
@@ -120,28 +123,39 @@ fn prepare(stream: &TcpStream) -> rustix::io::Result<()> {
     sockopt::set_tcp_user_timeout(stream, u32::try_from(UNHEARD.as_millis()).unwrap_or(u32::MAX))
 }
 
-async fn serve(node: Arc<Node>, stream: TcpStream, mut newcomer: Newcomer, below: Below) {
-    if below.name == DeviceListener::Mqtt && !below.proxy {
-        return connection::serve(node, stream, newcomer).await;
+impl Below {
+    fn is_nothing(&self) -> bool {
+        self.name == DeviceListener::Mqtt && !self.proxy
     }
+}
+
+fn serve(
+    node: Arc<Node>,
+    stream: TcpStream,
+    newcomer: Newcomer,
+    below: Below,
+) -> impl Future<Output = ()> + Send {
     // Boxed: an idle connection's task should hold no room for a handshake.
-    if let Some(stream) = Box::pin(open(&node, stream, &mut newcomer, below)).await {
-        connection::serve(node, stream, newcomer).await;
+    let opening = Box::pin(open(node.clone(), stream, newcomer, below));
+    async move {
+        if let Some((stream, newcomer)) = opening.await {
+            connection::serve(node, stream, newcomer).await;
+        }
     }
 }
 
 /// What is spoken below MQTT; none where that failed, which was told.
 async fn open(
-    node: &Node,
+    node: Arc<Node>,
     stream: TcpStream,
-    newcomer: &mut Newcomer,
+    mut newcomer: Newcomer,
     below: Below,
-) -> Option<Box<dyn Transport>> {
+) -> Option<(Box<dyn Transport>, Newcomer)> {
     let place = newcomer.place.take()?;
-    let opened = place.hold(descend(node, stream, newcomer, below)).await;
+    let opened = place.hold(descend(&node, stream, &mut newcomer, below)).await;
     newcomer.place = Some(place);
     match opened {
-        Ok(stream) => stream,
+        Ok(stream) => Some((stream?, newcomer)),
         Err(Evicted) => {
             tracing::debug!(peer = %newcomer.peer, "closed in its handshake: others came");
             None
