@@ -69,7 +69,8 @@ pub(crate) fn tests_of_the_workspace() -> Result<BTreeSet<String>> {
                 if let (true, Some(name)) = (in_list, line.strip_suffix(',')) {
                     names.insert(name.to_owned());
                 }
-                if let (true, Some(rest)) = (is_test, line.strip_prefix("fn ")) {
+                let function = line.strip_prefix("async ").unwrap_or(line).strip_prefix("fn ");
+                if let (true, Some(rest)) = (is_test, function) {
                     names.extend(rest.split('(').next().map(str::to_owned));
                     is_test = false;
                 }
