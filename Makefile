@@ -52,7 +52,7 @@ deny: $(TOOLS)/bin/cargo-deny
 
 unit:
 	$(call say,unit tests)
-	@cargo test --quiet --workspace --exclude mqtt-e2e
+	@SIM_SEEDS=1000 cargo test --quiet --workspace --exclude mqtt-e2e
 	@cargo test --quiet --manifest-path broker/proto/differential/Cargo.toml --target-dir $(TARGET)/differential
 
 SOAK_MINUTES ?= 60

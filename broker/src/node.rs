@@ -20,12 +20,13 @@ use crate::{
     limits::{Connections, Notices, Rate, Sockets},
     log::{Completion, Log, Outcome},
     outside::Outside,
-    router::{Router, fanout::Fanout},
+    router::{Route, Router, fanout::Fanout},
     session::{
         Registry,
         groups::{Among, Given, Handing},
         log::SessionLog,
         mailbox::Mailbox,
+        relay::{Relay, elsewhere},
         retained::RetainedLog,
     },
     settings::Settings,
@@ -51,6 +52,8 @@ pub(crate) struct Node {
     pub(crate) bridge: Bridge,
     pub(crate) sessions: SessionLog,
     pub(crate) retained: RetainedLog,
+    /// Where other nodes share the log.
+    pub(crate) relay: Option<Relay>,
     pub(crate) logins: Logins,
     pub(crate) counters: Counters,
     pub(crate) notices: Notices,
@@ -67,24 +70,32 @@ pub(crate) struct Node {
     stopping: AtomicBool,
 }
 
+/// What a node knows of its log when it begins.
+pub(crate) struct Replayed {
+    pub(crate) sessions: SessionLog,
+    pub(crate) retained: RetainedLog,
+    /// Where other nodes share the log.
+    pub(crate) relay: Option<Relay>,
+}
+
 impl Node {
     pub(crate) fn new(
         outside: Outside,
         log: Arc<dyn Log>,
         bridge: Bridge,
-        sessions: SessionLog,
-        retained: RetainedLog,
+        Replayed { sessions, retained, relay }: Replayed,
         logins: Logins,
         settings: Settings,
     ) -> Node {
         Node {
             boot: sessions.boot,
-            router: Router::default(),
+            router: Router::new(sessions.shared),
             registry: Registry::new(),
             log,
             bridge,
             sessions,
             retained,
+            relay,
             logins,
             counters: Counters::default(),
             notices: Notices::default(),
@@ -168,7 +179,13 @@ impl Node {
         fanout
             .congested
             .extend(logged.map(|to| &to.mailbox).filter(|mailbox| mailbox.is_congested(caps)).cloned());
-        if how != Delivered::OnceAgain {
+        self.pass(&route, message, || {
+            let (done, outcome) = Completion::awaited();
+            outcomes.push(outcome);
+            done
+        });
+        let is_new = self.relay.as_ref().is_none_or(|relay| relay.is_new(message));
+        if how != Delivered::OnceAgain && is_new {
             fanout.push(&route, message.clone(), caps, &self.counters);
         }
         fanout.flush(caps, &self.counters);
@@ -188,6 +205,18 @@ impl Node {
         (fanout.congested, outcomes)
     }
 
+    /// Passes a message on to other nodes, for those there who do not get it through the session log; true if there are any.
+    /// `done` is told once it is durable.
+    pub(crate) fn pass(&self, route: &Route, message: &Message, done: impl FnOnce() -> Completion) -> bool {
+        let Some(relay) = &self.relay else { return false };
+        let boots = elsewhere(route, message);
+        if boots.is_empty() {
+            return false;
+        }
+        relay.pass(message, boots, None, self.wall(), done());
+        true
+    }
+
     /// Publishes what a device left behind (its will): stored like its own messages. True once all of it is durable.
     pub(crate) async fn publish_durably(
         &self,
@@ -203,12 +232,12 @@ impl Node {
         }
         if message.retain {
             let (done, outcome) = Completion::awaited();
-            // A will has a number from before what its device published.
-            self.retained.retain(message, self.next_message_id(), self.wall(), done);
+            self.retained.retain(message, self.now(), self.wall(), done);
             if !matches!(outcome.await, Ok(Outcome::Durable(_))) {
                 return false;
             }
         }
+        self.sessions.freshen().await;
         // Nobody can be made to wait here; a recipient that stays without room loses its oldest.
         let (_, queued) = self.deliver(client_id, message, how);
         for outcome in outcomes.into_iter().chain(queued) {

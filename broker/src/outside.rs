@@ -30,6 +30,14 @@ pub(crate) enum Mistake {
     ResumeWithoutQueue,
     /// A crash takes what is retained.
     ForgetRetained,
+    /// All claims of a client have one key.
+    SharedClaimKey,
+    /// A publish is routed without a look at what other nodes have promised meanwhile.
+    RouteOnOldView,
+    /// A subscription of a session in no log is granted before other nodes know of it.
+    SubackBeforeAnnouncement,
+    /// The newest messages go for want of room, not the oldest.
+    DropNewest,
 }
 
 /// What stands in for the machine in a simulation.

@@ -14,7 +14,7 @@ use crate::{
     listener::{self, Listener, tls},
     log::BoxFuture,
     node::Node,
-    session::{self, retained::RetainedLog},
+    session::{self, relay::Relay, retained::RetainedLog},
 };
 
 /// How long connections may take to say goodbye.
@@ -46,6 +46,14 @@ impl Server {
         self.stage.store(Arc::new(Stage::Starting(what.to_owned())));
     }
 
+    /// Does what a node does besides serving connections.
+    pub(crate) fn begin(&mut self, node: &Arc<Node>) {
+        self.tasks.spawn(memory::watch(node.clone()));
+        for task in background(node) {
+            self.tasks.spawn(task);
+        }
+    }
+
     /// Lets devices in.
     pub(crate) fn serve(&mut self, node: Arc<Node>, listeners: Vec<Listener>) {
         if let Some(current) = listeners.iter().find_map(|listener| listener.tls.clone()) {
@@ -53,10 +61,6 @@ impl Server {
         }
         for listener in listeners {
             self.tasks.spawn(listener::listen(node.clone(), listener, self.stop.subscribe()));
-        }
-        self.tasks.spawn(memory::watch(node.clone()));
-        for task in background(&node) {
-            self.tasks.spawn(task);
         }
         self.stage.store(Arc::new(Stage::Serving(node)));
     }
@@ -81,6 +85,10 @@ impl Server {
         }
         self.tasks.shutdown().await;
         if let Some(node) = node {
+            if node.sessions.shared {
+                // Nobody need wait until its silence has lasted long enough.
+                node.sessions.say_down(node.boot, node.wall());
+            }
             node.log.close().await;
         }
     }
@@ -89,6 +97,11 @@ impl Server {
 /// What a node does besides serving connections, until it is aborted.
 pub(crate) fn background(node: &Arc<Node>) -> Vec<BoxFuture<'static, ()>> {
     let mut tasks: Vec<BoxFuture<'static, ()>> = vec![Box::pin(session::log::sweep(node.clone()))];
+    if node.sessions.shared {
+        tasks.push(Box::pin(session::log::barriers(node.clone())));
+        tasks.push(Box::pin(Relay::follow(node.clone())));
+        tasks.push(Box::pin(Relay::watch(node.clone())));
+    }
     for partition in 0..node.sessions.topic().partitions() {
         tasks.push(Box::pin(session::log::follow(node.clone(), partition)));
     }

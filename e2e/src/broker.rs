@@ -8,7 +8,7 @@ use std::{
     collections::BTreeMap,
     fs::{self, File},
     io::{Read, Write},
-    net::{SocketAddr, TcpStream},
+    net::{SocketAddr, TcpListener, TcpStream},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Output, Stdio},
     sync::Arc,
@@ -88,6 +88,19 @@ impl Broker {
             }
         };
         Self::start_in(home, data, manifests, &[])
+    }
+
+    /// One node of several on the same Kafka, whose topics stay. Its addresses are settled at once: it may begin anew by itself.
+    pub fn start_beside(store: &Store, manifests: &Manifests, node: &str) -> Result<Self> {
+        let home = tempfile::tempdir()?;
+        let Store::Kafka(kafka, listener) = store else { bail!("several brokers share a Kafka only") };
+        let data = Data::Kafka(Arc::clone(kafka), *listener);
+        data.fit(manifests)?.write_to(&home.path().join("manifests"))?;
+        let flags = vec!["--node".to_owned(), node.to_owned()];
+        let free = || Ok::<_, anyhow::Error>(TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string());
+        let mut process = serve(home.path(), &data, &free()?, &free()?, &flags)?;
+        let ready = wait_for_ready(home.path(), &mut process, 1)?;
+        Ok(Self::new(home, data, process, &ready, flags))
     }
 
     /// A counter of `/v1/counters`.
@@ -210,6 +223,8 @@ impl Broker {
     pub fn restart(&mut self) -> Result<()> {
         ensure!(self.process.try_wait()?.is_some(), "it still runs");
         let (mqtt, admin) = (self.mqtt.to_string(), self.admin.to_string());
+        // It may have begun anew by itself meanwhile.
+        self.starts = u32::try_from(ready_lines(self.home.path())?.len())?;
         self.process = serve(self.home.path(), &self.data, &mqtt, &admin, &self.flags)?;
         let ready = wait_for_ready(self.home.path(), &mut self.process, self.starts + 1)?;
         // One that refused to start has not said that it is ready.
@@ -225,6 +240,12 @@ impl Broker {
         let pid = i32::try_from(self.process.id()).ok().and_then(Pid::from_raw).context("no process ID")?;
         kill_process(pid, Signal::TERM)?;
         wait_for_exit(&mut self.process, PATIENCE)
+    }
+
+    /// SIGSTOP and SIGCONT.
+    pub fn freeze(&self, frozen: bool) -> Result<()> {
+        let pid = i32::try_from(self.process.id()).ok().and_then(Pid::from_raw).context("no process ID")?;
+        Ok(kill_process(pid, if frozen { Signal::STOP } else { Signal::CONT })?)
     }
 
     /// CPU time it has used, user and system.
@@ -448,14 +469,20 @@ fn spawn(home: &Path, command: &mut Command) -> Result<Child> {
     Ok(child)
 }
 
+/// What it has said on standard output, a line each start.
+fn ready_lines(home: &Path) -> Result<Vec<String>> {
+    let text = fs::read_to_string(home.join("stdout"))?;
+    let lines = text.split_inclusive('\n').filter(|line| line.ends_with('\n'));
+    Ok(lines.map(|line| line.trim().to_owned()).collect())
+}
+
 /// Waits for the ready line of the `starts`th start, the only line each start prints.
 fn wait_for_ready(home: &Path, process: &mut Child, starts: u32) -> Result<Ready> {
     let starts = usize::try_from(starts)?;
     let line = wait_until("the ready line", START_LIMIT, || {
-        let text = fs::read_to_string(home.join("stdout"))?;
-        let lines: Vec<&str> = text.split_inclusive('\n').filter(|line| line.ends_with('\n')).collect();
+        let lines = ready_lines(home)?;
         match lines.get(starts - 1) {
-            Some(line) => Ok(Some(Ok((line.trim().to_owned(), lines.len())))),
+            Some(line) => Ok(Some(Ok((line.clone(), lines.len())))),
             None => Ok(process.try_wait()?.map(Err)),
         }
     });

@@ -88,6 +88,12 @@ impl From<&Broker> for Endpoint {
     }
 }
 
+impl From<SocketAddr> for Endpoint {
+    fn from(mqtt: SocketAddr) -> Self {
+        Self { mqtt, mqtts: None, ws: None, wss: None }
+    }
+}
+
 /// A driver's process.
 pub struct Client {
     driver: Driver,

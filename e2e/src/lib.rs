@@ -6,6 +6,7 @@
 pub mod bench;
 pub mod broker;
 pub mod clients;
+pub mod cluster;
 pub mod fleet;
 pub mod hostile;
 pub mod kafka;
@@ -22,6 +23,7 @@ pub mod ws;
 
 pub use broker::Broker;
 pub use clients::{Client, Driver};
+pub use cluster::Cluster;
 pub use fleet::{Fleet, FleetOptions};
 pub use manifests::Manifests;
 pub use store::{Store, on_kafka};

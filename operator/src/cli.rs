@@ -21,7 +21,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::{
     check::check,
-    instance::build::{Built, Options, build},
+    instance::build::{Options, build},
     run::{self, Settings},
     user::hasher::{HashKey, Hasher},
 };
@@ -239,8 +239,6 @@ fn rendered(folder: &Path, options: &Options, with_secrets: bool) -> Result<Vec<
     manifests.good().map_err(lines)?;
     // Where nothing is wrong, all was built.
     let Ok(built) = built else { return Err(vec![format!("mqtt-operator: {name} can't be built")]) };
-    let Built { notes, .. } = &built;
-    notes.iter().for_each(|note| eprintln!("{name}: {}: {}", note.field, note.message));
     built.objects().map_err(|error| vec![format!("mqtt-operator: {name} can't be written: {error}")])
 }
 

@@ -325,17 +325,14 @@ fn all_objects_belong_to_the_instance_and_are_found_by_its_labels() {
 }
 
 #[test]
-fn one_broker_runs_and_that_is_said_where_more_are_asked_for() {
-    for (instance, said) in [(MINIMAL, 0), (FULL, 1)] {
+fn as_many_brokers_run_as_are_asked_for_and_know_whether_there_are_others() {
+    for (instance, replicas) in [(MINIMAL, 1), (FULL, 3)] {
         let built = good(instance, &options()).1;
-        assert_eq!(built.stateful_set.spec.unwrap().replicas, Some(1));
-        assert_eq!(built.notes.len(), said, "{:?}", built.notes);
-        assert!(
-            built
-                .notes
-                .iter()
-                .all(|note| note.field == "spec.replicas" && note.message.starts_with("is 3, but 1"))
-        );
+        assert_eq!(node_config(&built).shared, replicas > 1);
+        let spec = built.stateful_set.spec.unwrap();
+        assert_eq!(spec.replicas, Some(replicas));
+        let container = spec.template.spec.unwrap().containers.remove(0);
+        assert!(container.command.unwrap().ends_with(&["--node".into(), "$(NODE_NAME)".into()]));
     }
 }
 

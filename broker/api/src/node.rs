@@ -13,6 +13,9 @@ use crate::config::InstanceConfig;
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct NodeConfig {
     pub instance: InstanceConfig,
+    /// Other nodes of the instance serve devices from the same Kafka, and this one has a name: `--node`.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub shared: bool,
     /// Where the shards of the ACL document are, as JSON: files, and folders whose `*.json` files count (hidden ones
     /// and folders inside do not). What is not there counts for nothing, so that a volume may be optional.
     pub acl: Vec<PathBuf>,

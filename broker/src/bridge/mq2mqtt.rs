@@ -7,7 +7,11 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use mqtt_proto::{codec::QoS, message::Message, topic::check_topic};
+use mqtt_proto::{
+    codec::QoS,
+    message::{Message, MessageId},
+    topic::check_topic,
+};
 use tokio::{sync::oneshot, time::Instant};
 
 use super::stored::timestamp;
@@ -57,8 +61,13 @@ enum Reject {
 /// Reads one partition until the task is aborted.
 pub(crate) async fn run(node: Arc<Node>, partition: u32) {
     let mut trouble = Trouble::default();
+    let duty = format!("{}/{partition}", super::MQ2MQTT);
     loop {
-        if let Err(error) = read_on(&node, partition).await {
+        if !node.sessions.has_duty(&duty) {
+            tokio::time::sleep(RETRY).await;
+            continue;
+        }
+        if let Err(error) = read_on(&node, partition, &duty).await {
             let line = error.to_string();
             if trouble.is_due(&line) {
                 tracing::warn!(partition, "mq2mqtt: {line}; trying again every {} s", RETRY.as_secs());
@@ -68,7 +77,8 @@ pub(crate) async fn run(node: Arc<Node>, partition: u32) {
     }
 }
 
-async fn read_on(node: &Arc<Node>, partition: u32) -> Result<(), LogError> {
+/// Returns when another node does it.
+async fn read_on(node: &Arc<Node>, partition: u32, duty: &str) -> Result<(), LogError> {
     let topics = node.bridge.topics();
     let mut position = last_position(node, partition).await?;
     let mut written = (position, Instant::now());
@@ -100,7 +110,7 @@ async fn read_on(node: &Arc<Node>, partition: u32) -> Result<(), LogError> {
         };
         let mut outcomes = Vec::new();
         for stored in &batch.records {
-            outcomes.extend(handle(node, stored).await);
+            outcomes.extend(handle(node, partition, stored).await);
         }
         for outcome in outcomes {
             if !matches!(outcome.await, Ok(Outcome::Durable(_))) {
@@ -113,18 +123,23 @@ async fn read_on(node: &Arc<Node>, partition: u32) -> Result<(), LogError> {
             write_position(node, partition, position).await?;
             written = (position, Instant::now());
         }
+        if !node.sessions.has_duty(duty) {
+            return Ok(());
+        }
     }
 }
 
 /// Returns what must be durable before the record is done with.
-async fn handle(node: &Arc<Node>, stored: &StoredRecord) -> Vec<oneshot::Receiver<Outcome>> {
+async fn handle(node: &Arc<Node>, partition: u32, stored: &StoredRecord) -> Vec<oneshot::Receiver<Outcome>> {
     let largest = node.settings().limits().packet_size as usize;
     match parse(&stored.record, largest) {
         Ok(command) => {
-            let id = node.next_message_id();
+            let id = name(partition, stored);
             let mut message = Message::new(id, 0, command.topic, command.payload, command.qos, false);
             message.online_only = command.online_only;
-            let (congested, outcomes) = node.deliver(super::MQ2MQTT, &Arc::new(message), Delivered::Maybe);
+            node.sessions.freshen().await;
+            let how = if command.qos == QoS::ExactlyOnce { Delivered::Once } else { Delivered::Maybe };
+            let (congested, outcomes) = node.deliver(super::MQ2MQTT, &Arc::new(message), how);
             wait_for_room(node, congested).await;
             return outcomes;
         }
@@ -135,6 +150,13 @@ async fn handle(node: &Arc<Node>, stored: &StoredRecord) -> Vec<oneshot::Receive
         }
     }
     Vec::new()
+}
+
+/// A record's message has one name, whichever node delivers it, and however often: what sessions did with it is found under that.
+/// The time is in it for a topic that was made anew.
+fn name(partition: u32, stored: &StoredRecord) -> MessageId {
+    let created = stored.record.created.cast_unsigned();
+    MessageId { boot: (created << 16) ^ u64::from(partition), counter: stored.offset }
 }
 
 async fn wait_for_room(node: &Node, congested: Vec<Arc<Mailbox>>) {

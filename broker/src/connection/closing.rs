@@ -107,28 +107,31 @@ where
     });
     let expiry = if matches!(close, Close::Refused(_)) { 0 } else { connection.expiry };
     let last_words = connection.last_words(&close);
-    let Connection { mut held, holding, mut stream, session, .. } = connection;
-    if let Some(holding) = holding {
+    let Connection { mut held, holding, marker, mut stream, session, .. } = connection;
+    if let Some(holding) = holding.as_ref().or(marker.as_ref()) {
         let left = Left { expiry, has_will: will.is_some() };
-        if expiry == 0 && !holding.is_lost() {
+        if expiry == 0 && marker.is_none() && !holding.is_lost() {
             held.slot.mailbox.detach();
             let passed = pass_on_all(&node, &holding.client, holding.sid, PASS_ON_TIMEOUT).await;
             if let Err(late) = passed {
                 notice!(node, pass_on, client_id = &*holding.client, "{late}");
             }
         }
-        leave_logged(&node, &held, &holding, Some(left));
-        if will.is_some() {
+        leave_logged(&node, &held, holding, Some(left));
+        // Who took the client over saw to the will before.
+        if will.is_some() && !holding.is_lost() {
             // Whoever sweeps does what could not be done in time.
-            let _ = timeout(WILL_TIMEOUT, node.sessions.publish_left_will(&node, &holding)).await;
+            let _ = timeout(WILL_TIMEOUT, node.sessions.publish_left_will(&node, holding)).await;
         }
+    }
+    if holding.is_some() {
         held.core.subscriptions.clear();
         match expiry {
             0 => node.registry.forget(held),
             _ => node.registry.release(held),
         }
     } else {
-        if let Some(will) = will {
+        if let Some(will) = will.filter(|_| marker.is_none()) {
             let message = will.message(node.next_message_id(), held.slot.mailbox.key, node.now());
             let message = Arc::new(message);
             let published = node.publish_durably(&held.slot.client_id, &message, Delivered::Maybe);
@@ -156,16 +159,16 @@ pub(super) struct Left {
 /// The client was let in, but did not take CONNACK.
 pub(super) fn leave_unused(node: &Arc<Node>, admitted: Admitted) {
     node.connections.leave();
-    match admitted.holding {
-        Some(holding) => {
-            leave_logged(node, &admitted.held, &holding, None);
-            node.registry.release(admitted.held);
-        }
-        None => {
-            let key = admitted.held.slot.mailbox.key;
-            let left = end_session(node, admitted.held);
-            node.hand_on(left, key);
-        }
+    let Admitted { held, holding, marker, .. } = admitted;
+    if let Some(holding) = holding.as_ref().or(marker.as_ref()) {
+        leave_logged(node, &held, holding, None);
+    }
+    if holding.is_some() {
+        node.registry.release(held);
+    } else {
+        let key = held.slot.mailbox.key;
+        let left = end_session(node, held);
+        node.hand_on(left, key);
     }
 }
 

@@ -5,8 +5,6 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 use bytes::BytesMut;
 use mqtt_proto::{
     codec::{CodecError, ConnAckProperties, Connect, Packet, Reason, Version, decode, split_frame},
-    durable::record::{Phase, Session},
-    message::MessageId,
     session::{SessionState, TOPIC_ALIAS_MAXIMUM, Terms},
 };
 use tokio::{
@@ -17,6 +15,7 @@ use tokio::{
 use super::{
     closing,
     connack::{connack, largest_packet},
+    takeover::{Taken, take_session},
     trace::{self, Arrival},
     will::{Will, WillError},
 };
@@ -24,15 +23,11 @@ use crate::{
     admission::{Newcomer, TooMany},
     auth::{Credentials, LoginError, User},
     limits::notice,
-    log::{Health, LogError},
+    log::Health,
     node::Node,
     session::{
         ClaimError, Held,
-        log::{
-            ClaimFailed, Holding, NotPassedOn, Online, Resumed, delivery, gather, may_resume, pass_on_all,
-            publish_will,
-        },
-        note::Note,
+        log::{ClaimFailed, Holding, NotPassedOn},
     },
     settings::Settings,
 };
@@ -46,13 +41,15 @@ const INFLIGHT_CAP: u16 = 1000;
 const PUBLISH_WINDOW: u16 = 1000;
 const FIRST_READ: usize = 1024;
 /// How long a client that wants its session kept waits for a log that takes nothing now.
-const LOG_PATIENCE: Duration = Duration::from_secs(5);
+pub(super) const LOG_PATIENCE: Duration = Duration::from_secs(5);
 
 /// A client that has been let in.
 pub(super) struct Admitted {
     pub(super) held: Held,
     /// Of a session in the log, and what is under way with it.
     pub(super) holding: Option<Arc<Holding>>,
+    /// Of a session in no log: where other nodes see that the client is here.
+    pub(super) marker: Option<Arc<Holding>>,
     pub(super) state: SessionState,
     pub(super) user: Arc<User>,
     pub(super) anonymous: bool,
@@ -311,7 +308,7 @@ async fn let_in(
     let limits = settings.limits();
     let keep_alive = keep_alive(connect, limits.keep_alive_seconds);
     let will = connect.will.as_ref().map(Will::parse).transpose()?;
-    if expiry > 0 && !log_works(node).await {
+    if (expiry > 0 || node.sessions.shared) && !log_works(node).await {
         return Err(Refused::LogAway);
     }
     let properties = ConnAckProperties {
@@ -336,7 +333,8 @@ async fn let_in(
     if newcomer.seat.is_none() {
         return Err(Refused::AddressLimit(address_limit));
     }
-    let entered = node.connections.enter(limits.connections)
+    let elsewhere = node.relay.as_ref().map_or(0, |relay| relay.connections());
+    let entered = node.connections.enter(limits.connections.saturating_sub(elsewhere))
         || (node.registry.is_online(client_id) && node.connections.enter(u64::MAX));
     if !entered {
         return Err(Refused::ConnectionLimit(limits.connections));
@@ -345,7 +343,7 @@ async fn let_in(
     let held = node.registry.claim(client_id, node.sessions.mailbox(client_id)).await;
     let mut held = held.inspect_err(|_| node.connections.leave())?;
     let taken = take_session(node, &mut held, connect, user, expiry, will.as_ref(), peer).await;
-    let Taken { holding, state, present: session_present, had_session } = match taken {
+    let Taken { holding, marker, state, present: session_present, had_session } = match taken {
         Ok(taken) => taken,
         Err(refused) => {
             node.registry.release(held);
@@ -369,6 +367,7 @@ async fn let_in(
             ..Terms::of(connect, INFLIGHT_CAP, PUBLISH_WINDOW)
         },
         holding,
+        marker,
         state,
         user: user.clone(),
         anonymous: connect.username.is_none() && newcomer.user.is_none(),
@@ -427,118 +426,6 @@ async fn login(
         failures.note(suspect, node.now());
     }
     Ok(outcome?)
-}
-
-/// A client that was taken for this connection.
-struct Taken {
-    holding: Option<Arc<Holding>>,
-    state: SessionState,
-    present: bool,
-    had_session: bool,
-}
-
-/// Takes the client over, in the log if its session is or will be there, for a connection that has it here.
-async fn take_session(
-    node: &Arc<Node>,
-    held: &mut Held,
-    connect: &Connect<'_>,
-    user: &User,
-    expiry: u32,
-    will: Option<&Will>,
-    peer: SocketAddr,
-) -> Result<Taken, Refused> {
-    let slot = held.slot.clone();
-    let client_id = &*slot.client_id;
-    let former = node.sessions.latest(client_id).filter(|(_, former)| former.phase != Phase::Ended);
-    let had_session = former.is_some();
-    let resumes = !connect.clean_start
-        && former.as_ref().is_some_and(|(_, former)| may_resume(former, &user.name, node.now()));
-    if let Some((nonce, former)) = &former {
-        settle_will(node, client_id, former, *nonce, resumes).await?;
-    }
-    if let Some((_, former)) = former.as_ref().filter(|_| !resumes) {
-        pass_on_all(node, client_id, former.sid, LOG_PATIENCE).await?;
-    }
-    if expiry == 0 && !resumes {
-        if had_session {
-            node.sessions.claim_end(node, &held.slot, LOG_PATIENCE).await?;
-        }
-        let left = held.core.discard(&held.slot.mailbox, &node.router);
-        node.hand_on(left, held.slot.mailbox.key);
-        return Ok(Taken { holding: None, state: SessionState::default(), present: false, had_session });
-    }
-    let terms = Online {
-        resumes,
-        user: (&*user.name).into(),
-        peer: peer.to_string().into(),
-        protocol: connect.version as u8,
-        expiry,
-        will: will.map(|will| Box::new(will.logged())),
-    };
-    let resumed = node.sessions.claim_online(node, &held.slot, LOG_PATIENCE, terms).await?;
-    let present = resumed.present;
-    let holding = resumed.holding.clone();
-    let state = match timeout(LOG_PATIENCE, restore(node, held, resumed)).await {
-        Ok(Ok(state)) => state,
-        Ok(Err(_)) | Err(_) => {
-            // It is not served after all.
-            super::closing::leave_logged(node, held, &holding, None);
-            return Err(Refused::LogAway);
-        }
-    };
-    for name in held.core.revoke(&held.slot.mailbox, &node.router, &user.grants(client_id)) {
-        // A grant may have gone while nobody could act on the session.
-        node.sessions.subscribe(&holding, &name, None, node.wall(), node.bridge.nobody());
-        node.leave_share(Some(&holding), &held.slot.mailbox, &name);
-    }
-    held.core.shares().for_each(|name| gather(node, name));
-    Ok(Taken { holding: Some(holding), state, present, had_session })
-}
-
-/// Publishes the will of the connection before, unless it waits and the session goes on.
-async fn settle_will(
-    node: &Arc<Node>,
-    client_id: &str,
-    former: &Session,
-    nonce: MessageId,
-    resumes: bool,
-) -> Result<(), Refused> {
-    let Some(will) = &former.will else { return Ok(()) };
-    let is_due = match former.phase {
-        Phase::Online => will.delay == 0,
-        _ => will.due_at.is_some_and(|at| at <= node.now()),
-    };
-    if (is_due || !resumes) && !publish_will(node, client_id, former, will, nonce).await {
-        return Err(Refused::LogAway);
-    }
-    Ok(())
-}
-
-/// What the session goes on with: subscriptions, unreleased publishes, and messages that wait or are under way.
-async fn restore(node: &Node, held: &mut Held, resumed: Resumed) -> Result<SessionState, LogError> {
-    let Resumed { holding, queue, sent_below, inbound, filters, .. } = resumed;
-    held.core.subscriptions = filters.into_iter().collect();
-    let mut former = std::mem::take(&mut held.core.notes);
-    held.core.notes = inbound
-        .into_iter()
-        .map(|(packet_id, inbound)| {
-            let known = former.remove(&packet_id).filter(|note| note.inbound.mid == inbound.mid);
-            let (routed, shared) = known.map_or_else(Default::default, |note| (note.routed, note.shared));
-            (packet_id, Note { inbound, routed, shared })
-        })
-        .collect();
-    let received =
-        queue.iter().filter_map(|(_, entry)| Some((entry.received?, entry.mid))).collect::<Vec<_>>();
-    let waits: Vec<_> = queue.into_iter().filter(|(_, entry)| entry.received.is_none()).collect();
-    let mut bodies = node.sessions.bodies(holding.partition, holding.sid, &waits).await?;
-    let (mut sent, mut unsent) = (Vec::new(), Vec::new());
-    for (order, entry) in waits {
-        let Some(message) = bodies.remove(&entry.mid) else { continue };
-        let to = if order < sent_below { &mut sent } else { &mut unsent };
-        to.push(delivery(&entry, message));
-    }
-    held.slot.mailbox.prepend(unsent);
-    Ok(SessionState::restore(received, sent))
 }
 
 /// Waits a while for a log that is away.

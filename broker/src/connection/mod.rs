@@ -12,6 +12,7 @@ mod input;
 mod output;
 mod publish;
 mod subscribe;
+mod takeover;
 #[cfg(test)]
 mod tests;
 mod trace;
@@ -79,6 +80,8 @@ pub(crate) struct Connection<S> {
     held: Held,
     /// Of a session in the log.
     holding: Option<Arc<Holding>>,
+    /// Of a session in no log, where other nodes see that the client is here.
+    marker: Option<Arc<Holding>>,
     mailbox: Arc<Mailbox>,
     user: Arc<User>,
     anonymous: bool,
@@ -171,6 +174,7 @@ where
         let handshake::Admitted {
             held,
             holding,
+            marker,
             state,
             user,
             anonymous,
@@ -206,6 +210,7 @@ where
             _seat: newcomer.seat,
             held,
             holding,
+            marker,
             mailbox,
             user,
             anonymous,
@@ -226,6 +231,11 @@ where
 
     fn client_id(&self) -> &str {
         &self.held.slot.client_id
+    }
+
+    /// Another node has the client.
+    fn is_lost(&self) -> bool {
+        self.holding.as_ref().or(self.marker.as_ref()).is_some_and(|holding| holding.is_lost())
     }
 
     /// Works until there is nothing to do; ready when the connection must be closed.
@@ -262,8 +272,7 @@ where
             if outcome.is_ok() {
                 mail.settled.into_iter().for_each(|settled| self.settle(settled, scratch));
             }
-            let is_lost = || self.holding.as_ref().is_some_and(|holding| holding.is_lost());
-            if mail.called && (!self.held.is_valid() || is_lost()) {
+            if mail.called && (!self.held.is_valid() || self.is_lost()) {
                 return Err(Close::TakenOver);
             }
             if mail.called && self.node.is_stopping() {

@@ -2,7 +2,8 @@
 //!
 //! They are issued strictly in order. Most are routed and handed to the log at once. A QoS 2 message of a
 //! session in the log is noted there first ([`crate::session::note`]); what comes behind it on the connection waits for
-//! its turn. One is acknowledged once it is durable wherever it must be: under its parent, and for each partition of the
+//! its turn. A retained one is kept as its topic's before it is routed, in the order in which they came. Where other nodes
+//! share the log each waits for a fresh view before that ([`crate::session::log::SessionLog::is_fresh_or`]). One is acknowledged once it is durable wherever it must be: under its parent, and for each partition of the
 //! session log in which a session gets it.
 
 use std::{collections::HashMap, sync::Arc};
@@ -10,7 +11,7 @@ use std::{collections::HashMap, sync::Arc};
 use foldhash::fast::RandomState;
 use mqtt_proto::{
     codec::{Publish, QoS, Reason, Version},
-    message::{Message, MessageId},
+    message::Message,
     session::Ticket,
     topic::check_topic,
 };
@@ -47,7 +48,8 @@ const KNOWN: u64 = 1 << 60;
 pub(super) const RECEIVED: u64 = 1 << 59;
 pub(super) const GRANTED: u64 = 1 << 58;
 const RETAINED: u64 = 1 << 57;
-const KINDS: u64 = NOTED | FOUND | RELEASED | KNOWN | RECEIVED | GRANTED | RETAINED;
+const FRESH: u64 = 1 << 56;
+const KINDS: u64 = NOTED | FOUND | RELEASED | KNOWN | RECEIVED | GRANTED | RETAINED | FRESH;
 
 /// What a connection knows of the topics it publishes to.
 #[derive(Default)]
@@ -71,21 +73,30 @@ pub(super) struct Intake {
     ticket: Option<Ticket>,
     /// Names it among those of this connection.
     turn: u64,
-    /// Neither its note nor its record as a retained message is waited for.
-    is_ready: bool,
+    stage: Stage,
     /// It was stored by a former process run already.
     is_stored: bool,
     /// Its packet identifier, if there is a note about it.
     noted: Option<u16>,
-    /// Its name as what its topic retains. A message that came again keeps its identifier, but is retained behind all that came
-    /// before it.
-    retained_as: MessageId,
+}
+
+/// What a publish waits for before it is routed. It gets there in this order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// Its note.
+    Noting,
+    /// Those before it, which must be kept as their topics' first.
+    Turn,
+    /// Its record as a retained message.
+    Retaining,
+    /// A fresh view.
+    Freshening,
+    Ready,
 }
 
 impl Intake {
     fn new(message: Message, topic: Arc<TopicEntry>, ticket: Option<Ticket>, turn: u64) -> Intake {
-        let retained_as = message.id;
-        Intake { message, topic, ticket, turn, is_ready: true, is_stored: false, noted: None, retained_as }
+        Intake { message, topic, ticket, turn, stage: Stage::Ready, is_stored: false, noted: None }
     }
 }
 
@@ -132,9 +143,14 @@ where
             self.note(publish, message, topic, &holding, ticket);
         } else if message.retain && ticket.is_some() {
             let turn = self.next_turn();
-            self.retain(&message, turn);
-            let intake = Intake { is_ready: false, ..Intake::new(message, topic, ticket, turn) };
+            let intake = Intake { stage: Stage::Turn, ..Intake::new(message, topic, ticket, turn) };
             self.intake.push_back(intake);
+            self.retain_in_turn();
+        } else if ticket.is_some() && self.node.sessions.shared {
+            let turn = self.next_turn();
+            let stage = self.freshen(turn);
+            self.intake.push_back(Intake { stage, ..Intake::new(message, topic, ticket, turn) });
+            self.issue_waiting(scratch);
         } else if self.intake.is_empty()
             && self.pauses.congested.is_empty()
             && scratch.fanout.congested.is_empty()
@@ -174,17 +190,24 @@ where
             self.release_received(u16::try_from(number).unwrap_or_default(), scratch);
         } else if token & GRANTED != 0 {
             self.granted(number, scratch);
-        } else if token & (NOTED | FOUND | RETAINED) != 0 {
+        } else if token & (NOTED | FOUND | RETAINED | FRESH) != 0 {
             let waiting = self.intake.iter().position(|intake| intake.turn == number);
             let Some(intake) = waiting.and_then(|index| self.intake.get_mut(index)) else { return };
             intake.is_stored |= token & FOUND != 0;
-            if intake.message.retain && token & RETAINED == 0 {
-                // First who subscribes finds it, then those who have get it: so nobody misses it in between.
-                let (node, settling) = (&self.node, &self.settling);
-                let done = Completion { sink: settling.clone(), token: RETAINED | number };
-                node.retained.retain(&intake.message, intake.retained_as, node.wall(), done);
-            } else {
-                intake.is_ready = true;
+            let is_kept = !intake.message.retain || token & RETAINED != 0;
+            // First who subscribes finds it, then those who have get it: so nobody misses it in between.
+            intake.stage = match token & FRESH != 0 {
+                true => Stage::Ready,
+                false if is_kept => Stage::Freshening,
+                false => Stage::Turn,
+            };
+            if intake.stage == Stage::Freshening {
+                let done = Completion { sink: self.settling.clone(), token: FRESH | number };
+                if self.node.sessions.is_fresh_or(|| done) {
+                    intake.stage = Stage::Ready;
+                }
+            } else if intake.stage == Stage::Turn {
+                self.retain_in_turn();
             }
             self.issue_waiting(scratch);
         } else {
@@ -200,13 +223,49 @@ where
 
     /// Issues the publishes whose turn has come, in order.
     pub(super) fn issue_waiting(&mut self, scratch: &mut Scratch) {
+        let mut retains = false;
         while self.pauses.congested.is_empty()
             && scratch.fanout.congested.is_empty()
-            && self.intake.front().is_some_and(|intake| intake.is_ready)
+            && self.intake.front().is_some_and(|intake| intake.stage == Stage::Ready)
+            // What another node goes on with is not this one's to route.
+            && !self.is_lost()
         {
             let Some(intake) = self.intake.pop_front() else { break };
+            retains |= intake.message.retain;
             self.issue(intake, scratch);
         }
+        if retains {
+            self.retain_in_turn();
+        }
+    }
+
+    /// Keeps messages as their topics', as long as none comes before that can't be kept so far.
+    fn retain_in_turn(&mut self) {
+        let node = &self.node;
+        let mut retained = false;
+        for intake in self.intake.iter_mut().filter(|intake| intake.message.retain) {
+            match intake.stage {
+                Stage::Turn => {
+                    intake.stage = Stage::Retaining;
+                    retained = true;
+                    let done = Completion { sink: self.settling.clone(), token: RETAINED | intake.turn };
+                    node.retained.retain(&intake.message, node.now(), node.wall(), done);
+                }
+                Stage::Noting => break,
+                // Nobody waits for it: it is kept when it is routed.
+                Stage::Ready if intake.ticket.is_none() => break,
+                _ => {}
+            }
+        }
+        if retained {
+            self.mind_the_log();
+        }
+    }
+
+    /// What a publish waits for that needs nothing but a fresh view.
+    fn freshen(&self, turn: u64) -> Stage {
+        let is_fresh = self.node.sessions.is_fresh_or(|| self.completion(FRESH | turn));
+        if is_fresh { Stage::Ready } else { Stage::Freshening }
     }
 
     /// Whether so many publishes wait for their turn that no more should be read.
@@ -277,7 +336,7 @@ where
         holding: &Holding,
         ticket: Ticket,
     ) {
-        let (packet_id, turn, retained_as) = (publish.packet_id, self.next_turn(), message.id);
+        let (packet_id, turn) = (publish.packet_id, self.next_turn());
         let now = self.node.wall();
         let former = self.held.core.notes.get(&packet_id);
         let former = former.filter(|note| note.is_repeated_by(&message, publish.dup, now)).cloned();
@@ -296,8 +355,9 @@ where
             self.mind_the_log();
         }
         let intake = Intake::new(message, topic, Some(ticket), turn);
-        let is_ready = self.node.outside.makes(Mistake::RouteBeforeNote);
-        self.intake.push_back(Intake { is_ready, noted: Some(packet_id), retained_as, ..intake });
+        let hurries = self.node.outside.makes(Mistake::RouteBeforeNote);
+        let stage = if hurries { Stage::Ready } else { Stage::Noting };
+        self.intake.push_back(Intake { stage, noted: Some(packet_id), ..intake });
     }
 
     fn search(&mut self, note: Note, turn: u64) {
@@ -338,7 +398,7 @@ where
         if message.retain && ticket.is_none() {
             // Nobody is told when it is durable, and its client may be gone by then.
             let (node, nobody) = (&self.node, self.node.bridge.nobody());
-            node.retained.retain_early(node, &message, node.wall(), nobody);
+            node.retained.retain_early(node, &message, nobody);
             self.mind_the_log();
         }
         // A publish that waited for its turn must find who subscribed meanwhile.
@@ -355,7 +415,16 @@ where
             }
         }
         appends += self.share_out(&route, &message, ticket, noted, scratch);
-        if !routed {
+        let done = || match ticket {
+            Some(ticket) => self.completion(ticket.0),
+            None => self.node.bridge.nobody(),
+        };
+        if self.node.pass(&route, &message, done) {
+            appends += usize::from(ticket.is_some());
+            self.mind_the_log();
+        }
+        let is_new = self.node.relay.as_ref().is_none_or(|relay| relay.is_new(&message));
+        if !routed && is_new {
             scratch.fanout.push(&route, message, self.settings.caps(), &self.node.counters);
         }
         if let Some(ticket) = ticket.filter(|_| appends > 1) {
@@ -428,14 +497,6 @@ where
             self.mind_the_log();
         }
         appends
-    }
-
-    /// Keeps a message as its topic's.
-    fn retain(&mut self, message: &Message, turn: u64) {
-        let done = self.completion(RETAINED | turn);
-        let node = &self.node;
-        node.retained.retain(message, message.id, node.wall(), done);
-        self.mind_the_log();
     }
 
     fn next_turn(&mut self) -> u64 {

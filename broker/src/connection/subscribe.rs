@@ -33,8 +33,9 @@ struct Waiting {
     packet_id: u16,
     is_subscribe: bool,
     reasons: Vec<Reason>,
-    /// Filters that are not in force yet.
+    /// Filters that are not in force yet; then, whether what is retained may be older than what others were promised.
     left: usize,
+    is_fresh: bool,
     /// Whose retained messages are sent then.
     retained: Vec<(Filter, Options)>,
     /// Shared subscriptions of which the session is a member then.
@@ -68,7 +69,9 @@ where
             .collect();
         trace::subscribed(&self.node, self.client_id(), &subscribe.filters, &reasons);
         let packet_id = subscribe.packet_id;
-        self.answer(Waiting { packet_id, is_subscribe: true, reasons, left, retained, shares }, scratch);
+        let waiting =
+            Waiting { packet_id, is_subscribe: true, reasons, left, is_fresh: false, retained, shares };
+        self.answer(waiting, scratch);
     }
 
     pub(super) fn unsubscribe(&mut self, unsubscribe: &Unsubscribe<'_>, scratch: &mut Scratch) {
@@ -96,8 +99,8 @@ where
             })
             .collect();
         let packet_id = unsubscribe.packet_id;
-        let (retained, shares) = (Vec::new(), Vec::new());
-        let waiting = Waiting { packet_id, is_subscribe: false, reasons, left, retained, shares };
+        let (retained, shares, is_fresh) = (Vec::new(), Vec::new(), false);
+        let waiting = Waiting { packet_id, is_subscribe: false, reasons, left, is_fresh, retained, shares };
         self.answer(waiting, scratch);
     }
 
@@ -105,20 +108,33 @@ where
     pub(super) fn granted(&mut self, number: u64, scratch: &mut Scratch) {
         let Some(waiting) = self.asked.waiting.get_mut(&number) else { return };
         waiting.left = waiting.left.saturating_sub(1);
-        if waiting.left == 0
-            && let Some(waiting) = self.asked.waiting.remove(&number)
-        {
-            self.tell(waiting, scratch);
+        if waiting.left == 0 {
+            self.look(number, scratch);
         }
     }
 
     fn answer(&mut self, waiting: Waiting, scratch: &mut Scratch) {
-        if waiting.left == 0 {
-            return self.tell(waiting, scratch);
-        }
-        self.asked.waiting.insert(self.asked.next, waiting);
+        let (number, left) = (self.asked.next, waiting.left);
+        self.asked.waiting.insert(number, waiting);
         self.asked.next += 1;
+        if left == 0 {
+            return self.look(number, scratch);
+        }
         self.mind_the_log();
+    }
+
+    /// All of one is in force: it is answered, once what is retained is known as it is now.
+    fn look(&mut self, number: u64, scratch: &mut Scratch) {
+        let node = self.node.clone();
+        let done = self.completion(GRANTED | number);
+        let Some(waiting) = self.asked.waiting.get_mut(&number) else { return };
+        if !waiting.is_fresh && !waiting.retained.is_empty() && !node.sessions.is_fresh_or(|| done) {
+            (waiting.is_fresh, waiting.left) = (true, 1);
+            return;
+        }
+        if let Some(waiting) = self.asked.waiting.remove(&number) {
+            self.tell(waiting, scratch);
+        }
     }
 
     fn tell(&mut self, waiting: Waiting, scratch: &mut Scratch) {
@@ -178,6 +194,7 @@ where
         };
         let limit = self.settings.limits().subscriptions;
         let is_new = !self.held.core.subscriptions.contains_key(asked.filter);
+        let mut waits = self.holding.is_some();
         if let Some(holding) = &self.holding {
             if is_new && !self.node.router.has_room(limit) {
                 return Err(Reason::QuotaExceeded);
@@ -189,6 +206,8 @@ where
                 .router
                 .subscribe(&request, &self.mailbox, options, false, limit)
                 .map_err(|_| Reason::QuotaExceeded)?;
+            let done = || self.completion(GRANTED | number);
+            waits = !self.node.sessions.announce(&self.node, asked.filter, done);
         }
         let share: Option<Box<str>> = request.share.is_some().then(|| asked.filter.into());
         let sends_retained = match asked.retain_handling {
@@ -200,7 +219,7 @@ where
         };
         let retained = sends_retained.then(|| (request.filter.clone(), options));
         self.held.core.subscriptions.insert(asked.filter.into(), request);
-        Ok(Subscribed { waits: self.holding.is_some(), retained, share })
+        Ok(Subscribed { waits, retained, share })
     }
 
     fn refuse_subscription(&self, filter: &str, reason: Reason) {

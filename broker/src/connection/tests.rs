@@ -41,7 +41,7 @@ async fn a_publish_that_the_store_refuses_closes_its_connection_without_an_ackno
         let machine = Still::new(cluster.clone());
         let outside = Outside { simulated: Some(machine.clone()), mistake: None };
         let log = SimLog::new(cluster, outside.clone(), fastrand::Rng::with_seed(2), 10_000);
-        let place = Place { node: "0", partitions: 1 };
+        let place = Place { node: "0", partitions: 1, shared: false };
         let made = make_node(outside, log, place, &world::config(10, 10), &world::acl()).await;
         let node = made.unwrap().unwrap_or_else(|problems| panic!("{:?}", problems.lines));
         let tasks: Vec<_> = server::background(&node).into_iter().map(tokio::spawn).collect();

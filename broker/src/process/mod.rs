@@ -3,10 +3,17 @@
 //! `standalone` and `run` differ in where the documents come from; the rest is here. Documents that can't be used end
 //! the start with exit status 2; later they change nothing but the log.
 
+mod company;
 mod store;
 pub(crate) mod watch;
 
-use std::{path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
+use std::{
+    os::unix::process::CommandExt,
+    path::PathBuf,
+    process::{Command, ExitCode},
+    sync::Arc,
+    time::Duration,
+};
 
 use anyhow::{Context, bail};
 use mqtt_broker_api::{
@@ -26,11 +33,12 @@ use crate::{
     limits::Trouble,
     listener::{Listener, tls},
     log::{Log, LogError},
-    node::Node,
+    node::{Node, Replayed},
     outside::Outside,
     server::Server,
     session::{
         log::{Place, SessionLog},
+        relay::Relay,
         retained::RetainedLog,
     },
     settings::{Problems, Settings},
@@ -54,6 +62,8 @@ pub(crate) struct Documents {
     pub(crate) acl: Option<AclDocument>,
     /// The folder of the embedded store, used where `config.kafka` is absent.
     pub(crate) data: Option<PathBuf>,
+    /// The name of this node among those that serve devices from the same Kafka; absent: it serves alone.
+    pub(crate) node: Option<String>,
     /// One line each: what has no effect, is doubtful, or is waited for.
     pub(crate) warnings: Vec<String>,
 }
@@ -71,6 +81,13 @@ pub(crate) trait Source: Send + 'static {
 
     /// How a person says where a listener, named as in the config, shall listen.
     fn address_is_set(listener: &str) -> String;
+}
+
+/// How serving ended.
+enum Ended {
+    With(ExitCode),
+    /// The process must begin anew: this run of it is over, though nothing is wrong with it.
+    Anew,
 }
 
 /// Serves until a signal asks for the end.
@@ -98,7 +115,8 @@ pub(crate) fn run<S: Source>(mut source: S) -> ExitCode {
     // Questions to a Kafka that does not answer are not waited for.
     runtime.shutdown_background();
     match ended {
-        Ok(code) => code,
+        Ok(Ended::With(code)) => code,
+        Ok(Ended::Anew) => begin_anew(),
         Err(error) => {
             eprintln!("mqtt-broker: {error:#}");
             ExitCode::FAILURE
@@ -106,21 +124,28 @@ pub(crate) fn run<S: Source>(mut source: S) -> ExitCode {
     }
 }
 
-async fn serve<S: Source>(mut watcher: Watcher<S>, documents: Documents) -> anyhow::Result<ExitCode> {
+/// Becomes the program that it is once more, with the same arguments. Returns if that fails.
+fn begin_anew() -> ExitCode {
+    let error = Command::new("/proc/self/exe").args(std::env::args_os().skip(1)).exec();
+    eprintln!("mqtt-broker: can't begin anew: {error}; start it again");
+    ExitCode::FAILURE
+}
+
+async fn serve<S: Source>(mut watcher: Watcher<S>, documents: Documents) -> anyhow::Result<Ended> {
     let admin = bind::<S>(&documents.config.listeners.admin, "admin").await?;
     let mut server = Server::start(admin)?;
     let prepared = tokio::select! {
         prepared = prepare(&server, &mut watcher, documents) => prepared?,
         signal = stop_signal() => {
             tracing::info!("stopped before the start was over");
-            return signal.map(|()| ExitCode::SUCCESS);
+            return signal.map(|()| Ended::With(ExitCode::SUCCESS));
         }
     };
     let Prepared { store, node, listeners, tls } = match prepared {
         Ok(prepared) => prepared,
         Err(problems) => {
             problems.lines.iter().for_each(|problem| eprintln!("{problem}"));
-            return Ok(ExitCode::from(BAD_DOCUMENTS));
+            return Ok(Ended::With(ExitCode::from(BAD_DOCUMENTS)));
         }
     };
     let terms = tls.map(|terms| Arc::new(tls::Current::new(terms)));
@@ -141,15 +166,37 @@ async fn serve<S: Source>(mut watcher: Watcher<S>, documents: Documents) -> anyh
         open.push(Listener { name, socket, tls: terms.clone().filter(|_| name.is_tls()) });
     }
     ready.insert(1, format!("admin={}", server.admin));
+    server.begin(&node);
+    let wait = company::wait(&server, &node);
+    if let Some(ended) = until_end(&node, wait).await? {
+        server.stop().await;
+        return Ok(ended);
+    }
     server.serve(node.clone(), open);
     println!("ready {}", ready.join(" "));
 
-    let watching = tokio::spawn(watch::run(watcher, watch::Steered { node, store, terms, listeners }));
-    stop_signal().await?;
+    let steered = watch::Steered { node: node.clone(), store, terms, listeners };
+    let watching = tokio::spawn(watch::run(watcher, steered));
+    let ended = until_end(&node, std::future::pending()).await?;
     tracing::info!("stopping");
     watching.abort();
     server.stop().await;
-    Ok(ExitCode::SUCCESS)
+    Ok(ended.unwrap_or(Ended::With(ExitCode::SUCCESS)))
+}
+
+/// Waits for something, but not longer than this process run shall last: then says how it ends.
+async fn until_end(
+    node: &Node,
+    wait: impl Future<Output = anyhow::Result<()>>,
+) -> anyhow::Result<Option<Ended>> {
+    tokio::select! {
+        waited = wait => waited.map(|()| None),
+        signal = stop_signal() => signal.map(|()| Some(Ended::With(ExitCode::SUCCESS))),
+        () = node.sessions.ended() => {
+            tracing::warn!("this process run is over, as the log says, or its place in it has changed: beginning anew");
+            Ok(Some(Ended::Anew))
+        }
+    }
 }
 
 /// A node that devices may be let in to.
@@ -191,7 +238,9 @@ async fn prepare<S: Source>(
     loop {
         let Steering { documents, acl } = &steering;
         let lines =
-            match make_node(Outside::default(), store.log(), store.place(), &documents.config, acl).await {
+            match make_node(Outside::default(), store.log(), store.place(documents), &documents.config, acl)
+                .await
+            {
                 Ok(Ok(node)) => {
                     node.config_hash.store(documents.config_hash.clone().map(Arc::new));
                     let Documents { config: InstanceConfig { listeners, .. }, tls, .. } = steering.documents;
@@ -257,6 +306,11 @@ pub(crate) async fn make_node(
     let (boot, packet_size) = (outside.random(), config.limits.packet_size);
     let sessions = SessionLog::open(log.clone(), outside.clone(), boot, place, packet_size).await?;
     let retained = RetainedLog::open(log.clone(), &outside, boot, place, packet_size).await?;
+    let relay = match place.shared {
+        true => Some(Relay::open(log.clone(), boot, place, packet_size, outside.wall()).await?),
+        false => None,
+    };
+    let replayed = Replayed { sessions, retained, relay };
     let topics = SystemTopics::ensure(&*log, config.limits.packet_size).await?;
     let bridge = Bridge::new(log.clone(), topics);
     let settings = match Settings::compile(config.clone(), acl, &*log).await {
@@ -270,7 +324,7 @@ pub(crate) async fn make_node(
             return Ok(Err(Problems { lines, may_pass: true }));
         }
     };
-    let node = Arc::new(Node::new(outside, log, bridge, sessions, retained, logins, settings));
+    let node = Arc::new(Node::new(outside, log, bridge, replayed, logins, settings));
     node.retained.begin(&node);
     node.sessions.begin(&node);
     Ok(Ok(node))

@@ -12,6 +12,9 @@ use crate::log::{
 };
 use crate::session::log::Place;
 
+/// The name of a node that serves alone.
+const ALONE: &str = "0";
+
 #[derive(Clone)]
 pub(super) enum Store {
     Embedded(Arc<EmbeddedLog>),
@@ -42,14 +45,14 @@ impl Store {
         }
     }
 
-    /// There is one node so far. A log on this machine is written by one thread: more partitions would only make it more
-    /// records for a message that many get.
-    pub(super) fn place(&self) -> Place<'static> {
-        let partitions = match self {
-            Store::Embedded(_) => 1,
-            Store::Kafka(_) => 12,
-        };
-        Place { node: "0", partitions }
+    /// A log on this machine is written by one thread: more partitions would only make it more records for a message that many
+    /// get.
+    pub(super) fn place<'a>(&self, documents: &'a Documents) -> Place<'a> {
+        let node = documents.node.as_deref();
+        match self {
+            Store::Embedded(_) => Place { node: ALONE, partitions: 1, shared: false },
+            Store::Kafka(_) => Place { node: node.unwrap_or(ALONE), partitions: 12, shared: node.is_some() },
+        }
     }
 
     /// Addresses and credentials follow the documents without a restart.

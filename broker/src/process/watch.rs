@@ -107,6 +107,10 @@ async fn apply<S: Source>(steered: &Steered, documents: Documents) -> bool {
         tracing::warn!("the listeners stay where they are until the broker is started again");
     }
     store.follow(&documents);
+    if documents.config.kafka.is_some() && documents.node.is_some() != node.sessions.shared {
+        tracing::info!("whether other nodes serve from the same Kafka has changed");
+        node.sessions.end_here();
+    }
     if let (Some(terms), Some(new)) = (terms, documents.tls) {
         let old = terms.swap(new.clone());
         if !Arc::ptr_eq(&old, &new) {

@@ -30,6 +30,8 @@ use crate::session::mailbox::Mailbox;
 pub(crate) struct Router {
     subscriptions: RwLock<Subscriptions>,
     retained: RwLock<RetainedTrie<Arc<Message>>>,
+    /// Other nodes must know what sessions have here that are in no log.
+    counts_clean: bool,
     /// Rises with every change of the subscriptions.
     generation: AtomicU64,
     count: AtomicUsize,
@@ -39,6 +41,8 @@ pub(crate) struct Router {
 struct Subscriptions {
     own: Trie<u64, Subscriber>,
     shared: Shares,
+    /// How many sessions of this node that are in no log have a filter, where other nodes must know.
+    clean: HashMap<Box<str>, usize, foldhash::fast::RandomState>,
 }
 
 /// Subscription options (MQTT 5 section 3.8.3.1); the defaults are those of MQTT 3.1.1.
@@ -102,6 +106,16 @@ pub(crate) struct Route {
 pub(crate) struct SubscriptionLimit;
 
 impl Router {
+    /// `shared`: other nodes route to this one.
+    pub(crate) fn new(shared: bool) -> Router {
+        Router { counts_clean: shared, ..Router::default() }
+    }
+
+    /// Whether any session of this node that is in no log has this filter; where other nodes route to this one.
+    pub(crate) fn has_clean(&self, filter: &str) -> bool {
+        self.subscriptions.read().clean.contains_key(filter)
+    }
+
     pub(crate) fn generation(&self) -> u64 {
         self.generation.load(Ordering::Acquire)
     }
@@ -130,20 +144,23 @@ impl Router {
             is_logged,
         };
         let mut subscriptions = self.subscriptions.write();
-        let is_new = match asked.shared() {
+        let former = match asked.shared() {
             Some(name) => subscriptions.shared.insert(&name, &asked.filter, subscriber.recipient()),
             None => match subscriptions.own.insert(&asked.filter, mailbox.key, subscriber.clone()) {
                 // What publishers know of their topics still holds.
                 Some(former) if former.is(&subscriber) => return Ok(()),
-                former => former.is_none(),
+                former => former.map(|former| former.recipient()),
             },
         };
-        if is_new {
+        if former.is_none() {
             if !self.has_room(limit) {
                 subscriptions.remove(asked, mailbox.key);
                 return Err(SubscriptionLimit);
             }
             self.count.fetch_add(1, Ordering::Relaxed);
+        }
+        if self.counts_clean {
+            subscriptions.count_clean(asked, former.as_ref(), Some(&subscriber.recipient()));
         }
         self.generation.fetch_add(1, Ordering::Release);
         Ok(())
@@ -156,7 +173,10 @@ impl Router {
 
     pub(crate) fn unsubscribe(&self, asked: &FilterRequest, key: u64) {
         let mut subscriptions = self.subscriptions.write();
-        if subscriptions.remove(asked, key) {
+        if let Some(removed) = subscriptions.remove(asked, key) {
+            if self.counts_clean {
+                subscriptions.count_clean(asked, Some(&removed), None);
+            }
             self.count.fetch_sub(1, Ordering::Relaxed);
             self.generation.fetch_add(1, Ordering::Release);
         }
@@ -209,7 +229,7 @@ impl Router {
         }
     }
 
-    /// The retained messages that a new subscription gets, those of one process run in the order of their publishing.
+    /// The retained messages that a new subscription gets, in the order of their names.
     pub(crate) fn retained(&self, filter: &Filter, options: Options, now: Millis) -> Vec<Delivery> {
         let mut found = Vec::new();
         self.retained.read().visit(filter, |message| {
@@ -223,16 +243,34 @@ impl Router {
                 });
             }
         });
-        found.sort_unstable_by_key(|delivery| delivery.message.id);
+        found.sort_unstable_by_key(|delivery| (delivery.message.id.counter, delivery.message.id.boot));
         found
     }
 }
 
 impl Subscriptions {
-    fn remove(&mut self, asked: &FilterRequest, key: u64) -> bool {
+    fn remove(&mut self, asked: &FilterRequest, key: u64) -> Option<Recipient> {
         match asked.shared() {
             Some(name) => self.shared.remove(&name, &asked.filter, key),
-            None => self.own.remove(&asked.filter, &key).is_some(),
+            None => self.own.remove(&asked.filter, &key).map(|removed| removed.recipient()),
+        }
+    }
+
+    /// One subscription has taken another's place.
+    fn count_clean(&mut self, asked: &FilterRequest, former: Option<&Recipient>, now: Option<&Recipient>) {
+        let is_clean =
+            |of: Option<&Recipient>| of.is_some_and(|of| of.logged.is_none() && of.mailbox.peer().is_none());
+        let name = asked.to_string();
+        match (is_clean(former), is_clean(now)) {
+            (false, true) => *self.clean.entry(name.into()).or_default() += 1,
+            (true, false) => {
+                let Some(count) = self.clean.get_mut(&*name) else { return };
+                *count = count.saturating_sub(1);
+                if *count == 0 {
+                    self.clean.remove(&*name);
+                }
+            }
+            _ => {}
         }
     }
 }

@@ -40,34 +40,30 @@ struct Turn {
 }
 
 impl Shares {
-    /// Adds a member, or replaces it; true if it is new.
-    pub(super) fn insert(&mut self, name: &str, filter: &Filter, recipient: Recipient) -> bool {
+    /// Adds a member, or replaces it, which is returned.
+    pub(super) fn insert(&mut self, name: &str, filter: &Filter, recipient: Recipient) -> Option<Recipient> {
         let (name, turn, mut members) = match self.by_name.get(name) {
             Some(share) => (share.name.clone(), share.turn.clone(), share.members.clone()),
             None => (Arc::from(name), Arc::default(), Vec::new()),
         };
         let key = recipient.mailbox.key;
         let recipient = Recipient { share: Some(name.clone()), ..recipient };
-        let is_new = match members.binary_search_by_key(&key, |member| member.mailbox.key) {
-            Ok(index) => {
-                members.get_mut(index).into_iter().for_each(|known| *known = recipient.clone());
-                false
-            }
+        let former = match members.binary_search_by_key(&key, |member| member.mailbox.key) {
+            Ok(index) => members.get_mut(index).map(|known| std::mem::replace(known, recipient)),
             Err(index) => {
                 members.insert(index, recipient);
-                true
+                None
             }
         };
         self.filters.insert(filter, name.clone(), ());
         self.by_name.insert(name.clone(), Arc::new(Share { name, members, turn }));
-        is_new
+        former
     }
 
-    /// True if it was a member.
-    pub(super) fn remove(&mut self, name: &str, filter: &Filter, key: u64) -> bool {
-        let Some(share) = self.by_name.get(name).filter(|share| share.member(key).is_some()) else {
-            return false;
-        };
+    /// Returns it if it was a member.
+    pub(super) fn remove(&mut self, name: &str, filter: &Filter, key: u64) -> Option<Recipient> {
+        let share = self.by_name.get(name)?;
+        let removed = share.member(key)?.clone();
         let (name, turn) = (share.name.clone(), share.turn.clone());
         let members: Vec<Recipient> =
             share.members.iter().filter(|member| member.mailbox.key != key).cloned().collect();
@@ -77,7 +73,7 @@ impl Shares {
         } else {
             self.by_name.insert(name.clone(), Arc::new(Share { name, members, turn }));
         }
-        true
+        Some(removed)
     }
 
     pub(super) fn get(&self, name: &str) -> Option<&Arc<Share>> {
@@ -167,7 +163,7 @@ mod tests {
                 mailbox.go_online();
             }
             let recipient = Recipient::plain(mailbox, QoS::AtLeastOnce);
-            assert!(shares.insert("$share/g/t", &filter, recipient));
+            assert!(shares.insert("$share/g/t", &filter, recipient).is_none());
         }
         let found = shares.matching("t");
         assert_eq!(found.len(), 1);
@@ -207,9 +203,9 @@ mod tests {
         let mut shares = Shares::default();
         let (all, one) = (Filter::parse("a/#").unwrap(), Filter::parse("a/b").unwrap());
         let member = share(1, &[]).members()[0].clone();
-        assert!(shares.insert("$share/g/a/#", &all, member.clone()));
-        assert!(!shares.insert("$share/g/a/#", &all, member.clone()));
-        assert!(shares.insert("$share/g/a/b", &one, member));
+        assert!(shares.insert("$share/g/a/#", &all, member.clone()).is_none());
+        assert!(shares.insert("$share/g/a/#", &all, member.clone()).is_some());
+        assert!(shares.insert("$share/g/a/b", &one, member).is_none());
         let names = |shares: &Shares| {
             let mut names: Vec<_> =
                 shares.matching("a/b").iter().map(|share| share.name.to_string()).collect();
@@ -217,10 +213,10 @@ mod tests {
             names
         };
         assert_eq!(names(&shares), ["$share/g/a/#", "$share/g/a/b"]);
-        assert!(shares.remove("$share/g/a/#", &all, 1));
-        assert!(!shares.remove("$share/g/a/#", &all, 1));
+        assert!(shares.remove("$share/g/a/#", &all, 1).is_some());
+        assert!(shares.remove("$share/g/a/#", &all, 1).is_none());
         assert_eq!(names(&shares), ["$share/g/a/b"]);
-        assert!(shares.remove("$share/g/a/b", &one, 1));
+        assert!(shares.remove("$share/g/a/b", &one, 1).is_some());
         assert!(shares.filters.is_empty() && shares.by_name.is_empty());
     }
 }

@@ -46,7 +46,7 @@ impl File {
 
     /// What each field says by itself, but not beside the others.
     pub(super) fn contradictions(&self, config: &NodeConfig) -> Vec<String> {
-        let NodeConfig { instance, acl, tls, data, .. } = config;
+        let NodeConfig { instance, shared, acl, tls, data, .. } = config;
         let mut found = Vec::new();
         if acl.is_empty() {
             found.push(("acl", "is empty; name the folder that the shards of the ACL document are in"));
@@ -71,6 +71,12 @@ impl File {
                 found.push(("data", "stands beside instance.kafka; remove one of the two"));
             }
             (Some(_), None) | (None, Some(_)) => {}
+        }
+        if *shared && instance.kafka.is_none() {
+            found.push((
+                "shared",
+                "is true, and there is no Kafka to share; set instance.kafka, or remove this",
+            ));
         }
         found.into_iter().map(|(field, message)| self.problem(field, message)).collect()
     }

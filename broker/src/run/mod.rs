@@ -20,6 +20,7 @@ use self::files::{File, read_acl, read_text};
 use crate::{
     listener::tls::{self, Part},
     process::{self, Documents, Source},
+    standalone::node_name,
 };
 
 #[derive(Debug, clap::Args)]
@@ -27,15 +28,19 @@ pub(crate) struct Args {
     /// The node's config, YAML or JSON. It and all that it names is watched for changes.
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
+    /// The name of this node among those of its instance, such as its pod's; for a config with `shared: true`.
+    #[arg(long, value_name = "NAME", value_parser = node_name)]
+    node: Option<String>,
 }
 
 pub(crate) fn run(args: Args) -> ExitCode {
-    process::run(Run::new(args.config))
+    process::run(Run { node: args.node, ..Run::new(args.config) })
 }
 
 /// The config file, and what was good of the files that it names.
 struct Run {
     file: PathBuf,
+    node: Option<String>,
     /// All that is to be watched.
     watched: Vec<PathBuf>,
     acl: Option<AclDocument>,
@@ -45,8 +50,8 @@ struct Run {
 
 impl Run {
     fn new(file: PathBuf) -> Run {
-        let mut run =
-            Run { watched: Vec::new(), file, acl: None, compiler: tls::Compiler::default(), terms: None };
+        let (watched, compiler) = (Vec::new(), tls::Compiler::default());
+        let mut run = Run { watched, file, node: None, acl: None, compiler, terms: None };
         run.watch(File::read(&run.file).and_then(|file| file.node_config()).ok().as_ref());
         run
     }
@@ -92,8 +97,13 @@ impl Source for Run {
         let config = file.node_config().map_err(|problem| vec![problem])?;
         self.watch(Some(&config));
         let mut problems = file.contradictions(&config);
-        let NodeConfig { instance, acl, kafka_secrets, tls, data } = config;
+        let NodeConfig { instance, shared, acl, kafka_secrets, tls, data } = config;
         let kafka_secrets = kafka_secrets_of(&file, &instance, kafka_secrets.as_ref(), &mut problems);
+        let node = self.node.clone().filter(|_| shared);
+        if shared && node.is_none() {
+            problems
+                .push(file.problem("shared", "is true, and this node has no name: give it one with --node"));
+        }
         if !problems.is_empty() {
             return Err(problems);
         }
@@ -108,7 +118,7 @@ impl Source for Run {
             (Err(why), None) => warnings.push(format!("acl: {why}; nobody is let in before it is complete")),
         }
         let (config, config_hash, acl) = (instance, Some(file.hash().to_owned()), self.acl.clone());
-        Ok(Documents { config, config_hash, kafka_secrets, tls, acl, data, warnings })
+        Ok(Documents { config, config_hash, kafka_secrets, tls, acl, data, node, warnings })
     }
 
     fn address_is_set(listener: &str) -> String {

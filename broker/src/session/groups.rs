@@ -67,7 +67,7 @@ impl Node {
         let is_there = |member: &Recipient| match handing.among {
             Among::One(key) => member.mailbox.key == key,
             Among::LoggedAndThere if !is_kept(member) => false,
-            _ => member.mailbox.key != handing.without && member.mailbox.is_online(),
+            _ => member.mailbox.key != handing.without && member.mailbox.is_reachable(),
         };
         let waits = |member: &Recipient| {
             handing.among == Among::All && member.mailbox.key != handing.without && is_kept(member)
@@ -89,6 +89,11 @@ impl Node {
                 if member.mailbox.is_congested(caps) {
                     fanout.congested.push(member.mailbox.clone());
                 }
+                return Given::Appended(key);
+            }
+            if let (Some(boot), Some(relay)) = (member.mailbox.elsewhere(), &self.relay) {
+                let named = message.renamed(handing.mid);
+                relay.pass(&named, vec![boot], Some(&share.name), self.wall(), done());
                 return Given::Appended(key);
             }
             if fanout.hand(member, message, caps, &self.counters) {

@@ -13,6 +13,7 @@ use std::{
 
 use mqtt_proto::{
     codec::QoS,
+    durable::record::Boot,
     message::{Delivery, Message, MessageId},
 };
 use parking_lot::Mutex;
@@ -38,6 +39,10 @@ pub(crate) struct Mailbox {
 #[derive(Debug)]
 struct Inner {
     presence: Presence,
+    /// Its device is at another node, whose process run this is; 0: it is not.
+    elsewhere: Boot,
+    /// It stands for all sessions in no log on that node: what is for them goes there.
+    is_of_peer: bool,
     /// Somebody wants the holder to look at its claim or at its rights.
     called: bool,
     /// Whether its subscriptions are of a session in the log, and of which one in which partition.
@@ -113,6 +118,8 @@ impl Mailbox {
         let nothing = MessageId { boot: 0, counter: 0 };
         let inner = Inner {
             presence: Presence::Ended,
+            elsewhere: 0,
+            is_of_peer: false,
             called: false,
             is_in_log: false,
             partition: 0,
@@ -120,6 +127,21 @@ impl Mailbox {
             open: None,
         };
         Mailbox { key, inner: Mutex::new(inner) }
+    }
+
+    /// For all sessions in no log on the node of another process run.
+    pub(crate) fn of_peer(key: u64, boot: Boot) -> Mailbox {
+        let mailbox = Mailbox::new(key);
+        let mut inner = mailbox.inner.lock();
+        (inner.elsewhere, inner.is_of_peer) = (boot, true);
+        drop(inner);
+        mailbox
+    }
+
+    /// The process run for whose sessions in no log it stands.
+    pub(crate) fn peer(&self) -> Option<Boot> {
+        let inner = self.inner.lock();
+        inner.is_of_peer.then_some(inner.elsewhere)
     }
 
     /// Leaves messages for this session. The waker of a holder that must be told is added to `wake`.
@@ -284,8 +306,25 @@ impl Mailbox {
         inner.presence == Presence::Online && inner.open.as_deref().is_some_and(is_over)
     }
 
+    /// Its device is at this node.
     pub(crate) fn is_online(&self) -> bool {
         self.presence() == Presence::Online
+    }
+
+    /// Its device is at this node or at another.
+    pub(crate) fn is_reachable(&self) -> bool {
+        let inner = self.inner.lock();
+        inner.presence == Presence::Online || inner.elsewhere != 0
+    }
+
+    /// The process run of another node at which its device is, or for whose sessions it stands.
+    pub(crate) fn elsewhere(&self) -> Option<Boot> {
+        let elsewhere = self.inner.lock().elsewhere;
+        (elsewhere != 0).then_some(elsewhere)
+    }
+
+    pub(crate) fn set_elsewhere(&self, elsewhere: Option<Boot>) {
+        self.inner.lock().elsewhere = elsewhere.unwrap_or(0);
     }
 
     /// Drops the oldest messages over the online bound: a publisher has waited long enough. Returns how many, if the session log

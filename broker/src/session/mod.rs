@@ -10,6 +10,7 @@ pub(crate) mod groups;
 pub(crate) mod log;
 pub(crate) mod mailbox;
 pub(crate) mod note;
+pub(crate) mod relay;
 pub(crate) mod retained;
 
 use std::{
@@ -23,7 +24,7 @@ use std::{
 };
 
 use foldhash::fast::RandomState;
-use mqtt_proto::{acl::Grants, message::Delivery, topic::FilterRequest};
+use mqtt_proto::{acl::Grants, durable::record::Boot, message::Delivery, topic::FilterRequest};
 use parking_lot::Mutex;
 use tokio::{sync::OwnedMutexGuard, time::timeout};
 
@@ -136,6 +137,11 @@ impl Registry {
         if held.core.notes.is_empty() {
             self.forget(held);
         }
+    }
+
+    /// A mailbox for all sessions in no log of another node's process run.
+    pub(crate) fn new_mailbox_of_peer(&self, boot: Boot) -> Arc<Mailbox> {
+        Arc::new(Mailbox::of_peer(self.next_key.fetch_add(1, Ordering::Relaxed), boot))
     }
 
     /// A mailbox for a session in the log that nobody is there for.

@@ -1,13 +1,14 @@
 //! What topics remember, for as long as the log is there: owns the topic `__mqtt-retained`, and puts in the router what its
 //! records amount to.
 //!
-//! A record's key names a message and its topic; one with an empty payload says that the topic has none any more. Of two that one
-//! node wrote the later run's counts, and of two of one run that with the higher number: so what shows again, or late, changes
-//! nothing. Of two nodes the last in the log counts. Whoever wrote what counts deletes the others when it has read it back. What
-//! a former process run of this node had on its way may show behind what another node wrote: then that is written once more.
+//! A record's key names a message and its topic; one with an empty payload says that the topic has none any more. The highest
+//! name counts, whichever node gave it and wherever it shows: so what shows again, or late, changes nothing, and all readers
+//! agree. A name is above all that its writer knows of the topic, and no lower than its clock. Who reads its own record back and
+//! finds that another counts gives it a new name, above that: so one that was acknowledged stood, at its place in the log,
+//! above all before it. Whoever wrote what counts deletes the others when it has read it back.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -27,7 +28,9 @@ use mqtt_proto::{
 };
 use parking_lot::Mutex;
 
-use super::log::{Begins, Place, Reads, Surely, content, message_of, parse, read_to_tick};
+use super::log::{
+    BarrierPart, BarrierWaits, Begins, Place, Reads, Surely, content, message_of, parse, read_to_tick,
+};
 use crate::{
     limits::Trouble,
     log::{
@@ -51,13 +54,16 @@ pub(crate) struct RetainedLog {
     log: Arc<dyn Log>,
     topic: Topic,
     boot: Boot,
-    name: Box<str>,
-    partitions: Vec<Partition>,
+    /// The last name that this process run gave.
+    named: AtomicU64,
+    partitions: Vec<Arc<Partition>>,
     surely: Arc<Surely>,
 }
 
 #[derive(Default)]
 struct Partition {
+    /// Who has it writes: in the order of the names. Taken before the state.
+    writing: Mutex<()>,
     state: Mutex<State>,
     next: AtomicU64,
 }
@@ -65,11 +71,19 @@ struct Partition {
 #[derive(Default)]
 struct State {
     topics: HashMap<Box<str>, Kept, RandomState>,
+    /// By topic, what this process run has written and not read back so far, in order.
+    pending: HashMap<Box<str>, VecDeque<Pending>, RandomState>,
     runs: Runs,
-    /// Who waits until a message of this process run is read back.
-    waiting: HashMap<MessageId, Vec<Completion>, RandomState>,
-    /// By topic, the message of this process run that is in the router already, until it is read back.
-    early: HashMap<Box<str>, MessageId, RandomState>,
+    barriers: BarrierWaits,
+}
+
+/// A message of this process run that does not count so far.
+struct Pending {
+    /// With the name that it was written under last.
+    message: Arc<Message>,
+    /// It is in the router already.
+    is_early: bool,
+    done: Completion,
 }
 
 /// What is in the log for one topic.
@@ -99,14 +113,18 @@ impl RetainedLog {
             let (log, topic) = (log.clone(), topic.clone());
             async move {
                 let mut state = State::default();
-                let begins = Begins { boot, node: place.node, outside };
+                let begins = Begins { boot, node: place.node, shared: place.shared, outside };
                 let next = read_to_tick(&*log, &topic, partition, begins, &mut state).await?;
-                Ok::<_, LogError>(Partition { state: Mutex::new(state), next: next.into() })
+                Ok::<_, LogError>(Arc::new(Partition {
+                    writing: Mutex::default(),
+                    state: Mutex::new(state),
+                    next: next.into(),
+                }))
             }
         }))
         .await?;
         let surely = Arc::new(Surely::default());
-        Ok(RetainedLog { log, topic, boot, name: place.node.into(), partitions, surely })
+        Ok(RetainedLog { log, topic, boot, named: AtomicU64::new(0), partitions, surely })
     }
 
     pub(crate) fn partitions(&self) -> u32 {
@@ -123,35 +141,70 @@ impl RetainedLog {
         }
     }
 
-    /// Keeps a message as its topic's, under a name that this process run gave in the order of publishing: one that came again
-    /// has a new one. `done` is told once who subscribes finds it.
-    pub(crate) fn retain(&self, message: &Message, id: MessageId, now: Millis, done: Completion) {
-        let message = &message.renamed(id);
-        let partition = murmur2::partition(message.topic().as_bytes(), self.partitions());
-        if let Some(of) = self.of(partition) {
-            of.state.lock().waiting.entry(message.id).or_default().push(done.clone());
-        }
-        let sink = Arc::new(Failure { done });
-        self.append(partition, message, now, Completion { sink, token: 0 });
+    /// Keeps a message as its topic's. Those of one topic are kept in the order of these calls. `done` is told once who subscribes
+    /// finds it. `steady`: a clock that does not jump.
+    pub(crate) fn retain(&self, message: &Message, steady: Millis, now: Millis, done: Completion) {
+        let of = self.partition_of(message.topic());
+        let Some(of) = of.and_then(|partition| Some((partition, self.of(partition)?))) else { return };
+        let _writing = of.1.writing.lock();
+        self.write(of, (message, false, done), steady, now);
     }
 
     /// The same for a message that nobody acknowledges: who subscribes finds it at once, though the log may not take it.
-    pub(crate) fn retain_early(&self, node: &Node, message: &Arc<Message>, now: Millis, done: Completion) {
-        let partition = murmur2::partition(message.topic().as_bytes(), self.partitions());
-        if let Some(of) = self.of(partition) {
-            let mut state = of.state.lock();
-            state.early.insert(message.topic().into(), message.id);
-            node.router.retain(message);
-        }
-        self.retain(message, message.id, now, done);
+    pub(crate) fn retain_early(&self, node: &Node, message: &Arc<Message>, done: Completion) {
+        let of = self.partition_of(message.topic());
+        let Some(of) = of.and_then(|partition| Some((partition, self.of(partition)?))) else { return };
+        let _writing = of.1.writing.lock();
+        let message = self.write(of, (message, true, done), node.now(), node.wall());
+        node.router.retain(&message);
     }
 
-    fn of(&self, partition: u32) -> Option<&Partition> {
+    /// Who calls has the right to write to this partition.
+    fn write(
+        &self,
+        (partition, of): (u32, &Arc<Partition>),
+        (message, is_early, done): (&Message, bool, Completion),
+        steady: Millis,
+        now: Millis,
+    ) -> Arc<Message> {
+        let mut state = of.state.lock();
+        let topic = message.topic();
+        let known = state.topics.get(topic).map_or(0, |kept| kept.message.id.counter);
+        // Many may be named in one millisecond.
+        let least = known.saturating_add(1).max(steady << 16);
+        let next = |last: u64| Some(last.saturating_add(1).max(least));
+        let last = self.named.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next).unwrap_or_default();
+        let counter = next(last).unwrap_or_default();
+        let message = Arc::new(message.renamed(MessageId { boot: self.boot, counter }));
+        let sink = Arc::new(Failure { of: of.clone(), message: message.clone() });
+        let record = record(&message, now);
+        let one = Pending { message: message.clone(), is_early, done };
+        state.pending.entry(topic.into()).or_default().push_back(one);
+        // The outcome may be told at once.
+        drop(state);
+        self.log.append(&self.topic, partition, record, Completion { sink, token: 0 });
+        message
+    }
+
+    fn of(&self, partition: u32) -> Option<&Arc<Partition>> {
         self.partitions.get(usize::try_from(partition).ok()?)
     }
 
-    fn append(&self, partition: u32, message: &Message, now: Millis, done: Completion) {
-        self.log.append(&self.topic, partition, record(message, now), done);
+    fn partition_of(&self, topic: &str) -> Option<u32> {
+        Some(murmur2::partition(topic.as_bytes(), self.partitions()))
+    }
+
+    /// Writes a barrier to each partition: told is first that it is durable, then that it is read back.
+    pub(crate) fn write_barrier(&self, number: u64, now: Millis) -> Vec<BarrierPart> {
+        let mut parts = Vec::new();
+        for (partition, of) in (0..).zip(&self.partitions) {
+            let passed = of.state.lock().barriers.wait_for(number);
+            let (done, outcome) = Completion::awaited();
+            let record = keyed(&Key::Barrier { boot: self.boot }, Some(Value::Barrier(number).encode()), now);
+            self.log.append(&self.topic, partition, record, done);
+            parts.push((outcome, passed));
+        }
+        parts
     }
 
     /// Though nobody waits for it.
@@ -184,42 +237,46 @@ impl RetainedLog {
             let from = of.next.load(Ordering::Acquire);
             let batch = self.log.read(&self.topic, partition, from, READ).await?;
             for stored in &batch.records {
-                let mut state = of.state.lock();
-                let taken = state.read(&self.topic, partition, stored)?;
-                self.act(node, partition, &mut state, taken);
+                let _writing = of.writing.lock();
+                let again = {
+                    let mut state = of.state.lock();
+                    let taken = state.read(&self.topic, partition, stored)?;
+                    self.act(node, partition, &mut state, taken)
+                };
+                for Pending { message, is_early, done } in again {
+                    self.write((partition, of), (&message, is_early, done), node.now(), node.wall());
+                }
             }
             of.next.store(batch.next, Ordering::Release);
         }
     }
 
-    fn act(&self, node: &Node, partition: u32, state: &mut State, taken: Taken) {
+    /// Returns what must be written again.
+    fn act(&self, node: &Node, partition: u32, state: &mut State, taken: Taken) -> VecDeque<Pending> {
+        let is_early = |state: &State, topic: &str| {
+            state.pending.get(topic).is_some_and(|pending| pending.iter().any(|one| one.is_early))
+        };
         match taken {
             Taken::Tick => {}
-            Taken::Gone(topic) if state.early.contains_key(&topic) => {}
+            Taken::Barrier { boot, number } => {
+                if boot == self.boot {
+                    state.barriers.passed(number);
+                }
+            }
+            // Until it is read back nothing takes the place of what was put there early.
+            Taken::Gone(topic) if is_early(state, &topic) => {}
             Taken::Gone(topic) => {
                 // A cleared one takes the message away.
                 let id = MessageId { boot: self.boot, counter: 0 };
                 let cleared = Message::new(id, 0, &topic, b"", mqtt_proto::codec::QoS::AtMostOnce, true);
                 node.router.retain(&Arc::new(cleared));
             }
-            Taken::Kept { mid, topic, former } => {
-                let Some(kept) = state.topics.get_mut(&topic) else { return };
-                // What was written before it does not take its place.
-                let is_early =
-                    |early: &MessageId| kept.message.id.boot == self.boot && *early <= kept.message.id;
-                if state.early.get(&topic).is_none_or(is_early) {
-                    state.early.remove(&topic);
+            Taken::Kept { mid, topic } => {
+                let again = state.read_back(mid, &topic);
+                let early = is_early(state, &topic) || again.iter().any(|one| one.is_early);
+                let Some(kept) = state.topics.get_mut(&topic) else { return again };
+                if !early {
                     node.router.retain(&kept.message);
-                }
-                let is_mine = |boot| state.runs.is_of(boot, &self.name);
-                if let Some(former) = former
-                    && mid.boot != self.boot
-                    && is_mine(mid.boot)
-                    && !is_mine(former.id.boot)
-                {
-                    // Below all that this run has on its way.
-                    let again = former.renamed(MessageId { boot: self.boot, counter: 0 });
-                    self.append_surely(partition, record(&again, node.wall()));
                 }
                 if kept.message.id.boot == self.boot {
                     for mid in kept.others.drain(..) {
@@ -227,11 +284,10 @@ impl RetainedLog {
                         self.append_surely(partition, keyed(&key, None, node.wall()));
                     }
                 }
-                for done in state.waiting.remove(&mid).unwrap_or_default() {
-                    done.sink.appended(done.token, Outcome::Durable(0));
-                }
+                return again;
             }
         }
+        VecDeque::new()
     }
 
     /// Deletes what has been cleared or has expired, and was long ago.
@@ -301,11 +357,14 @@ impl Reads for State {
 /// What a record did.
 enum Taken {
     Tick,
+    Barrier {
+        boot: Boot,
+        number: u64,
+    },
     /// What counts for this topic may be another.
     Kept {
         mid: MessageId,
         topic: Box<str>,
-        former: Option<Arc<Message>>,
     },
     /// Nothing counts for this topic any more.
     Gone(Box<str>),
@@ -322,15 +381,19 @@ impl State {
     fn read(&mut self, topic: &Topic, partition: u32, stored: &StoredRecord) -> Result<Taken, LogError> {
         match parse(topic, partition, stored)? {
             (Key::Tick { boot }, value) => {
-                if let Some(Value::Tick { node, run }) = value {
-                    self.runs.began(boot, node, run);
+                if let Some(Value::Tick { node, run, shared }) = value {
+                    self.runs.began(boot, node, run, shared);
                 }
                 Ok(Taken::Tick)
             }
+            (Key::Barrier { boot }, value) => {
+                let number = if let Some(Value::Barrier(number)) = value { number } else { 0 };
+                Ok(Taken::Barrier { boot, number })
+            }
             (Key::Retained { mid, topic }, Some(Value::Retained(content))) => {
                 let created = u64::try_from(stored.record.created).unwrap_or(0);
-                let former = self.keep(mid, created, || Arc::new(message_of(mid, &content)), &topic);
-                Ok(Taken::Kept { mid, topic, former })
+                self.keep(mid, created, || Arc::new(message_of(mid, &content)), &topic);
+                Ok(Taken::Kept { mid, topic })
             }
             (Key::Retained { mid, topic }, _) => {
                 let Some(kept) = self.topics.get_mut(&topic) else { return Ok(Taken::Gone(topic)) };
@@ -339,7 +402,7 @@ impl State {
                     self.topics.remove(&topic);
                     return Ok(Taken::Gone(topic));
                 }
-                Ok(Taken::Kept { mid, topic, former: None })
+                Ok(Taken::Kept { mid, topic })
             }
             _ => Err(LogError::Settings(format!(
                 "topic {} partition {partition} offset {}: no retained message",
@@ -349,46 +412,69 @@ impl State {
         }
     }
 
-    /// Returns what counted before, if that is another.
-    fn keep(
-        &mut self,
-        mid: MessageId,
-        created: Millis,
-        message: impl FnOnce() -> Arc<Message>,
-        topic: &str,
-    ) -> Option<Arc<Message>> {
+    /// If this message is one that this process run waits for: it counts, and so do those before it; or another was faster, and it
+    /// must be written again, with all behind it.
+    fn read_back(&mut self, mid: MessageId, topic: &str) -> VecDeque<Pending> {
+        let (Some(pending), Some(kept)) = (self.pending.get_mut(topic), self.topics.get(topic)) else {
+            return VecDeque::new();
+        };
+        let Some(at) = pending.iter().position(|one| one.message.id == mid) else { return VecDeque::new() };
+        if kept.message.id != mid {
+            return self.pending.remove(topic).unwrap_or_default();
+        }
+        for Pending { done, .. } in pending.drain(..=at) {
+            done.sink.appended(done.token, Outcome::Durable(0));
+        }
+        if pending.is_empty() {
+            self.pending.remove(topic);
+        }
+        VecDeque::new()
+    }
+
+    fn keep(&mut self, mid: MessageId, created: Millis, message: impl FnOnce() -> Arc<Message>, topic: &str) {
         let Some(kept) = self.topics.get_mut(topic) else {
             self.topics.insert(topic.into(), Kept { message: message(), created, others: Vec::new() });
-            return None;
+            return;
         };
         let counts = kept.message.id;
-        let is_older = match mid.boot == counts.boot {
-            true => mid.counter < counts.counter,
-            false => self.runs.is_earlier(mid.boot, counts.boot),
-        };
         if counts == mid {
-            return None;
+            return;
         }
         kept.others.retain(|other| *other != mid && *other != counts);
-        if is_older {
+        if (mid.counter, mid.boot) < (counts.counter, counts.boot) {
             kept.others.push(mid);
-            return None;
+            return;
         }
         kept.others.push(counts);
         kept.created = created;
-        Some(std::mem::replace(&mut kept.message, message()))
+        kept.message = message();
     }
 }
 
-/// Passes on that a record will not be read back.
+/// Gets the outcome of a record that is waited for until it is read back.
 struct Failure {
-    done: Completion,
+    of: Arc<Partition>,
+    message: Arc<Message>,
 }
 
 impl AppendSink for Failure {
     fn appended(&self, _token: u64, outcome: Outcome) {
-        if !matches!(outcome, Outcome::Durable(_)) {
-            self.done.sink.appended(self.done.token, outcome);
+        if matches!(outcome, Outcome::Durable(_)) {
+            return;
+        }
+        let failed = {
+            let mut state = self.of.state.lock();
+            let Some(pending) = state.pending.get_mut(self.message.topic()) else { return };
+            // It may have another name by now.
+            let Some(at) = pending.iter().position(|one| one.message.id == self.message.id) else { return };
+            let failed = pending.remove(at);
+            if pending.is_empty() {
+                state.pending.remove(self.message.topic());
+            }
+            failed
+        };
+        if let Some(Pending { done, .. }) = failed {
+            done.sink.appended(done.token, outcome);
         }
     }
 }
@@ -424,7 +510,7 @@ mod tests {
         for ticks in [[(1, 1), (2, 2)], [(2, 2), (1, 1)]] {
             for order in [[1, 2], [2, 1]] {
                 let mut state = State::default();
-                ticks.iter().for_each(|&(boot, number)| state.runs.began(boot, "0", number));
+                ticks.iter().for_each(|&(boot, number)| state.runs.began(boot, "0", number, false));
                 for boot in order {
                     state.keep(MessageId { boot, counter: 1 }, 0, || message(boot), "t");
                 }

@@ -10,16 +10,16 @@ use tokio::time::sleep;
 use super::{
     client::Client,
     ledger::Fault,
-    world::{NODES, Running, World},
+    world::{Running, World},
 };
-use crate::log::sim::Weather;
+use crate::{log::sim::Weather, node::Node};
 
 /// Begins a fault, which ends by itself.
 pub(super) fn begin(world: &Arc<World>, fault: Fault) {
     world.troubles.fetch_add(1, Ordering::Relaxed);
     let world = world.clone();
     tokio::spawn(async move {
-        let place = world.below(NODES);
+        let place = world.below(world.places.len());
         let device = world.below(world.devices.len());
         let of_client = matches!(
             fault,
@@ -93,7 +93,7 @@ async fn strike_node(world: &Arc<World>, fault: Fault, index: usize) {
         }
         Fault::StoreAway | Fault::NodeWithoutStore => {
             let all = fault == Fault::StoreAway;
-            let whom = || (0..NODES).filter(|other| all || *other == index);
+            let whom = || (0..world.places.len()).filter(|other| all || *other == index);
             whom().for_each(|index| cut_off(world, index, true));
             sleep(world.millis(500..15_000)).await;
             whom().for_each(|index| cut_off(world, index, false));
@@ -121,16 +121,41 @@ fn cut_off(world: &World, index: usize, away: bool) {
 }
 
 async fn crash(world: &Arc<World>, index: usize) {
-    let Some(Running { log, machine, .. }) = world.places[index].running.lock().take() else { return };
     let silently = world.below(3) == 0;
+    let pause = world.millis(200..4000);
+    let Some(running) = world.places[index].running.lock().take() else { return };
+    begin_anew(world, index, running, silently, pause).await;
+}
+
+/// A node was told that it is over.
+pub(super) async fn follow_end(world: Arc<World>, index: usize, node: Arc<Node>) {
+    node.sessions.ended().await;
+    let running = {
+        let mut place = world.places[index].running.lock();
+        if !place.as_ref().is_some_and(|running| Arc::ptr_eq(&running.node, &node)) {
+            return;
+        }
+        place.take()
+    };
+    drop(node);
+    world.troubles.fetch_add(1, Ordering::Relaxed);
+    if let Some(running) = running {
+        world.ledger.lock().event("node", index, "is over", running.node.boot);
+        let pause = world.millis(50..500);
+        begin_anew(&world, index, running, false, pause).await;
+    }
+    world.troubles.fetch_sub(1, Ordering::Relaxed);
+}
+
+async fn begin_anew(world: &Arc<World>, index: usize, running: Running, silently: bool, pause: Duration) {
+    let Running { log, machine, .. } = running;
     for device in 0..world.devices.len() {
         let client = world.client(device);
-        let there = client.kind.node == index;
-        client.wires.iter().filter(|_| there).for_each(|wire| wire.node_dies(silently));
+        client.wires.iter().filter(|wire| wire.node == index).for_each(|wire| wire.node_dies(silently));
     }
     log.crash();
     machine.kill();
-    sleep(world.millis(200..4000)).await;
+    sleep(pause).await;
     let panics = machine.panics();
     assert!(panics.is_empty(), "{panics:?}");
     sleep(Duration::from_millis(1)).await;

@@ -124,7 +124,6 @@ pub(super) const NO_CAP: usize = 100_000;
 
 /// A message, named by its number, which is its payload.
 pub(super) struct Sent {
-    pub(super) node: usize,
     /// Among all connections of all clients.
     connection: u32,
     pub(super) topic: String,
@@ -139,11 +138,15 @@ pub(super) struct Sent {
     /// Its session ended in between, so that it may be stored twice.
     pub(super) maybe_stored_twice: bool,
     pub(super) resent: bool,
+    /// How often it was sent as another one.
+    pub(super) copies: usize,
 }
 
 /// A session from its beginning to its end.
 pub(super) struct Incarnation {
-    node: usize,
+    client: usize,
+    /// It may have subscriptions of which nothing is known here.
+    inherits: bool,
     pub(super) boot: u64,
     pub(super) ended: bool,
     subscriptions: Vec<Subscription>,
@@ -158,7 +161,7 @@ struct Subscription {
     until: Option<u64>,
 }
 
-/// What was published with RETAIN under one topic of one node, in order.
+/// What was published with RETAIN under one topic, in order.
 #[derive(Default)]
 struct RetainedTopic {
     history: Vec<Value>,
@@ -167,7 +170,10 @@ struct RetainedTopic {
 struct Value {
     number: u32,
     clears: bool,
-    acked: bool,
+    /// By this node.
+    acked: Option<usize>,
+    /// Nodes that it was sent to without an answer: they may come to it when others were acknowledged elsewhere.
+    strays: Vec<usize>,
 }
 
 pub(super) struct Ledger {
@@ -179,7 +185,7 @@ pub(super) struct Ledger {
     incarnations: Vec<Incarnation>,
     /// Message IDs in parent topics, by message.
     stored: BTreeMap<u32, BTreeSet<String>>,
-    retained: BTreeMap<(usize, String), RetainedTopic>,
+    retained: BTreeMap<String, RetainedTopic>,
     faults: Vec<(Fault, u64, Option<u64>)>,
     /// The messages before are settled.
     settled: usize,
@@ -277,10 +283,9 @@ impl Ledger {
         self.now
     }
 
-    pub(super) fn sent(&mut self, connection: u32, node: usize, topic: &str, qos: QoS, retain: bool) -> u32 {
+    pub(super) fn sent(&mut self, connection: u32, topic: &str, qos: QoS, retain: bool) -> u32 {
         let number = u32::try_from(self.messages.len()).unwrap();
         self.messages.push(Sent {
-            node,
             connection,
             topic: topic.to_owned(),
             qos,
@@ -291,16 +296,24 @@ impl Ledger {
             maybe_twice: false,
             maybe_stored_twice: false,
             resent: false,
+            copies: 1,
         });
         number
     }
 
     pub(super) fn retains(&mut self, number: u32, clears: bool) {
-        let Sent { node, topic, .. } = &self.messages[number as usize];
-        let of = self.retained.entry((*node, topic.clone())).or_default();
-        of.history.push(Value { number, clears, acked: false });
+        let Sent { topic, .. } = &self.messages[number as usize];
+        let of = self.retained.entry(topic.clone()).or_default();
+        of.history.push(Value { number, clears, acked: None, strays: Vec::new() });
         // Without a payload it can't be told from another.
         self.messages[number as usize].mortal |= clears;
+    }
+
+    /// The connection to this node is gone, and the message has no answer.
+    pub(super) fn strays(&mut self, number: u32, node: usize) {
+        let topic = &self.messages[number as usize].topic;
+        let history = self.retained.get_mut(topic).into_iter().flat_map(|of| &mut of.history);
+        history.filter(|value| value.number == number).for_each(|value| value.strays.push(node));
     }
 
     pub(super) fn message(&mut self, number: u32) -> &mut Sent {
@@ -308,15 +321,15 @@ impl Ledger {
     }
 
     /// PUBACK or PUBREC has come.
-    pub(super) fn acked(&mut self, number: u32) {
+    pub(super) fn acked(&mut self, number: u32, node: usize) {
         let now = self.now;
-        let Sent { acked, since, topic, node, retain, .. } = &mut self.messages[number as usize];
+        let Sent { acked, since, topic, retain, .. } = &mut self.messages[number as usize];
         *acked = Some(now);
         let since = *since;
         let stands_under_parent = topic.starts_with("m/") || topic.starts_with("n/");
-        if *retain && let Some(of) = self.retained.get_mut(&(*node, topic.clone())) {
+        if *retain && let Some(of) = self.retained.get_mut(topic.as_str()) {
             for value in of.history.iter_mut().filter(|value| value.number == number) {
-                value.acked = true;
+                value.acked = Some(node);
             }
         }
         if stands_under_parent {
@@ -336,9 +349,10 @@ impl Ledger {
         ids.insert(message_id.to_owned());
     }
 
-    pub(super) fn begin(&mut self, node: usize, boot: u64) -> usize {
+    pub(super) fn begin(&mut self, client: usize, boot: u64, inherits: bool) -> usize {
         self.incarnations.push(Incarnation {
-            node,
+            client,
+            inherits,
             boot,
             ended: false,
             subscriptions: Vec::new(),
@@ -350,6 +364,12 @@ impl Ledger {
 
     pub(super) fn incarnation(&mut self, index: usize) -> &mut Incarnation {
         &mut self.incarnations[index]
+    }
+
+    /// It may be in force from now on, or never.
+    pub(super) fn asks(&mut self, incarnation: usize, filter: &str, qos: QoS) {
+        self.granted(incarnation, filter, qos);
+        self.gives_up(incarnation, filter);
     }
 
     pub(super) fn granted(&mut self, incarnation: usize, filter: &str, qos: QoS) {
@@ -366,6 +386,11 @@ impl Ledger {
                 of.until.get_or_insert(now);
             }
         }
+    }
+
+    /// The device is at another connection: nothing is promised about the order of QoS 0 over both.
+    pub(super) fn reconnects(&mut self, incarnation: usize) {
+        self.incarnations[incarnation].latest.retain(|(_, qos), _| *qos > QoS::AtMostOnce);
     }
 
     /// A message has reached the application of a session. `qos` as delivered.
@@ -420,8 +445,7 @@ impl Ledger {
             let live: Vec<&Subscription> =
                 of.subscriptions.iter().filter(|of| of.until.is_none() && of.qos > QoS::AtMostOnce).collect();
             let matches = |message: &Sent| {
-                message.node == of.node
-                    && live.iter().any(|one| one.since < message.since && one.filter.matches(&message.topic))
+                live.iter().any(|one| one.since < message.since && one.filter.matches(&message.topic))
             };
             let from = self.settled;
             for (number, message) in (from..).zip(&self.messages[from..]) {
@@ -433,21 +457,23 @@ impl Ledger {
                 if of.received.contains_key(&u32::try_from(number).unwrap()) {
                     continue;
                 }
-                // What has been given up meanwhile has filled its queue, too.
-                let fills = of.subscriptions.iter().filter(|one| {
-                    one.qos > QoS::AtMostOnce && one.until.is_none_or(|until| until > message.since)
+                // What was given up, or asked for without an answer, may be in force, and fills its queue, too.
+                let fills = of.subscriptions.iter().filter(|one| one.qos > QoS::AtMostOnce);
+                // What has an answer may come once more for each time that it was sent without one.
+                let may_come = |other: &Sent| {
+                    let is_open = other.acked.is_none_or(|at| at > message.since);
+                    if is_open { other.copies } else { other.copies - 1 }
+                };
+                let others = self.messages[from..].iter().filter(|other| {
+                    let fits = of.inherits || fills.clone().any(|one| one.filter.matches(&other.topic));
+                    other.qos > QoS::AtMostOnce && fits
                 });
-                let newer = self.messages[from..].iter().filter(|other| {
-                    other.qos > QoS::AtMostOnce
-                        && other.acked.is_none_or(|at| at > message.since)
-                        && fills.clone().any(|one| one.filter.matches(&other.topic))
-                });
-                let newer = newer.count() - 1;
+                let newer = others.map(may_come).sum::<usize>() - 1;
                 if newer < self.cap {
                     let filters: Vec<_> = live.iter().map(|one| (one.filter.as_str(), one.qos)).collect();
                     missing = Some(format!(
-                        "session {index} on node {} with {filters:?} never got message {number} under {:?}, acknowledged; {newer} newer",
-                        of.node, message.topic
+                        "session {index} of client {} with {filters:?} never got message {number} under {:?}, acknowledged; {newer} newer",
+                        of.client, message.topic
                     ));
                 }
             }
@@ -478,16 +504,19 @@ impl Ledger {
     /// What a new subscriber to everything retained found on a node.
     pub(super) fn found_retained(&mut self, node: usize, found: &BTreeMap<String, u32>, since: u64) {
         let mut wrong = Vec::new();
-        for ((_, topic), of) in self.retained.iter().filter(|((of, _), _)| *of == node) {
-            let sure = of.history.iter().rposition(|value| value.acked);
-            let values = &of.history[sure.unwrap_or(0)..];
+        for (topic, of) in &self.retained {
+            let sure = of.history.iter().rposition(|value| value.acked.is_some());
+            let by = sure.and_then(|sure| of.history[sure].acked);
+            let (before, values) = of.history.split_at(sure.unwrap_or(0));
+            let late = before.iter().filter(|value| value.strays.iter().any(|node| Some(*node) != by));
+            let values = || values.iter().chain(late.clone());
             let fits = match found.get(topic) {
-                Some(number) => values.iter().any(|value| value.number == *number && !value.clears),
-                None => sure.is_none() || values.iter().any(|value| value.clears),
+                Some(number) => values().any(|value| value.number == *number && !value.clears),
+                None => sure.is_none() || values().any(|value| value.clears),
             };
             if !fits {
-                let may: Vec<_> = values.iter().map(|value| (value.number, value.clears)).collect();
-                wrong.push(format!("{topic:?} of node {node} has {:?}, may have {may:?}", found.get(topic)));
+                let may: Vec<_> = values().map(|value| (value.number, value.clears)).collect();
+                wrong.push(format!("{topic:?} has {:?} on node {node}, may have {may:?}", found.get(topic)));
             }
         }
         self.judged(Rule::Retained, since);

@@ -33,9 +33,9 @@ use self::{
 };
 use crate::outside::Mistake;
 
-const SEEDS: u64 = 60;
+const SEEDS: u64 = 1000;
 /// Seeds within which a mistake must be noticed.
-const MOST_SEEDS: u64 = 40;
+const MOST_SEEDS: u64 = 300;
 const OPERATIONS: usize = 2000;
 const MOST_FAULTS: usize = 25;
 /// Times that everything comes to rest and is checked.
@@ -155,6 +155,10 @@ fn mistakes_are_noticed() {
         Mistake::RouteBeforeNote,
         Mistake::ResumeWithoutQueue,
         Mistake::ForgetRetained,
+        Mistake::RouteOnOldView,
+        Mistake::SharedClaimKey,
+        Mistake::SubackBeforeAnnouncement,
+        Mistake::DropNewest,
     ] {
         let noticed = (0..MOST_SEEDS).any(|seed| run(seed, 0, Some(mistake)).violation.is_some());
         assert!(noticed, "nobody noticed {mistake:?}");

@@ -19,7 +19,11 @@ use tokio::{
 };
 
 /// One connection as the simulation sees it.
-pub(super) struct Wire(Mutex<Inner>);
+pub(super) struct Wire {
+    inner: Mutex<Inner>,
+    /// The node that it leads to.
+    pub(super) node: usize,
+}
 
 struct Inner {
     up: Half,
@@ -68,11 +72,12 @@ enum Way {
 
 /// `delay` in milliseconds, one way.
 pub(super) fn connect(
+    node: usize,
     random: fastrand::Rng,
     delay: Range<u64>,
     window: usize,
 ) -> (ClientEnd, NodeEnd, Arc<Wire>) {
-    let wire = Arc::new(Wire(Mutex::new(Inner {
+    let inner = Mutex::new(Inner {
         up: Half::default(),
         down: Half::default(),
         cut: false,
@@ -82,33 +87,34 @@ pub(super) fn connect(
         silent: false,
         node_closed: None,
         node_wrote: None,
-    })));
+    });
+    let wire = Arc::new(Wire { inner, node });
     let client = ClientEnd { wire: wire.clone(), timer: None };
     (client, NodeEnd { wire: wire.clone(), timer: None }, wire)
 }
 
 impl Wire {
     pub(super) fn set_delay(&self, delay: Range<u64>) {
-        self.0.lock().delay = delay;
+        self.inner.lock().delay = delay;
     }
 
     /// Cuts it or lets what was held back arrive.
     pub(super) fn cut(&self, cut: bool) {
-        let mut inner = self.0.lock();
+        let mut inner = self.inner.lock();
         inner.cut = cut;
         inner.wake_readers();
     }
 
     /// The client's end is gone, and the node hears nothing of it.
     pub(super) fn vanish(&self) {
-        let mut inner = self.0.lock();
+        let mut inner = self.inner.lock();
         inner.cut = true;
         inner.up.chunks.clear();
     }
 
     /// The client closes in order.
     pub(super) fn close(&self) {
-        let mut inner = self.0.lock();
+        let mut inner = self.inner.lock();
         let at = inner.arrival(Way::Up);
         inner.up.end.get_or_insert(at);
         inner.wake_readers();
@@ -116,7 +122,7 @@ impl Wire {
 
     /// The client breaks it off: what is on its way is lost.
     pub(super) fn reset(&self) {
-        let mut inner = self.0.lock();
+        let mut inner = self.inner.lock();
         inner.up.break_off();
         inner.down.break_off();
         inner.wake_readers();
@@ -124,11 +130,11 @@ impl Wire {
 
     /// The node dies. `silently`: with its machine, so that nobody tells the client.
     pub(super) fn node_dies(&self, silently: bool) {
-        self.0.lock().silent |= silently;
+        self.inner.lock().silent |= silently;
     }
 
     pub(super) fn send(&self, bytes: Bytes) {
-        let mut inner = self.0.lock();
+        let mut inner = self.inner.lock();
         let at = inner.arrival(Way::Up);
         inner.up.push(at, bytes);
         inner.wake_readers();
@@ -136,12 +142,12 @@ impl Wire {
 
     /// When the node let go of it.
     pub(super) fn node_closed(&self) -> Option<Instant> {
-        self.0.lock().node_closed
+        self.inner.lock().node_closed
     }
 
     /// When the node last wrote anything.
     pub(super) fn node_wrote(&self) -> Option<Instant> {
-        self.0.lock().node_wrote
+        self.inner.lock().node_wrote
     }
 }
 
@@ -222,7 +228,8 @@ impl ClientEnd {
     /// What has come; none at the end.
     pub(super) async fn receive(&mut self) -> Option<Bytes> {
         let ClientEnd { wire, timer } = self;
-        let read = |context: &mut Context<'_>| wire.0.lock().poll_read(Way::Down, timer, usize::MAX, context);
+        let read =
+            |context: &mut Context<'_>| wire.inner.lock().poll_read(Way::Down, timer, usize::MAX, context);
         std::future::poll_fn(read).await.ok().filter(|bytes| !bytes.is_empty())
     }
 }
@@ -234,14 +241,14 @@ impl AsyncRead for NodeEnd {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let NodeEnd { wire, timer } = &mut *self;
-        let read = wire.0.lock().poll_read(Way::Up, timer, buffer.remaining(), context);
+        let read = wire.inner.lock().poll_read(Way::Up, timer, buffer.remaining(), context);
         read.map_ok(|bytes| buffer.put_slice(&bytes))
     }
 }
 
 impl AsyncWrite for NodeEnd {
     fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let mut inner = self.wire.0.lock();
+        let mut inner = self.wire.inner.lock();
         if inner.down.reset {
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
         }
@@ -263,7 +270,7 @@ impl AsyncWrite for NodeEnd {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let mut inner = self.wire.0.lock();
+        let mut inner = self.wire.inner.lock();
         let at = inner.arrival(Way::Down);
         inner.down.end.get_or_insert(at);
         inner.wake_readers();
@@ -273,7 +280,7 @@ impl AsyncWrite for NodeEnd {
 
 impl Drop for NodeEnd {
     fn drop(&mut self) {
-        let mut inner = self.wire.0.lock();
+        let mut inner = self.wire.inner.lock();
         inner.node_closed = Some(Instant::now());
         if inner.silent {
             return;

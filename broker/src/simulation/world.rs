@@ -26,13 +26,17 @@ use tokio::{
 
 use super::{
     client::{Client, Kind},
+    faults,
     ledger::{Ledger, NO_CAP, Rule},
     machine::Machine,
     net::{self, ClientEnd, Wire},
 };
 use crate::{
     connection,
-    log::sim::{SimLog, cluster::Cluster},
+    log::{
+        BoxFuture,
+        sim::{SimLog, cluster::Cluster},
+    },
     node::Node,
     outside::{Mistake, Outside, Simulated},
     process::make_node,
@@ -40,7 +44,7 @@ use crate::{
     session::{self, retained::RetainedLog},
 };
 
-pub(super) const NODES: usize = 3;
+const NODES: usize = 3;
 const CLIENTS: usize = 12;
 /// The longest way of an acknowledgement and of what it lets come, on a slow link.
 const SLOWEST: Duration = Duration::from_secs(4);
@@ -93,6 +97,8 @@ impl World {
         let mut random = fastrand::Rng::with_seed(seed);
         let tight = random.u32(0..4) == 0;
         let (offline, online) = if tight { (10, 15) } else { (NO_CAP, NO_CAP) };
+        // The embedded store has one node.
+        let nodes = if random.u32(0..5) == 0 { 1 } else { NODES };
         let room = if random.u32(0..4) == 0 { 20 } else { 10_000 };
         let ledger = Arc::new(Mutex::new(Ledger::new(offline, kept)));
         let told = ledger.clone();
@@ -114,7 +120,7 @@ impl World {
             cluster: Cluster::new(random.fork(), landed),
             ledger,
             devices: (0..CLIENTS).map(|index| Device::new(index, &mut random)).collect(),
-            places: (0..NODES).map(|_| Place::default()).collect(),
+            places: (0..nodes).map(|_| Place::default()).collect(),
             troubles: AtomicUsize::new(0),
             began,
             connections: AtomicU32::new(0),
@@ -124,7 +130,7 @@ impl World {
             mistake,
             random: Mutex::new(random),
         });
-        for index in 0..NODES {
+        for index in 0..nodes {
             world.start(index).await;
         }
         for index in 0..CLIENTS {
@@ -135,6 +141,14 @@ impl World {
 
     pub(super) fn fork(&self) -> fastrand::Rng {
         self.random.lock().fork()
+    }
+
+    /// The node that a client connects to: often the one from before.
+    fn pick(&self, index: usize) -> usize {
+        let (moves, node) = (self.below(3) == 0, self.below(self.places.len()));
+        let mut client = self.client(index);
+        client.node = if moves { node } else { client.node % self.places.len() };
+        client.node
     }
 
     /// A number below `bound`.
@@ -151,13 +165,20 @@ impl World {
     }
 
     /// Starts a process run of a node; returns when it serves.
-    pub(super) async fn start(&self, index: usize) {
+    pub(super) fn start(self: &Arc<Self>, index: usize) -> BoxFuture<'static, ()> {
+        // It comes round to itself, so its type must have an end.
+        let world = self.clone();
+        Box::pin(async move { world.start_node(index).await })
+    }
+
+    async fn start_node(self: Arc<Self>, index: usize) {
         let machine = Machine::new(self.began, self.fork(), 0);
         let outside = Outside { simulated: Some(machine.clone()), mistake: self.mistake };
         let log = SimLog::new(self.cluster.clone(), outside.clone(), self.fork(), self.room);
         log.set_away(*self.places[index].away.lock());
         let name = index.to_string();
-        let place = session::log::Place { node: &name, partitions: PARTITIONS };
+        let place =
+            session::log::Place { node: &name, partitions: PARTITIONS, shared: self.places.len() > 1 };
         let node = loop {
             match make_node(outside.clone(), log.clone(), place, &self.config, &self.acl).await {
                 Ok(Ok(node)) => break node,
@@ -171,6 +192,7 @@ impl World {
         log.set_away(*self.places[index].away.lock());
         server::background(&node).into_iter().for_each(|task| machine.spawn(task));
         self.ledger.lock().event("node", index, "serves", node.boot);
+        tokio::spawn(faults::follow_end(self.clone(), index, node.clone()));
         *self.places[index].running.lock() = Some(Running { node, log, machine });
     }
 
@@ -179,7 +201,7 @@ impl World {
         let Running { node, machine, .. } = self.running(index)?;
         let mut random = self.fork();
         let window = if random.u32(0..5) == 0 { 2000 } else { 100_000 };
-        let (client, stream, _) = net::connect(random, 0..3, window);
+        let (client, stream, _) = net::connect(index, random, 0..3, window);
         let peer = SocketAddr::from((Ipv4Addr::LOCALHOST, 1));
         let (newcomer, _) = node.admission.meet(peer, 1000);
         machine.spawn(Box::pin(connection::serve(node.clone(), stream, newcomer)));
@@ -272,8 +294,16 @@ impl World {
                 format!("client {index} has {open} connections")
             });
         }
-        for index in 0..NODES {
-            match self.probe(index).await {
+        for index in 0..self.places.len() {
+            // A node may have heard only now that it was over.
+            let mut found = self.probe(index).await;
+            for _ in 0..5 {
+                if found.is_none() {
+                    sleep(Duration::from_secs(1)).await;
+                    found = self.probe(index).await;
+                }
+            }
+            match found {
                 Some(found) => self.ledger.lock().found_retained(index, &found, since),
                 None => {
                     self.judge(Rule::Online, since, false, || format!("node {index} lets no new client in"))
@@ -292,7 +322,7 @@ impl World {
             let sessions = session::log::summaries(&*log).await;
             let retained = RetainedLog::fresh_summary(&*log).await;
             let mut wrong = None;
-            for index in 0..NODES {
+            for index in 0..self.places.len() {
                 let Some(Running { node, .. }) = self.running(index) else { continue };
                 let known = node.sessions.summaries();
                 for (found, expected) in known.iter().flatten().zip(sessions.iter().flatten()) {
@@ -393,7 +423,6 @@ impl Device {
         let version = [Version::V311, Version::V5, Version::V5][random.usize(0..3)];
         let kind = Kind {
             index,
-            node: index % NODES,
             version,
             // MQTT 3.1.1 has the instance's.
             expiry: match version {
@@ -414,7 +443,7 @@ async fn live(world: Arc<World>, index: usize) {
         while !world.client(index).wanted {
             device.poke.notified().await;
         }
-        let node = world.client(index).kind.node;
+        let node = world.pick(index);
         if let Some((end, boot)) = world.dial(node) {
             let connection = world.connections.fetch_add(1, Atomic::Relaxed);
             world.with(index, |client, ledger| client.begin(ledger, end.wire.clone(), connection, boot));

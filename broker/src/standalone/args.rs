@@ -17,6 +17,9 @@ pub(crate) struct Args {
     /// login and copies are those of the manifest's spec.kafka; these addresses override its bootstrapServers.
     #[arg(long, value_name = "HOST:PORT", value_delimiter = ',', value_parser = host_and_port)]
     pub(super) kafka: Vec<String>,
+    /// The name of this node, if others serve devices from the same Kafka; each has one of its own, and keeps it.
+    #[arg(long, value_name = "NAME", requires = "kafka", value_parser = node_name)]
+    pub(super) node: Option<String>,
     /// Where devices connect, HOST:PORT; port 0 picks one. Overrides the manifest.
     #[arg(long)]
     pub(super) mqtt: Option<String>,
@@ -38,6 +41,13 @@ impl Args {
     pub(super) fn store(&self) -> Store {
         if self.kafka.is_empty() { Store::Embedded } else { Store::Kafka(self.kafka.clone()) }
     }
+}
+
+/// Names go into every record that says who holds a client: they are short.
+pub(crate) fn node_name(text: &str) -> Result<String, &'static str> {
+    let is_name = text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte));
+    let wrong = "write 1 to 63 letters, digits, '.', '_' or '-'";
+    if is_name && (1..=63).contains(&text.len()) { Ok(text.to_owned()) } else { Err(wrong) }
 }
 
 /// Holds an address to what spec.kafka.bootstrapServers may hold, and its port to what a port may be.

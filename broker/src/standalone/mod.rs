@@ -5,7 +5,7 @@ pub(crate) mod manifests;
 
 use std::{path::PathBuf, process::ExitCode};
 
-pub(crate) use self::args::Args;
+pub(crate) use self::args::{Args, node_name};
 use self::manifests::Manifests;
 use crate::process::{self, Documents, Source};
 
@@ -37,7 +37,7 @@ impl Source for Standalone {
         let loaded =
             loaded.map_err(|problems| problems.iter().map(ToString::to_string).collect::<Vec<_>>())?;
         let manifests::Loaded { mut config, kafka_secrets, tls, acl, mut warnings } = loaded;
-        let Args { data, mqtt, mqtts, ws, wss, admin, .. } = &self.args;
+        let Args { data, node, mqtt, mqtts, ws, wss, admin, .. } = &self.args;
         let listeners = &mut config.listeners;
         for (flag, listener) in [(mqtt, &mut listeners.mqtt), (admin, &mut listeners.admin)] {
             if let Some(address) = flag {
@@ -57,7 +57,7 @@ impl Source for Standalone {
             }
         }
         let (acl, data, config_hash) = (Some(acl), data.clone(), None);
-        Ok(Documents { config, config_hash, kafka_secrets, tls, acl, data, warnings })
+        Ok(Documents { config, config_hash, kafka_secrets, tls, acl, data, node: node.clone(), warnings })
     }
 
     fn address_is_set(listener: &str) -> String {

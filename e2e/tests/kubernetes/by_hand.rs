@@ -23,6 +23,7 @@ fn rendered(namespace: &Namespace, kafka: &PodKafka) -> Result<Vec<Value>> {
         if object.get("kind").is_some_and(|kind| kind == "MqttInstance") {
             let kafka = json!({"bootstrapServers": kafka.servers(), "replicationFactor": 1});
             put(&mut object, "/spec", "kafka", kafka)?;
+            put(&mut object, "/spec", "replicas", 1.into())?;
         }
         fs::write(folder.path().join(format!("{number}.yaml")), object.to_string())?;
     }

@@ -72,6 +72,8 @@ impl Meters {
         let fields = instance.and_then(|instance| instance.pointer_mut("/spec")?.as_object_mut());
         let fields = fields.context("no instance")?;
         fields.insert("kafka".into(), self.on_kafka());
+        // Most stories look at one pod.
+        fields.insert("replicas".into(), 1.into());
         fields.extend(spec.as_object().cloned().unwrap_or_default());
         objects.extend_from_slice(more);
         self.namespace.apply_all(&objects)

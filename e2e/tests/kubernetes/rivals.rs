@@ -21,7 +21,7 @@ fn of_two_instances_on_one_kafka_the_older_has_it_by_whatever_name_the_other_cal
     let alias = format!("alias.{}.svc:{port}", namespace.name());
     let second = json!({
         "apiVersion": "mqtt.dms.dev/v1alpha1", "kind": "MqttInstance", "metadata": {"name": "second"},
-        "spec": {"kafka": {"bootstrapServers": [alias], "replicationFactor": 1}},
+        "spec": {"replicas": 1, "kafka": {"bootstrapServers": [alias], "replicationFactor": 1}},
     });
     let service = json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "alias"}, "spec": {"ports": ports}});
     namespace.apply_all(&[service, slice])?;

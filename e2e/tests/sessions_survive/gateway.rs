@@ -1,9 +1,9 @@
 //! A device on Paho, in a process of its own: takes QoS 2 from meters, publishes to one of them with QoS 1.
 
-use std::{collections::HashMap, time::Instant};
+use std::{collections::HashMap, net::SocketAddr, time::Instant};
 
 use anyhow::{Result, ensure};
-use mqtt_e2e::{Broker, Client, Driver, Login, Version, clients::Event};
+use mqtt_e2e::{Client, Driver, Login, Version, clients::Event};
 
 use super::{GATEWAYS, METERS, PACE, PASSWORD, USER, book::Book, gateway, meter, topic_of};
 
@@ -25,7 +25,7 @@ pub(crate) struct Gateway {
 }
 
 impl Gateway {
-    pub(crate) fn start(broker: &Broker, number: usize) -> Result<Self> {
+    pub(crate) fn start(broker: SocketAddr, number: usize) -> Result<Self> {
         let name = gateway(number);
         let version = if number.is_multiple_of(2) { Version::V3 } else { Version::V5 };
         let login = Login::new(version, &name).user(USER, PASSWORD).persistent().reconnecting();

@@ -188,7 +188,7 @@ impl Instances {
             memory.progress.assume_loaded(rendered.acl.generation);
         }
         let failed = applied.as_ref().and_then(|applied| applied.failed.clone()).or(not_nudged);
-        let written = Written { built: built.as_ref(), failed: failed.as_ref(), held };
+        let written = Written { failed: failed.as_ref(), held };
         let unready = memory.unready.map_or(Duration::ZERO, |since| since.elapsed());
         let ready = self.say_of_instance(instance, &rendered, &written, &brokers, unready).await?;
         let rendering = Rendering {

@@ -15,7 +15,7 @@ use mqtt_operator_api::{
 use serde_json::{Map, Value, json};
 
 use super::{
-    build::{self, Built},
+    build,
     fetch::Members,
     members::{self, Rendering},
     nodes::Broker,
@@ -33,7 +33,6 @@ const AT_A_TIME: usize = 16;
 
 /// What became of the objects of one instance.
 pub(super) struct Written<'a> {
-    pub(super) built: Option<&'a Built>,
     pub(super) failed: Option<&'a Error>,
     /// Pods wait for a Secret.
     pub(super) held: bool,
@@ -50,10 +49,6 @@ impl Instances {
     ) -> Result<bool, Error> {
         let name = name_of(Kind::MqttInstance, instance);
         let problems: Vec<_> = rendered.problems.iter().filter(|problem| problem.object == name).collect();
-        let notes = written.built.map(|built| {
-            let notes = built.notes.iter().map(|note| format!("{} {}", note.field, note.message));
-            notes.collect::<Vec<_>>().join("; ")
-        });
         let stateful_set =
             self.world.stateful_sets.get(&name.namespace, &build::broker_name(instance, &self.options));
         let service =
@@ -67,7 +62,6 @@ impl Instances {
             brokers,
             service: service.as_deref(),
             unready,
-            notes: notes.as_deref().unwrap_or_default(),
         };
         let mut more = Map::new();
         more.insert("endpoints".into(), json!(verdict::endpoints(instance, service.as_deref())));

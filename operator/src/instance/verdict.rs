@@ -36,8 +36,6 @@ pub struct Facts<'a> {
     pub service: Option<&'a Service>,
     /// How long no broker has been ready.
     pub unready: Duration,
-    /// What a person should know, such as of fields that do not count yet.
-    pub notes: &'a str,
 }
 
 pub fn verdict(facts: &Facts<'_>) -> Verdict {
@@ -80,8 +78,7 @@ pub fn verdict(facts: &Facts<'_>) -> Verdict {
         return Verdict::reconciling("WaitsForAddress", message);
     }
     let brokers = if ready == 1 { "1 broker is ready".into() } else { format!("{ready} brokers are ready") };
-    let notes = if facts.notes.is_empty() { String::new() } else { format!("; {}", facts.notes) };
-    Verdict::ready("Serving", brokers + &notes)
+    Verdict::ready("Serving", brokers)
 }
 
 /// What an update of the pods waits for.
@@ -199,7 +196,6 @@ mod tests {
             brokers,
             service: None,
             unready,
-            notes: "",
         }
     }
 
@@ -215,7 +211,6 @@ mod tests {
         let (ready, unready) = ([broker(true)], [broker(false)]);
         let serving = || facts(&plain, &done, &ready);
         check("all is well", &serving(), Turn::Nobody, "Serving", "1 broker is ready");
-        check("with a note", &Facts { notes: "told", ..serving() }, Turn::Nobody, "Serving", "; told");
         check("no pod", &facts(&plain, &done, &[]), Turn::Ours, "Starting", "waits for a broker");
         check(
             "a pod that starts",

@@ -13,10 +13,16 @@
 //! | `D` | message, session, boot | how far one session is with one message |
 //! | `R` | session, generation, packet id | a QoS 2 publish of the session that it has not released |
 //! | `T` | boot | which node begins anew: who reads it back has read all that was there before |
+//! | `B` | boot | a process run asks to be told where the log ends now: who reads it back has read all that was there before |
+//! | `C` | boot, filter | sessions that are in no log have this subscription on the process run's node, or none has any more |
+//! | `X` | boot | a process run is over, though it may not know |
+//! | `H` | boot | a process run is alive, and what of its limits its node uses |
+//! | `P` | boot, sequence | a message for what is in no log on the nodes of other process runs |
 //! | `K` | message, topic | a retained message, or (empty payload) that there is none any more |
 //!
 //! One key is written by one process run, the one whose nonce, generation or boot stands in it. Others only delete it, once
-//! it is dead ([`super::view`]).
+//! it is dead ([`super::view`]). An `X` may be written by any, and says the same whoever does. `K` has a topic of its own, `H` and `P` have
+//! another ([`Value::Alive`], [`Value::Passed`]): nothing but age deletes there.
 
 use std::sync::Arc;
 
@@ -37,6 +43,8 @@ pub type Offset = u64;
 const VERSION: u8 = 1;
 /// Sessions that one `M` may name; larger fan-outs are cut into chunks.
 pub const MOST_RECIPIENTS: usize = 10_000;
+/// Process runs that one `P` may be for.
+pub const MOST_NODES: usize = 1_000;
 /// Subscription identifiers that one recipient may have.
 pub const MOST_SUBSCRIPTION_IDS: usize = 1_000;
 
@@ -74,6 +82,24 @@ pub enum Key {
     Tick {
         boot: Boot,
     },
+    /// Not a `T`: of that the first of each process run must stay, for it says in which order they began.
+    Barrier {
+        boot: Boot,
+    },
+    Announced {
+        boot: Boot,
+        filter: Box<str>,
+    },
+    Down {
+        boot: Boot,
+    },
+    Alive {
+        boot: Boot,
+    },
+    Passed {
+        boot: Boot,
+        sequence: u64,
+    },
     Retained {
         mid: MessageId,
         topic: Box<str>,
@@ -89,12 +115,48 @@ pub enum Value<'a> {
     Message(QueuedMessage<'a>),
     Progress(Progress),
     Inbound(Inbound),
-    /// The node of the process run that begins here, and which of its runs it is: they count up.
+    /// The node of the process run that begins here, which of its runs it is (they count up), and whether it lets others serve
+    /// devices from the same log.
     Tick {
         node: &'a str,
         run: u64,
+        shared: bool,
     },
+    /// Rises with each of a process run.
+    Barrier(u64),
+    Announced(Announced),
+    Down,
+    Alive(Alive<'a>),
+    Passed(Passed<'a>),
     Retained(Content<'a>),
+}
+
+/// A filter, of a shared subscription with its group, that sessions in no log have on a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Announced {
+    /// Counts the writings of this key, as in [`Session::sequence`].
+    pub sequence: u64,
+    pub on: bool,
+}
+
+/// What a node says of itself while it lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Alive<'a> {
+    pub node: &'a str,
+    /// Counts up; in milliseconds since the process run began.
+    pub at: Millis,
+    pub connections: u64,
+}
+
+/// A message on its way to other nodes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Passed<'a> {
+    pub mid: MessageId,
+    /// The process runs that it is for.
+    pub to: Vec<Boot>,
+    /// The shared subscription of which one member on that node gets it.
+    pub group: Option<&'a str>,
+    pub content: Content<'a>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -260,6 +322,11 @@ impl Key {
             Key::Progress { .. } => b'D',
             Key::Inbound { .. } => b'R',
             Key::Tick { .. } => b'T',
+            Key::Barrier { .. } => b'B',
+            Key::Announced { .. } => b'C',
+            Key::Down { .. } => b'X',
+            Key::Alive { .. } => b'H',
+            Key::Passed { .. } => b'P',
             Key::Retained { .. } => b'K',
         }
     }
@@ -292,7 +359,17 @@ impl Key {
                 out.u64(*generation);
                 out.u16(*packet_id);
             }
-            Key::Tick { boot } => out.u64(*boot),
+            Key::Tick { boot } | Key::Barrier { boot } | Key::Down { boot } | Key::Alive { boot } => {
+                out.u64(*boot);
+            }
+            Key::Announced { boot, filter } => {
+                out.u64(*boot);
+                out.put(filter.as_bytes());
+            }
+            Key::Passed { boot, sequence } => {
+                out.u64(*boot);
+                out.u64(*sequence);
+            }
             Key::Retained { mid, topic } => {
                 out.id(*mid);
                 out.put(topic.as_bytes());
@@ -322,7 +399,7 @@ pub fn parse<'a>(key: &[u8], value: Option<&'a [u8]>) -> Result<(Key, Option<Val
 }
 
 fn name(kind: u8) -> Result<char, RecordError> {
-    if b"LSFMDRTK".contains(&kind) { Ok(kind.into()) } else { Err(RecordError::Kind(kind)) }
+    if b"LSFMDRTBCXHPK".contains(&kind) { Ok(kind.into()) } else { Err(RecordError::Kind(kind)) }
 }
 
 fn check_version(kind: char, version: Option<u8>) -> Result<(), RecordError> {
@@ -342,6 +419,11 @@ fn parse_key(kind: u8, mut from: Reader<'_>) -> Option<Key> {
         b'D' => Key::Progress { mid: from.id()?, sid: from.id()?, boot: from.u64()? },
         b'R' => Key::Inbound { sid: from.id()?, generation: from.u64()?, packet_id: from.u16()? },
         b'T' => Key::Tick { boot: from.u64()? },
+        b'B' => Key::Barrier { boot: from.u64()? },
+        b'C' => Key::Announced { boot: from.u64()?, filter: from.rest()?.into() },
+        b'X' => Key::Down { boot: from.u64()? },
+        b'H' => Key::Alive { boot: from.u64()? },
+        b'P' => Key::Passed { boot: from.u64()?, sequence: from.u64()? },
         b'K' => Key::Retained { mid: from.id()?, topic: from.rest()?.into() },
         _ => return None,
     };

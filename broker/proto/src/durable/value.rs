@@ -3,8 +3,9 @@
 use super::{
     bytes::{Reader, Writer},
     record::{
-        Content, Identity, Inbound, Key, MOST_RECIPIENTS, MOST_SUBSCRIPTION_IDS, Phase, Progress,
-        QueuedMessage, Recipient, Session, Subscription, Value, Why, Will,
+        Alive, Announced, Content, Identity, Inbound, Key, MOST_NODES, MOST_RECIPIENTS,
+        MOST_SUBSCRIPTION_IDS, Passed, Phase, Progress, QueuedMessage, Recipient, Session, Subscription,
+        Value, Why, Will,
     },
 };
 use crate::codec::QoS;
@@ -33,7 +34,14 @@ impl<'a> Value<'a> {
                 partition: from.u32()?,
                 from: from.u64()?,
             }),
-            Key::Tick { .. } => Value::Tick { node: from.text()?, run: from.u64()? },
+            Key::Tick { .. } => Value::Tick { node: from.text()?, run: from.u64()?, shared: from.flag()? },
+            Key::Barrier { .. } => Value::Barrier(from.u64()?),
+            Key::Announced { .. } => Value::Announced(Announced { sequence: from.u64()?, on: from.flag()? }),
+            Key::Down { .. } => Value::Down,
+            Key::Alive { .. } => {
+                Value::Alive(Alive { node: from.text()?, at: from.u64()?, connections: from.u64()? })
+            }
+            Key::Passed { .. } => Value::Passed(passed(from)?),
             Key::Retained { .. } => Value::Retained(content(from)?),
         };
         from.end()?;
@@ -74,14 +82,44 @@ impl<'a> Value<'a> {
                 out.u32(inbound.partition);
                 out.u64(inbound.from);
             }
-            Value::Tick { node, run } => {
+            Value::Tick { node, run, shared } => {
                 out.text(node);
                 out.u64(*run);
+                out.u8((*shared).into());
+            }
+            Value::Barrier(number) => out.u64(*number),
+            Value::Announced(Announced { sequence, on }) => {
+                out.u64(*sequence);
+                out.u8((*on).into());
+            }
+            Value::Down => {}
+            Value::Alive(Alive { node, at, connections }) => {
+                out.text(node);
+                out.u64(*at);
+                out.u64(*connections);
+            }
+            Value::Passed(Passed { mid, to, group, content }) => {
+                out.id(*mid);
+                let to = to.get(..MOST_NODES).unwrap_or(to);
+                out.u16(u16::try_from(to.len()).unwrap_or(u16::MAX));
+                to.iter().for_each(|boot| out.u64(*boot));
+                out.option(*group, Writer::text);
+                put_content(&mut out, content);
             }
             Value::Retained(content) => put_content(&mut out, content),
         }
         out.0
     }
+}
+
+fn passed<'a>(from: &mut Reader<'a>) -> Option<Passed<'a>> {
+    let mid = from.id()?;
+    let count = usize::from(from.u16()?);
+    if count > MOST_NODES {
+        return None;
+    }
+    let to = (0..count).map(|_| from.u64()).collect::<Option<Vec<_>>>()?;
+    Some(Passed { mid, to, group: from.option(Reader::text)?, content: content(from)? })
 }
 
 fn qos(from: &mut Reader<'_>) -> Option<QoS> {

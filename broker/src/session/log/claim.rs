@@ -4,6 +4,7 @@
 use std::{sync::Arc, sync::atomic::AtomicBool, time::Duration};
 
 use mqtt_proto::{
+    codec::QoS,
     durable::{
         record::{Inbound, Key, Offset, Phase, Session, Value, Will},
         view::{Entry, Head},
@@ -43,6 +44,11 @@ pub(crate) struct Resumed {
 #[derive(Clone)]
 pub(crate) struct Online {
     pub(crate) resumes: bool,
+    /// The session outlives the connection, or has outlived one. If not, the claim but says where the client is, and with
+    /// which will.
+    pub(crate) is_kept: bool,
+    /// What must count for the client still.
+    pub(crate) before: Option<MessageId>,
     pub(crate) user: Arc<str>,
     pub(crate) peer: Box<str>,
     pub(crate) protocol: u8,
@@ -61,6 +67,8 @@ pub(super) struct Pending {
     told: oneshot::Sender<Option<Resumed>>,
     holding: Arc<Holding>,
     slot: Arc<Slot>,
+    /// Its session outlives the connection, so that what is for it comes through the log.
+    is_kept: bool,
 }
 
 /// Forgets a claim that will not be read back; or that may be, too late.
@@ -85,17 +93,19 @@ impl SessionLog {
         &self,
         node: &Arc<Node>,
         slot: &Arc<Slot>,
-        patience: Duration,
+        (patience, is_kept): (Duration, bool),
         make: impl Fn(Option<&Head>, MessageId) -> Option<Session>,
     ) -> Result<Option<Resumed>, ClaimFailed> {
         let deadline = Instant::now() + patience;
         let client: Arc<str> = (&*slot.client_id).into();
         let partition = self.partition_of(&client);
         loop {
-            let nonce = node.next_message_id();
+            let fresh = node.next_message_id();
+            let shares_key = self.outside.makes(Mistake::SharedClaimKey);
+            let nonce = if shares_key { MessageId { boot: 0, counter: 0 } } else { fresh };
             let key = Key::Session { nonce, client: (&*client).into() };
             let begun = self.with(partition, |state| {
-                let mut session = Box::new(make(state.view.head(&client), nonce)?);
+                let mut session = Box::new(make(state.view.head(&client), fresh)?);
                 session.generation = state.view.next_generation(&client, node.now());
                 (session.sequence, session.won) = (0, false);
                 (session.boot, session.node) = (self.boot, self.name.clone());
@@ -109,7 +119,7 @@ impl SessionLog {
                     lost: AtomicBool::new(false),
                 });
                 let (told, hears) = oneshot::channel();
-                let pending = Waiting::Claim(Pending { told, holding, slot: slot.clone() });
+                let pending = Waiting::Claim(Pending { told, holding, slot: slot.clone(), is_kept });
                 state.waiting.entry(key.clone()).or_default().push(pending);
                 Some((session, hears))
             });
@@ -129,15 +139,18 @@ impl SessionLog {
         }
     }
 
-    /// A connection's claim.
+    /// A connection's claim; nothing if something else counts for the client by now.
     pub(crate) async fn claim_online(
         &self,
         node: &Arc<Node>,
         slot: &Arc<Slot>,
         patience: Duration,
         terms: Online,
-    ) -> Result<Resumed, ClaimFailed> {
+    ) -> Result<Option<Resumed>, ClaimFailed> {
         let make = |head: Option<&Head>, nonce: MessageId| {
+            if head.map(|head| head.nonce) != terms.before {
+                return None;
+            }
             let resumed =
                 head.filter(|head| terms.resumes && may_resume(&head.session, &terms.user, node.now()));
             let Online { user, peer, protocol, expiry, will, .. } = terms.clone();
@@ -155,7 +168,7 @@ impl SessionLog {
                 ..blank(nonce)
             })
         };
-        self.claim(node, slot, patience, make).await?.ok_or(ClaimFailed)
+        self.claim(node, slot, (patience, terms.is_kept), make).await
     }
 
     /// Ends a session that goes on otherwise.
@@ -170,7 +183,7 @@ impl SessionLog {
             let session = (*head.session).clone();
             Some(Session { phase: Phase::Ended, since: node.now(), will: None, ..session })
         };
-        self.claim(node, slot, patience, make).await.map(drop)
+        self.claim(node, slot, (patience, true), make).await.map(drop)
     }
 
     /// What was written last about a client, by this process run or another, while somebody has its slot.
@@ -218,7 +231,7 @@ impl SessionLog {
         pending: Pending,
         former: Option<Former>,
     ) {
-        let Pending { told, holding, slot } = pending;
+        let Pending { told, holding, slot, is_kept } = pending;
         let head = state.view.head(&holding.client).filter(|head| head.nonce == holding.nonce);
         let Some((phase, sid)) = head.map(|head| (head.session.phase, head.session.sid)) else {
             // Whoever waited for it asks anew.
@@ -236,15 +249,17 @@ impl SessionLog {
         let filters = session.into_iter().flat_map(|session| session.subscriptions());
         let resumed = Resumed {
             present: former.is_some_and(|former| former.sid == sid),
-            // Each place in the queue goes to what is to be delivered there. What was found to be over the cap is as gone, and
-            // so is what another member of a shared subscription is about to have.
+            // Each place in the queue goes to what is to be delivered there. What another member of a shared subscription is about
+            // to have is as gone. What was found to be over the cap, and is not read to be gone by now, is not gone: another
+            // node would deliver it, behind what comes after it. At QoS 2 it may go while it is under way, which must not be.
             queue: all()
                 .flat_map(|session| {
                     session.queue().keys().copied().zip(session.in_order().into_iter().cloned())
                 })
                 .filter(|(_, entry)| {
                     let this = (sid, entry.mid);
-                    !state.dropping.contains(&this) && !state.passing.contains(&this)
+                    let is_going = entry.qos == QoS::ExactlyOnce && state.dropping.contains(&this);
+                    !is_going && !state.passing.contains(&this)
                 })
                 .collect(),
             sent_below: former.map_or(0, |former| match former.phase {
@@ -260,10 +275,11 @@ impl SessionLog {
                 .collect(),
             holding,
         };
-        if phase == Phase::Online {
+        let attaches = phase == Phase::Online && is_kept;
+        if attaches {
             slot.mailbox.attach();
         }
-        if told.send(Some(resumed)).is_err() && phase == Phase::Online {
+        if told.send(Some(resumed)).is_err() && attaches {
             // It came too late for its connection; the sweep finds that nobody is there.
             slot.mailbox.detach();
         }

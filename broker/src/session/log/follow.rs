@@ -22,6 +22,7 @@ use crate::{
     limits::Trouble,
     log::{LogError, Outcome, ReadLimit, StoredRecord},
     node::Node,
+    outside::Mistake,
     router::{Logged, Options},
     session::{Slot, mailbox::Mailbox},
 };
@@ -68,7 +69,11 @@ impl SessionLog {
             let mut state = partition.state.lock();
             let mut clients: Vec<Arc<str>> = state.view.heads().map(|(client, _)| client.clone()).collect();
             clients.sort_unstable();
-            clients.iter().for_each(|client| self.adopt(node, &mut state, client, None));
+            for client in &clients {
+                self.adopt(node, &mut state, client, None);
+                self.look_where(&state, client);
+            }
+            self.begin_routing(node, &state);
         }
     }
 
@@ -151,10 +156,12 @@ impl SessionLog {
                 }
                 self.part(node, state, ended);
                 self.adopt(node, state, &client, None);
+                self.look_where(state, &client);
                 self.confirm(node, state, &client);
             }
             Change::Rewritten { client, ended } => {
                 self.part(node, state, ended);
+                self.look_where(state, &client);
                 let head = state.view.head(&client);
                 let is_read = |holding: &Arc<super::Holding>| {
                     head.is_none_or(|head| {
@@ -175,7 +182,15 @@ impl SessionLog {
                 state.dropping.remove(&(sid, mid));
                 state.passing.remove(&(sid, mid));
             }
-            Change::Received { .. } => {}
+            Change::Barrier { boot, number } if boot == self.boot => state.barriers.passed(number),
+            Change::Announced { boot, filter, on, sequence } => {
+                self.announced(node, state, boot, &filter, (on, sequence));
+            }
+            Change::Over => {
+                self.forget_over(node, state);
+                self.notice_own_end(state);
+            }
+            Change::Received { .. } | Change::Barrier { .. } => {}
         }
     }
 
@@ -213,27 +228,33 @@ impl SessionLog {
         }
     }
 
-    /// Routes to the session that counts for a client, if the client is this node's.
+    /// Routes to the session that counts for a client, whichever node has it.
     pub(super) fn adopt(&self, node: &Node, state: &mut State, client: &Arc<str>, slot: Option<&Arc<Slot>>) {
         let Some(head) = state.view.head(client) else { return };
-        let (sid, is_mine) = (head.session.sid, *head.session.node == *self.name);
+        let sid = head.session.sid;
         let former = state.mailboxes.get(&sid);
-        let stays =
-            |former: &Arc<Mailbox>| is_mine && slot.is_none_or(|slot| Arc::ptr_eq(former, &slot.mailbox));
+        let stays = |former: &Arc<Mailbox>| slot.is_none_or(|slot| Arc::ptr_eq(former, &slot.mailbox));
         if head.session.phase == Phase::Ended || former.is_some_and(stays) {
             return;
         }
         if let Some(former) = state.mailboxes.remove(&sid) {
             unroute(node, state, sid, &former);
         }
-        if !is_mine {
-            return;
-        }
         let known = slot.cloned().or_else(|| node.registry.slot_of(client));
         let mailbox = known.map_or_else(|| node.registry.new_mailbox(), |slot| slot.mailbox.clone());
         mailbox.follow(self.logged(client, sid));
         state.mailboxes.insert(sid, mailbox);
         self.route_all(node, state, sid);
+    }
+
+    /// Notes where the device of what counts for a client is.
+    fn look_where(&self, state: &State, client: &str) {
+        let Some(head) = state.view.head(client) else { return };
+        let Some(mailbox) = state.mailboxes.get(&head.session.sid) else { return };
+        let session = &head.session;
+        let is_over = || state.view.runs().is_over(session.boot);
+        let elsewhere = session.phase == Phase::Online && session.boot != self.boot && !is_over();
+        mailbox.set_elsewhere(elsewhere.then_some(session.boot));
     }
 
     /// A session is over.
@@ -277,12 +298,16 @@ impl SessionLog {
         (sid, order): (MessageId, Offset),
         wake: &mut Vec<Waker>,
     ) {
-        let (Some(mailbox), Some((_, session))) = (state.mailboxes.get(&sid), state.view.session(sid)) else {
+        let (Some(mailbox), Some((client, session))) = (state.mailboxes.get(&sid), state.view.session(sid))
+        else {
             return;
         };
         let Some(entry) = session.queue().get(&order) else { return };
         let group = entry.group.clone();
-        if mailbox.is_online() {
+        let is_away = !mailbox.is_reachable();
+        // A connection here that another node took the client from gets nothing more.
+        let is_held = || state.view.head(client).is_some_and(|head| head.session.boot == self.boot);
+        if mailbox.is_online() && is_held() {
             let Some(message) = record.message() else { return };
             let surplus = mailbox.post_logged(delivery(entry, message), node.settings().caps(), wake);
             let to = Logged { sid, partition };
@@ -290,7 +315,7 @@ impl SessionLog {
         } else if record.boot() == Some(self.boot) {
             let to = Logged { sid, partition };
             self.enforce_cap(node, state, to);
-            if let Some(group) = group {
+            if let Some(group) = group.filter(|_| is_away) {
                 // It was there when it was chosen.
                 self.pass_on(node, state, to, |entry| entry.group.as_ref() == Some(&group));
             }
@@ -311,7 +336,10 @@ impl SessionLog {
                 && entry.received.is_none()
                 && !state.dropping.contains(&(to.sid, entry.mid))
         });
-        let waits: Vec<MessageId> = waits.map(|(_, entry)| entry.mid).collect();
+        let mut waits: Vec<MessageId> = waits.map(|(_, entry)| entry.mid).collect();
+        if self.outside.makes(Mistake::DropNewest) {
+            waits.reverse();
+        }
         let surplus = waits.len().saturating_sub(cap);
         let surplus = waits.into_iter().take(surplus).collect();
         self.dropped(node, state, to, surplus);

@@ -10,14 +10,20 @@
 //! | [`replay`] | reads the log from its start to the tick of this process run |
 //! | [`follow`] | reads on for ever, and does what the records ask of this node |
 //! | [`claim`] | takes a client for a connection, or to end what is due |
+//! | [`lives`] | which process runs live, which of them does what only one should |
 //! | [`write`](mod@write) | what is appended besides claims |
+//! | [`announce`] | tells other nodes which filters sessions in no log have here |
+//! | [`barrier`] | makes sure that nothing is missing that another node promised |
 //! | [`bodies`] | finds the messages of a queue again |
 //! | [`pass_on`] | gives what waits for a member of a shared subscription to another |
 //! | [`sweep`] | wills and sessions that are due, what nobody holds, and what is dead |
 
+mod announce;
+mod barrier;
 mod bodies;
 mod claim;
 mod follow;
+mod lives;
 mod pass_on;
 mod replay;
 mod sweep;
@@ -47,6 +53,7 @@ use parking_lot::Mutex;
 #[cfg(test)]
 pub(crate) use self::replay::summaries;
 pub(crate) use self::{
+    barrier::{BarrierPart, BarrierWaits, barriers},
     claim::{ClaimFailed, Online, Resumed, may_resume},
     follow::{delivery, follow},
     pass_on::{NotPassedOn, gather, pass_on_all},
@@ -72,6 +79,8 @@ pub(crate) struct Place<'a> {
     pub(crate) node: &'a str,
     /// The log's, if there is none yet.
     pub(crate) partitions: u32,
+    /// Other nodes may serve devices from this log. Where none does, nothing is asked of it for their sake.
+    pub(crate) shared: bool,
 }
 
 /// See the module.
@@ -83,6 +92,11 @@ pub(crate) struct SessionLog {
     pub(crate) boot: Boot,
     /// What process runs of this node have in common.
     name: Arc<str>,
+    /// See [`Place::shared`].
+    pub(crate) shared: bool,
+    barriers: barrier::Barriers,
+    announcements: announce::Announcements,
+    end: lives::End,
     partitions: Vec<Partition>,
     /// Numbers the writings of keys that are written more than once.
     sequence: AtomicU64,
@@ -107,7 +121,7 @@ struct State {
     waiting: HashMap<Key, Vec<Waiting>, RandomState>,
     /// What this process run holds for connections that are there, by client ID.
     holdings: HashMap<Arc<str>, Arc<Holding>, RandomState>,
-    /// The mailboxes of the sessions of this node's clients.
+    /// The mailboxes of all sessions that live, whichever node has them.
     mailboxes: HashMap<MessageId, Arc<Mailbox>, RandomState>,
     /// Messages of which it was written, and not read back yet, that they go for want of room: session and message.
     dropping: HashSet<(MessageId, MessageId), RandomState>,
@@ -115,6 +129,7 @@ struct State {
     passing: HashSet<(MessageId, MessageId), RandomState>,
     /// Of those, what members were chosen for whose sessions had ended, or could not give away before: others are to get it.
     vain: Vec<(MessageId, MessageId)>,
+    barriers: BarrierWaits,
 }
 
 /// What a record of this process run is waited for by.

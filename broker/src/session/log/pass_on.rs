@@ -39,7 +39,7 @@ pub(crate) fn gather(node: &Arc<Node>, name: &str) {
     let Some(share) = node.router.share(name) else { return };
     let log = &node.sessions;
     for member in share.members() {
-        let Some(from) = member.logged.filter(|_| !member.mailbox.is_online()) else { continue };
+        let Some(from) = member.logged.filter(|_| !member.mailbox.is_reachable()) else { continue };
         let of_it = |entry: &Entry| entry.group.as_deref() == Some(name);
         log.with(from.partition, |state| log.pass_on(node, state, from, of_it));
     }
@@ -81,7 +81,7 @@ impl SessionLog {
     ) {
         let without = state.mailboxes.get(&from.sid).map_or(0, |mailbox| mailbox.key);
         let could_have = |member: &Recipient| {
-            member.mailbox.key != without && member.logged.is_some() && member.mailbox.is_online()
+            member.mailbox.key != without && member.logged.is_some() && member.mailbox.is_reachable()
         };
         let is_taken =
             |entry: &Entry| share_of(node, entry).is_some_and(|share| share.members().iter().any(could_have));
@@ -91,9 +91,14 @@ impl SessionLog {
 
     /// A member that is away is granted some groups no more: others get what waits for it there, as if its session had ended.
     pub(super) fn leave_lost_shares(&self, node: &Arc<Node>, state: &mut State, from: Logged) {
-        let Some(mailbox) = state.mailboxes.get(&from.sid).filter(|mailbox| !mailbox.is_online()) else {
+        let Some(mailbox) = state.mailboxes.get(&from.sid).filter(|mailbox| !mailbox.is_reachable()) else {
             return;
         };
+        // Every node hears of it.
+        let is_mine = |(client, _): (&Arc<str>, _)| !self.shared || self.ranks_first(state, client);
+        if !state.view.session(from.sid).is_some_and(is_mine) {
+            return;
+        }
         let key = mailbox.key;
         let is_lost = |entry: &Entry| share_of(node, entry).is_some_and(|share| share.member(key).is_none());
         let passing = take(state, from.sid, is_lost);

@@ -23,7 +23,10 @@ use mqtt_proto::{
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use super::{Partition, Place, SessionLog, State, pass_on::in_vain, write::Surely};
+use super::{
+    Partition, Place, SessionLog, State, announce::Announcements, barrier::Barriers, lives::End,
+    pass_on::in_vain, write::Surely,
+};
 use crate::{
     log::{
         Bounds, BoxFuture, Log, LogError, Offset, Outcome, ReadLimit, Record, StoredRecord, Topic,
@@ -43,7 +46,7 @@ impl SessionLog {
         log: Arc<dyn Log>,
         outside: Outside,
         boot: Boot,
-        Place { node: name, partitions }: Place<'_>,
+        Place { node: name, partitions, shared }: Place<'_>,
         packet_size: u32,
     ) -> Result<SessionLog, LogError> {
         let topic = log.ensure_topic(super::TOPIC, SessionLog::settings(partitions, packet_size)).await?;
@@ -52,7 +55,7 @@ impl SessionLog {
             let (log, topic, outside) = (log.clone(), topic.clone(), &outside);
             async move {
                 let mut reading = Reading::default();
-                let begins = Begins { boot, node: name, outside };
+                let begins = Begins { boot, node: name, shared, outside };
                 let next = read_to_tick(&*log, &topic, partition, begins, &mut reading).await?;
                 let Reading { view, vain, .. } = reading;
                 // Those of other nodes are theirs, while they have runs.
@@ -71,6 +74,10 @@ impl SessionLog {
             topic,
             boot,
             name: name.into(),
+            shared,
+            barriers: Barriers::default(),
+            announcements: Announcements::default(),
+            end: End::default(),
             partitions,
             sequence: AtomicU64::new(1),
             chunk: AtomicU64::new(1),
@@ -125,6 +132,8 @@ pub(crate) fn parse<'a>(
 pub(crate) struct Begins<'a> {
     pub(crate) boot: Boot,
     pub(crate) node: &'a str,
+    /// See [`Place::shared`].
+    pub(crate) shared: bool,
     pub(crate) outside: &'a Outside,
 }
 
@@ -214,7 +223,7 @@ impl Begins<'_> {
         let run = runs.next_number(self.node, self.boot);
         let tick = Record {
             key: Some(Key::Tick { boot: self.boot }.encode().into()),
-            value: Some(Value::Tick { node: self.node, run }.encode().into()),
+            value: Some(Value::Tick { node: self.node, run, shared: self.shared }.encode().into()),
             headers: Vec::new(),
             created: i64::try_from(self.outside.wall()).unwrap_or(i64::MAX),
         };

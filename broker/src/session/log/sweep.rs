@@ -1,6 +1,6 @@
 //! What is due without anybody asking: wills, the end of sessions, clients whose holder is gone, and records that are dead.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use futures_util::future::join_all;
 use mqtt_proto::{
@@ -23,6 +23,8 @@ use crate::{
 };
 
 const EVERY: Duration = Duration::from_secs(1);
+/// How long what another node should see to first is left to it.
+const LEFT_TO_OTHERS: Duration = Duration::from_secs(5);
 /// Clients that are settled side by side.
 const AT_ONCE: usize = 500;
 /// Until a claim must be read back, a will durable, and what is left with others; what is not is tried again.
@@ -38,17 +40,31 @@ const BURIALS: usize = 20;
 pub(crate) async fn sweep(node: Arc<Node>) {
     let mut ticks = tokio::time::interval(EVERY);
     let (mut expired, mut buried) = (Instant::now(), Instant::now());
+    // Since when that is due which is others' to do.
+    let mut left: HashMap<Arc<str>, Instant> = HashMap::new();
     loop {
         ticks.tick().await;
         node.sessions.retry(node.wall());
         node.retained.retry(node.wall());
+        node.sessions.withdraw(&node);
         // Once more would be once more in the log, as soon as that takes anything again.
         if *node.log.health().borrow() == Health::Working {
             for (partition, of) in (0..).zip(&node.sessions.partitions) {
                 node.sessions.pass_on_vain(&node, &mut of.state.lock(), partition);
             }
         }
-        let due = node.sessions.due(node.now());
+        let mut due = Vec::new();
+        let mut still_left = HashMap::new();
+        for (client, is_mine) in node.sessions.due(node.now()) {
+            let since = left.get(&client).copied().unwrap_or_else(Instant::now);
+            if is_mine || since.elapsed() >= LEFT_TO_OTHERS {
+                due.push(client.clone());
+            }
+            if !is_mine {
+                still_left.insert(client, since);
+            }
+        }
+        left = still_left;
         for some in due.chunks(AT_ONCE) {
             join_all(some.iter().map(|client| settle(&node, client))).await;
         }
@@ -81,7 +97,7 @@ async fn settle_held(node: &Arc<Node>, held: &Held) -> bool {
     let client = &*held.slot.client_id;
     let Some((nonce, session)) = node.sessions.latest(client) else { return false };
     let now = node.now();
-    if !is_due(&session, now) {
+    if !node.sessions.is_due(client, &session, now) {
         return false;
     }
     if session.phase == Phase::Online {
@@ -92,7 +108,7 @@ async fn settle_held(node: &Arc<Node>, held: &Held) -> bool {
         log.with(from.partition, |state| log.pass_on(node, state, from, |_| true));
         return false;
     }
-    let ends = session.expires_at <= now;
+    let ends = session.phase == Phase::Offline && session.expires_at <= now;
     if ends && pass_on_all(node, client, session.sid, PATIENCE).await.is_err() {
         return false;
     }
@@ -179,7 +195,7 @@ async fn write(
         log.rewrite(&holding, node.wall(), edit);
         return true;
     }
-    let make = |head: Option<&Head>, _| {
+    let make = |head: Option<&Head>, claim: MessageId| {
         let head = head.filter(|head| head.nonce == nonce)?;
         let mut session = (*head.session).clone();
         if let Some(will) = &mut session.will {
@@ -187,9 +203,13 @@ async fn write(
             will.mid.get_or_insert(nonce);
         }
         edit(&mut session);
+        if head.session.phase == Phase::Ended {
+            // Nobody may go on with it.
+            session.sid = claim;
+        }
         Some(session)
     };
-    matches!(log.claim(node, &held.slot, PATIENCE, make).await, Ok(Some(_)))
+    matches!(log.claim(node, &held.slot, (PATIENCE, true), make).await, Ok(Some(_)))
 }
 
 /// True once the will is in the log and with its subscribers, or may not be published.
@@ -221,14 +241,15 @@ pub(crate) async fn publish_will(
     matches!(tokio::time::timeout(PATIENCE, published).await, Ok(true))
 }
 
+/// Of a client that nobody is there for.
 fn is_due(session: &Session, now: Millis) -> bool {
+    let will = session.will.as_ref().and_then(|will| will.due_at);
+    let has_due_will = will.is_some_and(|at| at <= now);
     match session.phase {
         Phase::Online => true,
-        Phase::Offline => {
-            let will = session.will.as_ref().and_then(|will| will.due_at);
-            session.expires_at <= now || will.is_some_and(|at| at <= now)
-        }
-        Phase::Ended => false,
+        Phase::Offline => session.expires_at <= now || has_due_will,
+        // What its holder did not come to do.
+        Phase::Ended => has_due_will,
     }
 }
 
@@ -277,7 +298,7 @@ impl SessionLog {
         for (partition, of) in (0..).zip(&self.partitions) {
             let mut state = of.state.lock();
             let is_away =
-                |sid: &MessageId| state.mailboxes.get(sid).is_some_and(|mailbox| !mailbox.is_online());
+                |sid: &MessageId| state.mailboxes.get(sid).is_some_and(|mailbox| !mailbox.is_reachable());
             let mut some: Vec<MessageId> = state.view.with_expired(now).filter(is_away).collect();
             // In the same order in every run.
             some.sort_unstable();
@@ -308,17 +329,31 @@ impl SessionLog {
         });
     }
 
-    /// Clients of this node for which something is due, as far as can be told without asking who is there.
-    fn due(&self, now: Millis) -> Vec<Arc<str>> {
+    /// Whether anything is due for a client that nobody is there for on this node: if the process run that has it is this one, or is
+    /// over.
+    fn is_due(&self, client: &str, session: &Session, now: Millis) -> bool {
+        let is_over = |state: &mut super::State| state.view.runs().is_over(session.boot);
+        is_due(session, now)
+            && (session.boot == self.boot || self.with(self.partition_of(client), is_over) == Some(true))
+    }
+
+    /// Clients for which something is due, as far as can be told without asking who is there. True: it is this node's to do.
+    fn due(&self, now: Millis) -> Vec<(Arc<str>, bool)> {
         let mut due = Vec::new();
         for partition in &self.partitions {
             let state = partition.state.lock();
-            let mine = state.view.heads().filter(|(_, head)| *head.session.node == *self.name);
-            let mine = mine.filter(|(_, head)| is_due(&head.session, now)).filter(|(_, head)| {
-                let mailbox = state.mailboxes.get(&head.session.sid);
-                head.session.phase != Phase::Online || mailbox.is_none_or(|mailbox| !mailbox.is_online())
-            });
-            due.extend(mine.map(|(client, _)| client.clone()));
+            let is_there = |session: &Session| {
+                let mailbox = state.mailboxes.get(&session.sid);
+                session.phase == Phase::Online && mailbox.is_some_and(|mailbox| mailbox.is_online())
+            };
+            let runs = state.view.runs();
+            for (client, head) in state.view.heads().filter(|(_, head)| is_due(&head.session, now)) {
+                if head.session.boot == self.boot {
+                    due.extend((!is_there(&head.session)).then(|| (client.clone(), true)));
+                } else if runs.is_over(head.session.boot) {
+                    due.push((client.clone(), self.ranks_first(&state, client)));
+                }
+            }
         }
         // In the same order in every run.
         due.sort_unstable();

@@ -25,7 +25,7 @@ use crate::{
 
 const SESSIONS: u64 = 2000;
 const FILTERS: u64 = 3;
-const PLACE: Place<'_> = Place { node: "0", partitions: 2 };
+const PLACE: Place<'_> = Place { node: "0", partitions: 2, shared: false };
 
 struct Nobody;
 

@@ -72,7 +72,7 @@ pub(crate) struct Queueing<'a> {
 }
 
 impl SessionLog {
-    fn append_surely(&self, partition: u32, key: &Key, value: Option<Value<'_>>, now: Millis) {
+    pub(super) fn append_surely(&self, partition: u32, key: &Key, value: Option<Value<'_>>, now: Millis) {
         let record = self.record(key, value.map(|value| value.encode()), now);
         self.surely.append(&*self.log, &self.topic, partition, record);
     }
@@ -141,6 +141,7 @@ impl SessionLog {
         let mut appended = 0;
         for (partition, indices) in &route.logged {
             let recipients = indices.iter().filter_map(|index| route.recipients.get(*index));
+            let recipients = recipients.filter(|to| !message.online_only || to.mailbox.is_reachable());
             let recipients: Vec<Recipient> = recipients.filter_map(|to| recipient(to, message)).collect();
             for chunk in recipients.chunks(CHUNK) {
                 let to = Queueing { partition: *partition, once, group: None };
@@ -252,9 +253,6 @@ pub(crate) fn recipient(to: &router::Recipient, message: &Message) -> Option<Rec
     let qos = message.qos.min(to.qos);
     let is_own = to.no_local && message.publisher == to.mailbox.key;
     let logged = to.logged.filter(|_| qos > QoS::AtMostOnce && !is_own)?;
-    if message.online_only && !to.mailbox.is_online() {
-        return None;
-    }
     Some(Recipient {
         sid: logged.sid,
         qos,

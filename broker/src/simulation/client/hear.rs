@@ -88,18 +88,27 @@ impl Client {
         link.ping_at = (self.kind.keep_alive > 0)
             .then(|| Instant::now() + Duration::from_secs(self.kind.keep_alive.into()) / 2);
         let (clean, boot, since) = (link.clean, link.boot, link.since);
+        if !self.stale.is_empty() {
+            // One of them may have ended the session, and begun another.
+            self.end_session(ledger);
+        }
+        self.stale.append(&mut self.given_up);
+        self.stale.retain(|wire| wire.node_closed().is_none());
         let index = self.kind.index;
         ledger.event("client", index, "online", present.into());
         self.judge_session(ledger, present, clean, since);
         // One that it does not know was begun by a CONNECT that it has no answer to.
         let known = present && matches!(self.session, Known::Live(_));
         match self.session {
-            Known::Live(incarnation) if present => ledger.incarnation(incarnation).boot = boot,
+            Known::Live(incarnation) if present => {
+                ledger.incarnation(incarnation).boot = boot;
+                ledger.reconnects(incarnation);
+            }
             Known::Live(incarnation) => {
                 ledger.incarnation(incarnation).ended = true;
-                self.session = Known::Live(ledger.begin(self.kind.node, boot));
+                self.session = Known::Live(ledger.begin(index, boot, false));
             }
-            _ => self.session = Known::Live(ledger.begin(self.kind.node, boot)),
+            _ => self.session = Known::Live(ledger.begin(index, boot, present)),
         }
         if !known {
             self.held.clear();
@@ -143,9 +152,10 @@ impl Client {
     fn send_again(&mut self, ledger: &mut Ledger, known: bool) {
         for mut one in std::mem::take(&mut self.unfinished) {
             ledger.event("client", self.kind.index, "again", one.number.into());
-            ledger.message(one.number).resent = true;
+            let message = ledger.message(one.number);
+            message.resent = true;
+            message.copies += usize::from(!known || one.qos == QoS::AtLeastOnce);
             if !known {
-                let message = ledger.message(one.number);
                 message.maybe_twice = true;
                 message.maybe_stored_twice = true;
             }
@@ -188,7 +198,7 @@ impl Client {
             return;
         }
         if !released {
-            ledger.acked(number);
+            ledger.acked(number, self.link.as_ref().map_or(0, |link| link.wire.node));
         }
         if qos == QoS::AtLeastOnce {
             self.unfinished.remove(at);

@@ -29,7 +29,6 @@ const MOST_UNFINISHED: usize = 20;
 #[derive(Clone, Debug)]
 pub(super) struct Kind {
     pub(super) index: usize,
-    pub(super) node: usize,
     pub(super) version: Version,
     /// Seconds; 0: none of its sessions outlives its connection.
     pub(super) expiry: u32,
@@ -40,6 +39,8 @@ pub(super) struct Kind {
 pub(super) struct Client {
     pub(super) kind: Kind,
     pub(super) random: fastrand::Rng,
+    /// Where it connects next.
+    pub(super) node: usize,
     /// It shall be online.
     pub(super) wanted: bool,
     /// Its next CONNECT asks for a clean start.
@@ -50,6 +51,10 @@ pub(super) struct Client {
     /// All that a node may still have open.
     pub(super) wires: Vec<Arc<Wire>>,
     session: Known,
+    /// Connections that it gave up before they were answered and that asked for a clean start: what a node reads late it may
+    /// carry out late. Those since it was let in last, and those that were open still at that time.
+    given_up: Vec<Arc<Wire>>,
+    stale: Vec<Arc<Wire>>,
     next_id: u16,
     unfinished: VecDeque<Unfinished>,
     /// QoS 2 identifiers between PUBLISH and PUBREL, with the message.
@@ -102,6 +107,7 @@ enum Asked {
 impl Client {
     pub(super) fn new(kind: Kind, random: fastrand::Rng) -> Client {
         Client {
+            node: kind.index,
             kind,
             random,
             wanted: true,
@@ -110,6 +116,8 @@ impl Client {
             link: None,
             wires: Vec::new(),
             session: Known::Never,
+            given_up: Vec::new(),
+            stale: Vec::new(),
             next_id: 0,
             unfinished: VecDeque::new(),
             held: BTreeMap::new(),
@@ -130,7 +138,7 @@ impl Client {
 
     /// Sends CONNECT on a new connection.
     pub(super) fn begin(&mut self, ledger: &mut Ledger, wire: Arc<Wire>, connection: u32, boot: u64) {
-        let Kind { index, node, version, expiry, keep_alive, receive_maximum } = self.kind;
+        let Kind { index, version, expiry, keep_alive, receive_maximum } = self.kind;
         let clean = std::mem::take(&mut self.cleans)
             || (expiry == 0 && (version != Version::V5 || self.random.bool()));
         if clean {
@@ -142,7 +150,7 @@ impl Client {
             let delay = if expiry > 0 { self.random.u32(0..6) } else { 0 };
             let qos = [QoS::AtLeastOnce, QoS::ExactlyOnce][self.random.usize(0..2)];
             // A connection of its own: it has no order with anything.
-            let number = ledger.sent(connection + (1 << 31), node, "t/will", qos, false);
+            let number = ledger.sent(connection + (1 << 31), "t/will", qos, false);
             (number.to_string(), delay, qos)
         });
         let client_id = format!("device-{index}");
@@ -189,6 +197,12 @@ impl Client {
     pub(super) fn lost(&mut self, ledger: &mut Ledger) {
         let Some(link) = self.link.take() else { return };
         ledger.event("client", self.kind.index, "offline", link.connection.into());
+        if link.clean && !link.up {
+            self.given_up.push(link.wire.clone());
+        }
+        for one in self.unfinished.iter().filter(|one| one.sent && one.retain && !one.released) {
+            ledger.strays(one.number, link.wire.node);
+        }
         if self.kind.expiry == 0 || (link.clean && self.kind.version != Version::V5) {
             self.end_session(ledger);
         } else if !link.up {
@@ -259,7 +273,7 @@ impl Client {
         if self.unfinished.len() >= MOST_UNFINISHED {
             return;
         }
-        let number = ledger.sent(link.connection, self.kind.node, topic, qos, retain);
+        let number = ledger.sent(link.connection, topic, qos, retain);
         ledger.event(
             "client",
             self.kind.index,
@@ -319,6 +333,7 @@ impl Client {
         ledger.event("client", self.kind.index, "SUBSCRIBE", qos as u64);
         // Until SUBACK the former options and the new ones may both be in force.
         ledger.gives_up(incarnation, filter);
+        ledger.asks(incarnation, filter, qos);
         self.supersede(filter);
         let packet_id = self.free_id();
         let filters = [SubscribeFilter {

@@ -49,6 +49,7 @@ fn node_config(frame: &Frame<'_>, config: &InstanceConfig) -> NodeConfig {
     let listeners = Listeners { admin: format!("[::]:{}", listeners.admin.port), ..config.listeners.clone() };
     NodeConfig {
         instance: InstanceConfig { listeners, ..config.clone() },
+        shared: frame.spec().replicas > 1,
         acl: vec![ACL_FOLDER.into()],
         kafka_secrets: has_kafka_secrets(config.kafka.as_ref()).then(|| KAFKA_FOLDER.into()),
         tls,

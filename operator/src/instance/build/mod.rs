@@ -73,8 +73,6 @@ pub struct Built {
     pub disruption_budget: PodDisruptionBudget,
     pub stateful_set: StatefulSet,
     pub service_monitor: Option<DynamicObject>,
-    /// What the instance asks for and doesn't get yet.
-    pub notes: Vec<Note>,
 }
 
 /// A Secret that misses something.
@@ -83,14 +81,6 @@ pub struct Kept {
     pub name: String,
     /// All that pods look for in it. Where what was applied before has less, pods must not be told to look.
     pub keys: Vec<&'static str>,
-}
-
-/// What a person should know of a field that is in order.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Note {
-    /// Such as `spec.replicas`.
-    pub field: String,
-    pub message: String,
 }
 
 /// Builds the objects. `rendered` comes from the instance and all that belongs to it.
@@ -121,7 +111,6 @@ pub fn build(instance: &MqttInstance, rendered: &Rendered, options: &Options) ->
         disruption_budget: policy::disruption_budget(&frame),
         stateful_set,
         service_monitor: monitoring::service_monitor(&frame),
-        notes: notes(instance),
     })
 }
 
@@ -160,18 +149,6 @@ impl Built {
 
 fn json(object: &impl Serialize) -> Result<Value, serde_json::Error> {
     serde_json::to_value(object)
-}
-
-/// Nodes of one instance do not know each other yet; two would be two services under one name.
-const REPLICAS: i32 = 1;
-
-fn notes(instance: &MqttInstance) -> Vec<Note> {
-    let asked = instance.spec.replicas;
-    let note = |message| Note { field: "spec.replicas".into(), message };
-    (asked > 1)
-        .then(|| note(format!("is {asked}, but {REPLICAS} broker runs: brokers can't form a cluster yet")))
-        .into_iter()
-        .collect()
 }
 
 fn or_report<T>(outcome: Result<T, Problem>, problems: &mut Vec<Problem>) -> Option<T> {

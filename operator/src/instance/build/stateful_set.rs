@@ -6,10 +6,11 @@ use k8s_openapi::{
     api::{
         apps::v1::{StatefulSet, StatefulSetSpec},
         core::v1::{
-            Affinity, Capabilities, ConfigMapVolumeSource, Container, ContainerPort, EnvVar, HTTPGetAction,
-            LocalObjectReference, PodSecurityContext, PodSpec, PodTemplateSpec, Probe, ProjectedVolumeSource,
-            ResourceRequirements, SeccompProfile, SecretProjection, SecretVolumeSource, SecurityContext,
-            Sysctl, Toleration, TopologySpreadConstraint, Volume, VolumeMount, VolumeProjection,
+            Affinity, Capabilities, ConfigMapVolumeSource, Container, ContainerPort, EnvVar, EnvVarSource,
+            HTTPGetAction, LocalObjectReference, ObjectFieldSelector, PodSecurityContext, PodSpec,
+            PodTemplateSpec, Probe, ProjectedVolumeSource, ResourceRequirements, SeccompProfile,
+            SecretProjection, SecretVolumeSource, SecurityContext, Sysctl, Toleration,
+            TopologySpreadConstraint, Volume, VolumeMount, VolumeProjection,
         },
     },
     apimachinery::pkg::{api::resource::Quantity, util::intstr::IntOrString},
@@ -21,7 +22,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
 
 use super::{
-    ACL_SHARDS, REPLICAS,
+    ACL_SHARDS,
     config::{ACL_FOLDER, CONFIG_FOLDER, CONFIG_KEY, KAFKA_FOLDER, TLS_FOLDER, has_kafka_secrets},
     names::Frame,
     services::{ADMIN, device_ports},
@@ -51,7 +52,7 @@ pub(super) fn stateful_set(
     StatefulSet {
         metadata: frame.meta(frame.broker()),
         spec: Some(StatefulSetSpec {
-            replicas: Some(REPLICAS),
+            replicas: Some(i32::try_from(frame.spec().replicas).unwrap_or(i32::MAX)),
             service_name: Some(frame.headless_service()),
             selector: frame.label_selector(),
             pod_management_policy: Some("Parallel".into()),
@@ -114,12 +115,25 @@ fn container(frame: &Frame<'_>, mounted: &[(Volume, &'static str)]) -> Container
         value: Some(level.name().into()),
         value_from: None,
     });
+    let node_name = EnvVar {
+        name: "NODE_NAME".into(),
+        value: None,
+        value_from: Some(EnvVarSource {
+            field_ref: Some(ObjectFieldSelector {
+                field_path: "metadata.name".into(),
+                ..ObjectFieldSelector::default()
+            }),
+            ..EnvVarSource::default()
+        }),
+    };
     let config = format!("{CONFIG_FOLDER}/{CONFIG_KEY}");
     Container {
         name: "broker".into(),
         image: Some(pod.image.as_ref().unwrap_or(&frame.options.image).clone()),
-        command: Some(["mqtt-broker", "run", "--config", &config].map(str::to_owned).into()),
-        env: log_level.map(|variable| vec![variable]),
+        command: Some(
+            ["mqtt-broker", "run", "--config", &config, "--node", "$(NODE_NAME)"].map(str::to_owned).into(),
+        ),
+        env: Some(log_level.into_iter().chain([node_name]).collect()),
         ports: Some(ports.map(port).collect()),
         resources: Some(pod.resources.clone().map_or_else(default_resources, ResourceRequirements::from)),
         volume_mounts: Some(mounted.iter().map(mount).collect()),

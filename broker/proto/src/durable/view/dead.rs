@@ -3,14 +3,14 @@
 //! Each call names some keys. The caller deletes them, waits until it has read that back, and asks again: for some may go
 //! only once others are gone.
 
-use super::{View, progress::Told};
+use super::{Mutation, View, progress::Told};
 use crate::{
     durable::record::{Key, Phase, Progress},
     message::{MessageId, Millis},
 };
 
 /// How long what a late record could still refer to is kept, in seconds: longer than a record may come late.
-const KEPT: u32 = 15 * 60;
+pub(super) const KEPT: u32 = 15 * 60;
 
 impl View {
     /// Up to `most` keys that may be deleted now. `names`: whether any partition's R or S names this message.
@@ -22,6 +22,11 @@ impl View {
         self.dead_messages(most, &mut dead);
         self.dead_progress(now, most, &names, &mut dead);
         dead.extend(self.runs.replaced().map(|boot| Key::Tick { boot }));
+        let over = self.barriers.iter().filter(|boot| self.runs.is_over(**boot));
+        dead.extend(over.map(|boot| Key::Barrier { boot: *boot }));
+        let is_over = |boot| self.runs.is_over(boot);
+        self.announced.dead(now, is_over, most.saturating_sub(dead.len()), &mut dead);
+        dead.extend(self.runs.downs_of_unknown().map(|boot| Key::Down { boot }));
         dead.truncate(most);
         dead
     }
@@ -35,16 +40,15 @@ impl View {
             let any_void = client.others.iter().any(|other| other.is_void);
             let Some(head) = &client.head else { continue };
             // An unconfirmed claim must not be the only word against a void one.
+            let since = u32::try_from(head.session.since / 1000).unwrap_or(u32::MAX);
+            let is_old = head.session.phase == Phase::Ended && now.saturating_sub(since) >= KEPT;
+            let head_first = self.has(Mutation::HeadFirst);
+            if is_old && (client.others.is_empty() || head_first) {
+                dead.push(Key::Session { nonce: head.nonce, client: (&**name).into() });
+            }
             let others = client.others.iter().filter(|other| other.is_void == any_void);
             let others = others.filter(|other| !other.is_void || head.session.won);
             dead.extend(others.map(|other| Key::Session { nonce: other.nonce, client: (&**name).into() }));
-            let since = u32::try_from(head.session.since / 1000).unwrap_or(u32::MAX);
-            if client.others.is_empty()
-                && head.session.phase == Phase::Ended
-                && now.saturating_sub(since) >= KEPT
-            {
-                dead.push(Key::Session { nonce: head.nonce, client: (&**name).into() });
-            }
         }
     }
 

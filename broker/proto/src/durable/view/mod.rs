@@ -27,6 +27,7 @@
 //! reader met them ([`SessionState::in_order`]); what one publisher sent is in the same order for all readers. The numbers in
 //! message ids would not do: a message that its client repeats to a later run keeps its id, and stands behind others.
 
+mod announced;
 mod dead;
 mod filters;
 mod names;
@@ -39,11 +40,17 @@ mod summary;
 #[cfg(test)]
 mod tests;
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+};
 
 use foldhash::fast::FixedState;
 
-pub use self::queue::{Entry, Message};
+pub use self::{
+    announced::AllAnnounced,
+    queue::{Entry, Message},
+};
 use self::{
     filters::{FilterRecord, Filters},
     names::Names,
@@ -52,7 +59,9 @@ use self::{
     rare::Rare,
 };
 use super::{
-    record::{Generation, Identity, Inbound, Key, Offset, Phase, Session, Subscription, Value, Why},
+    record::{
+        Announced, Boot, Generation, Identity, Inbound, Key, Offset, Phase, Session, Subscription, Value, Why,
+    },
     runs::Runs,
 };
 use crate::message::{MessageId, Millis};
@@ -70,6 +79,9 @@ pub struct View {
     /// Messages that an `R` names, and how many do.
     inbound: Map<MessageId, u32>,
     runs: Runs,
+    /// Process runs of which there is a `B`.
+    barriers: BTreeSet<Boot>,
+    announced: AllAnnounced,
     /// Of nodes and users.
     names: Names,
     #[cfg(test)]
@@ -82,6 +94,8 @@ enum Mutation {
     IgnoreGeneration,
     /// What a session has done is forgotten when the message shows again.
     RepeatsQueue,
+    /// An ended client's last record is deleted while older ones are there.
+    HeadFirst,
 }
 
 #[derive(Debug, Default)]
@@ -143,6 +157,12 @@ pub enum Change {
     Received { sid: MessageId, mid: MessageId },
     /// A message no longer waits.
     Finished { sid: MessageId, mid: MessageId, why: Why },
+    /// All that was in the log when this process run asked, under this number, has been read.
+    Barrier { boot: Boot, number: u64 },
+    /// Sessions in no log have this filter on a process run's node, or none has any more, as of this writing of its record.
+    Announced { boot: Boot, filter: Box<str>, on: bool, sequence: u64 },
+    /// Process runs may be over that were not before.
+    Over,
 }
 
 impl View {
@@ -185,9 +205,29 @@ impl View {
                 self.progress_written(mid, sid, boot, progress, seconds, changes);
             }
             (Key::Progress { mid, sid, boot }, None) => self.progress.forget(mid, sid, boot),
-            (Key::Tick { boot }, Some(Value::Tick { node, run })) => self.runs.began(boot, node, run),
+            (Key::Tick { boot }, Some(Value::Tick { node, run, shared })) => {
+                self.runs.began(boot, node, run, shared);
+                changes.push(Change::Over);
+            }
             (Key::Tick { boot }, None) => self.runs.gone(boot),
-            // Retained messages have a topic of their own, an identity is never deleted, and a value is of its key's kind.
+            (Key::Down { boot }, Some(_)) => {
+                self.runs.went_down(boot);
+                changes.push(Change::Over);
+            }
+            (Key::Down { boot }, None) => self.runs.forget_down(boot),
+            (Key::Announced { boot, filter }, Some(Value::Announced(Announced { sequence, on }))) => {
+                let counts = self.announced.written(boot, &filter, sequence, on, seconds);
+                if counts {
+                    changes.push(Change::Announced { boot, filter, on, sequence });
+                }
+            }
+            (Key::Announced { boot, filter }, None) => self.announced.deleted(boot, &filter),
+            (Key::Barrier { boot }, Some(Value::Barrier(number))) => {
+                self.barriers.insert(boot);
+                changes.push(Change::Barrier { boot, number });
+            }
+            (Key::Barrier { boot }, None) => drop(self.barriers.remove(&boot)),
+            // Retained messages and what passes between nodes have topics of their own, an identity is never deleted, and a value is of its key's kind.
             _ => {}
         }
     }
@@ -237,6 +277,11 @@ impl View {
     /// The process runs that have begun.
     pub fn runs(&self) -> &Runs {
         &self.runs
+    }
+
+    /// What process runs have announced.
+    pub fn announced(&self) -> &AllAnnounced {
+        &self.announced
     }
 
     /// Sessions that live.

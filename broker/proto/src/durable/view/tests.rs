@@ -499,6 +499,36 @@ fn mistakes_in_the_view_are_noticed() {
     }
 }
 
+#[test]
+fn what_ended_never_comes_back_however_far_its_records_are_deleted() {
+    let id = |counter| MessageId { boot: 1, counter };
+    let ended = Session { generation: 2, phase: Phase::Ended, ..session_of(id(1)) };
+    let records = [(id(1), session_of(id(1))), (id(2), ended)];
+    let key = |nonce| Key::Session { nonce, client: "c".into() };
+    // What a reader knows that meets what compaction left of it.
+    let read = |gone: &[Key], mutation| {
+        let mut view = view(mutation);
+        let left = records.iter().filter(|(nonce, _)| !gone.contains(&key(*nonce)));
+        for (offset, (nonce, session)) in (0..).zip(left) {
+            let value = Value::Session(Box::new(session.clone()));
+            view.apply(offset, 0, 100, key(*nonce), Some(value), &mut Vec::new());
+        }
+        view
+    };
+    let comes_back = |mutation| {
+        let mut gone = Vec::new();
+        while gone.len() < records.len() {
+            gone.extend(read(&gone, mutation).dead(3_600_000, 1, |_| false).into_iter().take(1));
+            if read(&gone, mutation).live() > 0 {
+                return true;
+            }
+        }
+        false
+    };
+    assert!(!comes_back(None));
+    assert!(comes_back(Some(Mutation::HeadFirst)), "nobody noticed");
+}
+
 /// A claim that begins a session.
 pub(super) fn session_of(nonce: MessageId) -> Session {
     Session {

@@ -1,0 +1,119 @@
+//! Fresh views: where several nodes share a log, what one knows may be a moment old, while somebody was told already that a
+//! subscription or a retained message of another node counts.
+//!
+//! A *barrier* is a record in every partition. Whoever reads its own back has read all that anybody was promised before it
+//! was asked for. All who ask while one is under way share the next.
+
+use std::{sync::Arc, time::Duration};
+
+use futures_util::future::join_all;
+use mqtt_proto::durable::record::{Key, Value};
+use parking_lot::Mutex;
+use tokio::{
+    sync::{Notify, oneshot},
+    time::{sleep, timeout},
+};
+
+use super::{SessionLog, State};
+use crate::{
+    log::{Completion, Outcome},
+    node::Node,
+    outside::Mistake,
+};
+
+/// Until a barrier must be read back; one that is not is asked for again.
+const PATIENCE: Duration = Duration::from_secs(10);
+const RETRY: Duration = Duration::from_millis(200);
+
+/// What is told of a barrier in one partition: that it is durable, then that it was read back.
+pub(crate) type BarrierPart = (oneshot::Receiver<Outcome>, oneshot::Receiver<()>);
+
+/// Who waits for a fresh view.
+#[derive(Default)]
+pub(super) struct Barriers {
+    waiting: Mutex<Vec<Completion>>,
+    asked: Notify,
+}
+
+/// Who waits until a barrier of this process run is read back from one partition, by its number.
+#[derive(Default)]
+pub(crate) struct BarrierWaits(Vec<(u64, oneshot::Sender<()>)>);
+
+impl BarrierWaits {
+    pub(crate) fn wait_for(&mut self, number: u64) -> oneshot::Receiver<()> {
+        let (told, hears) = oneshot::channel();
+        self.0.push((number, told));
+        hears
+    }
+
+    /// The barrier with this number was read.
+    pub(crate) fn passed(&mut self, number: u64) {
+        for (_, told) in self.0.extract_if(.., |(waits_for, _)| *waits_for <= number) {
+            // Nobody waits for it any more: another came later.
+            let _ = told.send(());
+        }
+    }
+}
+
+impl SessionLog {
+    /// Tells `done` once this node knows everything that anybody was promised before this call. True: it does now, as where no
+    /// other node shares the log, and nobody is told.
+    pub(crate) fn is_fresh_or(&self, done: impl FnOnce() -> Completion) -> bool {
+        if !self.shared || self.outside.makes(Mistake::RouteOnOldView) {
+            return true;
+        }
+        self.barriers.waiting.lock().push(done());
+        self.barriers.asked.notify_one();
+        false
+    }
+
+    /// The same for who can wait here.
+    pub(crate) async fn freshen(&self) {
+        let (done, outcome) = Completion::awaited();
+        if !self.is_fresh_or(|| done) {
+            // It is never told anything else.
+            let _ = outcome.await;
+        }
+    }
+}
+
+/// Passes the barriers that are asked for, until the task is aborted.
+pub(crate) async fn barriers(node: Arc<Node>) {
+    let log = &node.sessions;
+    loop {
+        log.barriers.asked.notified().await;
+        let waiting = std::mem::take(&mut *log.barriers.waiting.lock());
+        if waiting.is_empty() {
+            continue;
+        }
+        while !pass(&node).await {
+            sleep(RETRY).await;
+        }
+        waiting.into_iter().for_each(|done| done.sink.appended(done.token, Outcome::Durable(0)));
+    }
+}
+
+/// Writes a barrier, and reads it back.
+async fn pass(node: &Arc<Node>) -> bool {
+    let log = &node.sessions;
+    let number = log.next_sequence();
+    let (key, value) = (Key::Barrier { boot: log.boot }, Value::Barrier(number));
+    let mut parts = Vec::new();
+    for partition in 0..log.topic.partitions() {
+        let Some(passed) = log.with(partition, |state: &mut State| state.barriers.wait_for(number)) else {
+            continue;
+        };
+        let (done, outcome) = Completion::awaited();
+        log.append(partition, &key, Some(value.encode()), node.wall(), done);
+        parts.push((outcome, passed));
+    }
+    parts.extend(node.retained.write_barrier(number, node.wall()));
+    parts.extend(node.relay.as_ref().map(|relay| relay.write_barrier(number, node.wall())));
+    let parts = parts.into_iter().map(is_back);
+    timeout(PATIENCE, join_all(parts)).await.is_ok_and(|parts| parts.into_iter().all(|passed| passed))
+}
+
+/// Whether one part of it is durable, and was read back.
+async fn is_back((outcome, passed): BarrierPart) -> bool {
+    matches!(outcome.await, Ok(Outcome::Durable(_))) && passed.await.is_ok()
+}

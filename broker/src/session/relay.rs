@@ -1,0 +1,383 @@
+//! What passes between nodes that share a log besides sessions: messages for sessions that are in no log, and signs of life.
+//! Owns the topic `__mqtt-relay`.
+//!
+//! A message is for the process runs that it names; each of them looks up by itself who gets it there. A node that says
+//! nothing for some seconds is said to be over, by whoever hears itself and not the other. Whoever reads that of
+//! itself lets its clients go, and begins anew.
+
+use std::{
+    collections::{HashMap, HashSet, VecDeque},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use foldhash::fast::RandomState;
+use mqtt_proto::{
+    codec::QoS,
+    durable::record::{Alive, Boot, Key, Passed, Value},
+    message::{Message, MessageId, Millis},
+};
+use parking_lot::Mutex;
+use tokio::time::Instant;
+
+use super::{
+    groups::{Among, Handing},
+    log::{BarrierPart, BarrierWaits, Place, content, message_of, parse},
+    mailbox::Mailbox,
+};
+use crate::{
+    limits::Trouble,
+    log::{
+        Cleanup, Completion, Log, LogError, Outcome, ReadLimit, Record, StoredRecord, Topic, TopicSettings,
+        append_and_wait,
+    },
+    node::Node,
+    router::{Recipient, Route, fanout::Fanout},
+};
+
+const TOPIC: &str = "__mqtt-relay";
+/// Besides its message a record names the nodes that it is for.
+const RECORD_BYTES: u32 = 64 * 1024;
+const KEPT: Duration = Duration::from_secs(3600);
+const READ: ReadLimit = ReadLimit { records: 500, bytes: 1 << 20, wait: Duration::from_secs(1) };
+const RETRY: Duration = Duration::from_secs(1);
+const BEAT: Duration = Duration::from_secs(1);
+/// A node is said to be over when it has been silent for this long.
+const SILENCE: Duration = Duration::from_secs(3);
+/// Who hears itself later than this after it spoke, or not as often, can't tell who is silent.
+const LATE: Duration = Duration::from_millis(1500);
+/// QoS 2 messages that are known, should they come again.
+const REMEMBERED: usize = 1 << 16;
+
+/// See the module.
+pub(crate) struct Relay {
+    log: Arc<dyn Log>,
+    topic: Topic,
+    boot: Boot,
+    name: Box<str>,
+    began: Instant,
+    /// All records before this one have been read.
+    next: AtomicU64,
+    /// Of the last message that was passed on. Held while one is appended: they are numbered as they stand.
+    sequence: Mutex<u64>,
+    heard: Mutex<Heard>,
+    recent: Mutex<Recent>,
+    barriers: Mutex<BarrierWaits>,
+}
+
+/// What was read of each process run.
+struct Heard {
+    alive: HashMap<Boot, Sign, RandomState>,
+    /// The last message of each. What shows again is no later one.
+    passed: HashMap<Boot, u64, RandomState>,
+    /// When this process run read its own sign last, and since when it has done so in time.
+    own: Instant,
+    in_time_since: Instant,
+    said: HashSet<Boot, RandomState>,
+}
+
+#[derive(Clone, Copy)]
+struct Sign {
+    at: Instant,
+    connections: u64,
+}
+
+/// The last QoS 2 messages that sessions in no log got here.
+#[derive(Default)]
+struct Recent {
+    known: HashSet<MessageId, RandomState>,
+    order: VecDeque<MessageId>,
+}
+
+impl Relay {
+    /// From here on nothing is missed that is for this process run.
+    pub(crate) async fn open(
+        log: Arc<dyn Log>,
+        boot: Boot,
+        place: Place<'_>,
+        packet_size: u32,
+        now: Millis,
+    ) -> Result<Relay, LogError> {
+        let settings = TopicSettings {
+            partitions: 1,
+            cleanup: Cleanup::Retention { age: Some(KEPT), bytes: None },
+            record_bytes: packet_size.saturating_add(RECORD_BYTES),
+        };
+        let topic = log.ensure_topic(TOPIC, settings).await?;
+        let began = Instant::now();
+        let first = sign(boot, place.node, began, 0, now);
+        let Outcome::Durable(next) = append_and_wait(&*log, &topic, 0, first).await else {
+            return Err(LogError::Store(format!("topic {TOPIC} takes no records")));
+        };
+        let heard = Heard {
+            alive: HashMap::default(),
+            passed: HashMap::default(),
+            own: began,
+            in_time_since: began,
+            said: HashSet::default(),
+        };
+        Ok(Relay {
+            log,
+            topic,
+            boot,
+            name: place.node.into(),
+            began,
+            next: next.into(),
+            sequence: Mutex::new(0),
+            heard: Mutex::new(heard),
+            recent: Mutex::default(),
+            barriers: Mutex::default(),
+        })
+    }
+
+    /// Of a node that serves alone, and wants to know whether it does.
+    pub(crate) async fn open_beside(node: &Node) -> Result<Relay, LogError> {
+        let place = Place { node: "", partitions: 1, shared: false };
+        let packet_size = node.settings().limits().packet_size;
+        Relay::open(node.log.clone(), node.boot, place, packet_size, node.wall()).await
+    }
+
+    /// Passes a message on to other process runs: to who gets it there, or to one member of a shared subscription.
+    pub(crate) fn pass(
+        &self,
+        message: &Message,
+        to: Vec<Boot>,
+        group: Option<&str>,
+        now: Millis,
+        done: Completion,
+    ) {
+        let value = Value::Passed(Passed { mid: message.id, to, group, content: content(message) }).encode();
+        let mut sequence = self.sequence.lock();
+        *sequence += 1;
+        let key = Key::Passed { boot: self.boot, sequence: *sequence };
+        self.log.append(&self.topic, 0, record(&key, value, now), done);
+    }
+
+    /// Writes a barrier: who publishes behind it is not ahead of what was passed on before.
+    pub(crate) fn write_barrier(&self, number: u64, now: Millis) -> BarrierPart {
+        let passed = self.barriers.lock().wait_for(number);
+        let (done, outcome) = Completion::awaited();
+        let value = Value::Barrier(number).encode();
+        self.log.append(&self.topic, 0, record(&Key::Barrier { boot: self.boot }, value, now), done);
+        (outcome, passed)
+    }
+
+    /// False if sessions in no log have had this message here; from now on they have.
+    pub(crate) fn is_new(&self, message: &Message) -> bool {
+        message.qos != QoS::ExactlyOnce || self.recent.lock().insert(message.id)
+    }
+
+    /// Connections of the other nodes that live, as they said last.
+    pub(crate) fn connections(&self) -> u64 {
+        let heard = self.heard.lock();
+        let live = heard.alive.values().filter(|sign| sign.at.elapsed() < SILENCE);
+        live.map(|sign| sign.connections).sum()
+    }
+
+    /// The process runs that say within some seconds that they live, for who does not follow otherwise.
+    pub(crate) async fn hear_out(&self) -> Result<HashSet<Boot, RandomState>, LogError> {
+        let until = Instant::now() + SILENCE + LATE;
+        let mut heard = HashSet::default();
+        while Instant::now() < until {
+            let from = self.next.load(Ordering::Acquire);
+            let batch = self.log.read(&self.topic, 0, from, READ).await?;
+            for stored in &batch.records {
+                if let (Key::Alive { boot }, Some(_)) = parse(&self.topic, 0, stored)? {
+                    heard.insert(boot);
+                }
+            }
+            self.next.store(batch.next, Ordering::Release);
+        }
+        Ok(heard)
+    }
+
+    /// Reads on until the task is aborted.
+    pub(crate) async fn follow(node: Arc<Node>) {
+        let Some(relay) = &node.relay else { return };
+        let mut trouble = Trouble::default();
+        loop {
+            match relay.read_on(&node).await {
+                Ok(never) => match never {},
+                Err(LogError::Lost { .. } | LogError::Ahead { .. }) => {
+                    tracing::error!("topic {TOPIC}: messages are gone that were not read: beginning anew");
+                    return node.sessions.end_here();
+                }
+                Err(error) => {
+                    let line = error.to_string();
+                    if trouble.is_due(&line) {
+                        tracing::error!("messages of other nodes: {line}; trying again");
+                    }
+                }
+            }
+            tokio::time::sleep(RETRY).await;
+        }
+    }
+
+    /// Says that this node lives, and which does not, until the task is aborted.
+    pub(crate) async fn watch(node: Arc<Node>) {
+        let Some(relay) = &node.relay else { return };
+        let mut ticks = tokio::time::interval(BEAT);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            let sign = sign(relay.boot, &relay.name, relay.began, node.connections.count(), node.wall());
+            relay.log.append(&relay.topic, 0, sign, node.bridge.nobody());
+            for boot in relay.silent(&node.sessions.current_runs()) {
+                tracing::warn!(boot, "a node has said nothing for {} s: it is over", SILENCE.as_secs());
+                node.sessions.say_down(boot, node.wall());
+            }
+        }
+    }
+
+    /// The runs of these that have been silent for too long, each once.
+    fn silent(&self, current: &[Boot]) -> Vec<Boot> {
+        let mut heard = self.heard.lock();
+        let now = Instant::now();
+        let Heard { alive, own, in_time_since, said, .. } = &mut *heard;
+        alive.retain(|boot, _| current.contains(boot));
+        said.retain(|boot| current.contains(boot));
+        if own.elapsed() > LATE {
+            return Vec::new();
+        }
+        let mut silent = Vec::new();
+        for boot in current.iter().copied().filter(|boot| *boot != self.boot) {
+            let last = alive.entry(boot).or_insert(Sign { at: now, connections: 0 }).at.max(*in_time_since);
+            if last.elapsed() > SILENCE && said.insert(boot) {
+                silent.push(boot);
+            }
+        }
+        silent
+    }
+
+    async fn read_on(&self, node: &Arc<Node>) -> Result<std::convert::Infallible, LogError> {
+        loop {
+            let from = self.next.load(Ordering::Acquire);
+            let batch = self.log.read(&self.topic, 0, from, READ).await?;
+            let mut fanout = Fanout::default();
+            for stored in &batch.records {
+                self.take(node, stored, &mut fanout)?;
+            }
+            relieve(node, &mut fanout);
+            self.next.store(batch.next, Ordering::Release);
+        }
+    }
+
+    fn take(&self, node: &Arc<Node>, stored: &StoredRecord, fanout: &mut Fanout) -> Result<(), LogError> {
+        match parse(&self.topic, 0, stored)? {
+            (Key::Alive { boot }, Some(Value::Alive(alive))) => self.hear(boot, &alive),
+            (Key::Passed { boot, sequence }, Some(Value::Passed(passed))) => {
+                let is_later = {
+                    let mut heard = self.heard.lock();
+                    let last = heard.passed.entry(boot).or_insert(0);
+                    let is_later = sequence > *last;
+                    *last = sequence.max(*last);
+                    is_later
+                };
+                if is_later && boot != self.boot && passed.to.contains(&self.boot) {
+                    self.deliver(node, &passed, fanout);
+                }
+            }
+            (Key::Barrier { boot }, Some(Value::Barrier(number))) if boot == self.boot => {
+                self.barriers.lock().passed(number);
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn hear(&self, boot: Boot, alive: &Alive<'_>) {
+        let mut heard = self.heard.lock();
+        let now = Instant::now();
+        if boot != self.boot {
+            heard.alive.insert(boot, Sign { at: now, connections: alive.connections });
+            return;
+        }
+        let spoken = self.began + Duration::from_millis(alive.at);
+        if now.saturating_duration_since(spoken) > LATE {
+            return;
+        }
+        if heard.own.elapsed() > BEAT + LATE {
+            heard.in_time_since = now;
+        }
+        heard.own = now;
+    }
+
+    /// To the sessions here that get it by no other way.
+    fn deliver(&self, node: &Arc<Node>, passed: &Passed<'_>, fanout: &mut Fanout) {
+        let message = Arc::new(message_of(passed.mid, &passed.content));
+        if !self.is_new(&message) {
+            return;
+        }
+        let settings = node.settings();
+        let caps = settings.caps();
+        let Some(group) = passed.group else {
+            let route = Arc::new(node.router.route(message.topic()));
+            fanout.push(&route, message, caps, &node.counters);
+            return fanout.flush(caps, &node.counters);
+        };
+        let Some(share) = node.router.share(group) else { return };
+        let is_here = |member: &Recipient| {
+            let is_kept = member.logged.is_some() && message.qos.min(member.qos) > QoS::AtMostOnce;
+            member.mailbox.is_online() && !is_kept
+        };
+        let chosen = share.choose(settings.config.session.sharing, message.topic(), is_here);
+        if !chosen.is_some_and(|member| fanout.hand(member, &message, caps, &node.counters)) {
+            // It has gone meanwhile.
+            let handing = Handing { by: message.topic(), mid: message.id, without: 0, among: Among::All };
+            node.hand(&share, &message, handing, fanout, || node.bridge.nobody());
+        }
+    }
+}
+
+impl Recent {
+    fn insert(&mut self, mid: MessageId) -> bool {
+        if !self.known.insert(mid) {
+            return false;
+        }
+        self.order.push_back(mid);
+        if self.order.len() > REMEMBERED
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.known.remove(&oldest);
+        }
+        true
+    }
+}
+
+/// The process runs of other nodes on which sessions get this message that do not get it through the session log.
+pub(crate) fn elsewhere(route: &Route, message: &Message) -> Vec<Boot> {
+    let mut boots = Vec::new();
+    for to in &route.recipients {
+        let is_unlogged = || message.qos.min(to.qos) == QoS::AtMostOnce;
+        let boot = to.mailbox.elsewhere().filter(|_| to.logged.is_none() || is_unlogged());
+        boots.extend(boot.filter(|boot| !boots.contains(boot)));
+    }
+    boots
+}
+
+/// Wakes who got something. Nobody can be made to wait here: the oldest goes of a queue that is far too long.
+fn relieve(node: &Node, fanout: &mut Fanout) {
+    fanout.wake();
+    let caps = node.settings().caps();
+    let is_full = |mailbox: &Arc<Mailbox>| mailbox.len() > caps.online.saturating_mul(2);
+    for mailbox in fanout.congested.drain(..).filter(is_full) {
+        node.counters.queue_full_drops.add(mailbox.drop_surplus(caps) as u64);
+    }
+}
+
+fn sign(boot: Boot, node: &str, began: Instant, connections: u64, now: Millis) -> Record {
+    let at = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+    record(&Key::Alive { boot }, Value::Alive(Alive { node, at, connections }).encode(), now)
+}
+
+fn record(key: &Key, value: Vec<u8>, now: Millis) -> Record {
+    Record {
+        key: Some(key.encode().into()),
+        value: Some(value.into()),
+        headers: Vec::new(),
+        created: i64::try_from(now).unwrap_or(i64::MAX),
+    }
+}

@@ -1,0 +1,125 @@
+//! Several brokers on one Kafka, and before them what a Service is in a cluster: one address that leads to any node that answers.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    net::{Shutdown, SocketAddr, TcpListener, TcpStream},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
+    },
+    thread,
+    time::Duration,
+};
+
+use anyhow::{Context, Result};
+
+use crate::{Broker, Manifests, Store};
+
+/// How often nodes are asked whether they take devices, and how long an answer may take.
+const ASK_EVERY: Duration = Duration::from_millis(250);
+const ANSWER: Duration = Duration::from_millis(500);
+
+/// See the module. Its nodes are named `node-0` and on.
+pub struct Cluster {
+    pub nodes: Vec<Broker>,
+    pub front: Front,
+}
+
+impl Cluster {
+    /// Returns when all nodes serve. The store must be Kafka.
+    pub fn start(store: &Store, manifests: &Manifests, count: usize) -> Result<Self> {
+        store.cluster()?.clear()?;
+        let start = |number: usize| Broker::start_beside(store, manifests, &format!("node-{number}"));
+        let nodes = (0..count).map(start).collect::<Result<Vec<_>>>()?;
+        let addresses = nodes.iter().map(|node| (node.mqtt, node.admin)).collect();
+        Ok(Self { nodes, front: Front::open(addresses)? })
+    }
+
+    /// The node with this number.
+    pub fn node(&mut self, number: usize) -> Result<&mut Broker> {
+        self.nodes.get_mut(number).with_context(|| format!("no node {number}"))
+    }
+}
+
+/// Passes connections on to nodes that are ready, in turn. Connections stay where they are until one end closes.
+pub struct Front {
+    pub address: SocketAddr,
+    over: Arc<AtomicBool>,
+}
+
+impl Front {
+    /// Each node has an address for devices, and one where it says whether it is ready.
+    fn open(nodes: Vec<(SocketAddr, SocketAddr)>) -> Result<Self> {
+        let socket = TcpListener::bind("127.0.0.1:0")?;
+        let address = socket.local_addr()?;
+        let over = Arc::new(AtomicBool::new(false));
+        let ready: Arc<BTreeMap<SocketAddr, AtomicBool>> =
+            Arc::new(nodes.iter().map(|(mqtt, _)| (*mqtt, AtomicBool::new(true))).collect());
+        for (mqtt, admin) in nodes {
+            let (ready, over) = (ready.clone(), over.clone());
+            thread::spawn(move || {
+                while !over.load(Relaxed) {
+                    let answers = is_ready(admin).unwrap_or(false);
+                    ready.get(&mqtt).into_iter().for_each(|known| known.store(answers, Relaxed));
+                    thread::sleep(ASK_EVERY);
+                }
+            });
+        }
+        let next = AtomicUsize::new(0);
+        let ends = over.clone();
+        thread::spawn(move || {
+            for device in socket.incoming().flatten() {
+                if ends.load(Relaxed) {
+                    return;
+                }
+                let turn = next.fetch_add(1, Relaxed);
+                let all = ready.iter().filter(|(_, ready)| ready.load(Relaxed)).map(|(mqtt, _)| *mqtt);
+                let mut all: Vec<_> = all.collect();
+                if !all.is_empty() {
+                    let first = turn % all.len();
+                    all.rotate_left(first);
+                }
+                // Refused by all: the device hears it at once.
+                let Some(node) = all.iter().find_map(|mqtt| TcpStream::connect_timeout(mqtt, ANSWER).ok())
+                else {
+                    continue;
+                };
+                let _ = join(device, node);
+            }
+        });
+        Ok(Self { address, over })
+    }
+}
+
+impl Drop for Front {
+    fn drop(&mut self) {
+        self.over.store(true, Relaxed);
+        // So that it looks.
+        let _ = TcpStream::connect(self.address);
+    }
+}
+
+fn is_ready(admin: SocketAddr) -> io::Result<bool> {
+    use std::io::{Read, Write};
+    let mut stream = TcpStream::connect_timeout(&admin, ANSWER)?;
+    stream.set_read_timeout(Some(ANSWER))?;
+    write!(stream, "GET /readyz HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n")?;
+    let mut answer = [0; 12];
+    stream.read_exact(&mut answer)?;
+    Ok(answer.ends_with(b"200"))
+}
+
+/// Copies both ways, on threads of their own, until either end is gone.
+fn join(device: TcpStream, node: TcpStream) -> io::Result<()> {
+    device.set_nodelay(true)?;
+    node.set_nodelay(true)?;
+    for (mut from, mut to) in [(device.try_clone()?, node.try_clone()?), (node, device)] {
+        thread::Builder::new().stack_size(64 * 1024).spawn(move || {
+            let _ = io::copy(&mut from, &mut to);
+            // An end that was broken off is broken off on the other side, too.
+            let _ = (from.shutdown(Shutdown::Both), to.shutdown(Shutdown::Both));
+        })?;
+    }
+    Ok(())
+}

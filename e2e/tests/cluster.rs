@@ -1,0 +1,53 @@
+//! Three nodes on one Kafka are one broker: whoever publishes on one reaches who subscribes on another, and any node serves any
+//! device's session.
+
+use anyhow::{Result, ensure};
+use mqtt_e2e::{Client, Cluster, Driver, Login, Manifests, Store, Version, on_kafka};
+
+fn manifests() -> Manifests {
+    Manifests::new().user("fleet", "fleet-secret").grant("fleet-all", "fleet", &[("pubsub", "to/#")])
+}
+
+fn login(version: Version, client_id: &str) -> Login {
+    Login::new(version, client_id).user("fleet", "fleet-secret")
+}
+
+#[test]
+fn what_is_published_on_one_node_reaches_sessions_on_every_other() -> Result<()> {
+    on_kafka(|store: &Store| {
+        let cluster = Cluster::start(store, &manifests(), 3)?;
+        let [a, b, c] = &cluster.nodes[..] else { unreachable!() };
+        let mut publisher = Client::connect(Driver::Paho, a, &login(Version::V5, "publisher"))?;
+        let mut clean = Client::connect(Driver::Paho, b, &login(Version::V5, "clean"))?;
+        let kept = login(Version::V3, "kept").persistent();
+        let mut persistent = Client::connect(Driver::Paho, c, &kept)?;
+        clean.subscribe("to/+", 2)?;
+        persistent.subscribe("to/#", 1)?;
+        for qos in 0..3 {
+            publisher.publish("to/all", format!("at {qos}").as_bytes(), qos)?;
+        }
+        for client in [&mut clean, &mut persistent] {
+            for qos in 0..3 {
+                let message = client.message()?;
+                ensure!(message.payload == format!("at {qos}").as_bytes(), "{message:?}");
+            }
+        }
+        // Away from one node, back at another.
+        persistent.break_off()?;
+        publisher.publish("to/all", b"meanwhile", 1)?;
+        let mut persistent = Client::connect(Driver::Paho, b, &kept)?;
+        let message = persistent.message()?;
+        ensure!(message.payload == b"meanwhile", "{message:?}");
+        // What is retained on one node is found on another.
+        publisher.retain("to/kept", b"value", 1)?;
+        let mut late = Client::connect(Driver::Paho, c, &login(Version::V5, "late"))?;
+        late.subscribe("to/kept", 1)?;
+        let message = late.message()?;
+        ensure!(message.payload == b"value" && message.retain, "{message:?}");
+        // A client that connects elsewhere leaves the node that it was at.
+        let mut elsewhere = Client::connect(Driver::Paho, a, &login(Version::V5, "clean"))?;
+        clean.closed()?;
+        elsewhere.subscribe("to/one", 1)?;
+        Ok(())
+    })
+}
