@@ -104,7 +104,7 @@ fn what_the_operator_renders_is_what_a_pod_serves_from() -> Result<()> {
         .grant("fleet", "fleet", &[("pub", "readings/#"), ("sub", "commands/#")]);
     let root = tempfile::tempdir()?;
     let container = mount(&rendered(&manifests)?, root.path())?;
-    let ["mqtt-broker", "run", "--config", file] =
+    let ["mqtt-broker", "run", "--config", file, "--node", "$(NODE_NAME)"] =
         list(&container, "/command")?.iter().filter_map(Value::as_str).collect::<Vec<_>>()[..]
     else {
         bail!("another command: {container}")
@@ -123,7 +123,10 @@ fn what_the_operator_renders_is_what_a_pod_serves_from() -> Result<()> {
     ] {
         *config.pointer_mut(field).with_context(|| format!("no {field}"))? = value;
     }
-    config.as_object_mut().context("no fields")?.insert("data".into(), here("/data").into());
+    let fields = config.as_object_mut().context("no fields")?;
+    fields.insert("data".into(), here("/data").into());
+    // The store is this broker's alone.
+    fields.remove("shared");
     let file = root.path().join("node.json");
     fs::write(&file, config.to_string())?;
 

@@ -141,7 +141,8 @@ fn contains(bytes: &[u8], part: &str) -> bool {
 fn node_config(built: &Built) -> NodeConfig {
     let data = built.config.data.clone().unwrap();
     let container = &pod(built).containers[0];
-    let file = Path::new(container.command.as_ref().unwrap().last().unwrap());
+    let mut words = container.command.iter().flatten().skip_while(|word| *word != "--config");
+    let file = Path::new(words.nth(1).unwrap());
     let folder = file.parent().unwrap().to_str().unwrap();
     let mount = container.volume_mounts.iter().flatten().find(|mount| mount.mount_path == folder).unwrap();
     assert_eq!(mount.name, "config");

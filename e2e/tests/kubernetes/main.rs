@@ -11,6 +11,7 @@ mod passwords;
 mod rest;
 mod rivals;
 mod scope;
+mod several;
 mod topics;
 mod users;
 mod whose_turn;
