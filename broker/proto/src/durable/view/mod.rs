@@ -42,6 +42,7 @@ mod tests;
 
 use std::{
     collections::{BTreeSet, HashMap},
+    hash::Hash,
     sync::Arc,
 };
 
@@ -67,6 +68,13 @@ use super::{
 use crate::message::{MessageId, Millis};
 
 type Map<K, V> = HashMap<K, V, FixedState>;
+
+/// A table that held much more once keeps its memory else: a busy minute's messages go all at once.
+fn give_back<K: Eq + Hash, V>(map: &mut Map<K, V>) {
+    if map.capacity() > 1_000 && map.len() < map.capacity() / 8 {
+        map.shrink_to(map.len() * 2);
+    }
+}
 
 /// See the module.
 #[derive(Debug, Default)]

@@ -3,9 +3,7 @@
 //! Most of these are of messages that are in no queue any more, and wait until no late record can refer to them. So each takes
 //! little.
 
-use foldhash::fast::FixedState;
-
-use super::rare::Rare;
+use super::{Map, give_back, rare::Rare};
 use crate::{
     durable::record::{Boot, Progress},
     message::MessageId,
@@ -13,7 +11,7 @@ use crate::{
 
 /// By message and session.
 #[derive(Debug, Default)]
-pub(super) struct AllProgress(std::collections::HashMap<(MessageId, MessageId), Tellings, FixedState>);
+pub(super) struct AllProgress(Map<(MessageId, MessageId), Tellings>);
 
 #[derive(Debug)]
 struct Tellings {
@@ -68,7 +66,10 @@ impl AllProgress {
                     let next = first.boot;
                     others.retain(|told| told.boot != next, drop);
                 }
-                None => drop(self.0.remove(&(mid, sid))),
+                None => {
+                    self.0.remove(&(mid, sid));
+                    give_back(&mut self.0);
+                }
             }
         }
     }

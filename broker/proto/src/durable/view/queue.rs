@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use smallvec::SmallVec;
 
-use super::{Change, Mutation, SessionState, View, progress::Told};
+use super::{Change, Mutation, SessionState, View, give_back, progress::Told};
 use crate::{
     codec::QoS,
     durable::record::{Boot, Offset, Progress, QueuedMessage, Why},
@@ -218,6 +218,7 @@ impl View {
         }
         if message.copies.is_empty() {
             self.messages.remove(&mid);
+            give_back(&mut self.messages);
         }
         finished.into_iter().for_each(|sid| self.tidy(sid));
     }
