@@ -26,7 +26,7 @@ const GATEWAYS: usize = 20;
 const KILLS: u32 = 20;
 const NODES: usize = 3;
 /// On several nodes.
-const FAULTS: u32 = 15;
+const FAULTS: u32 = 10;
 const FROZEN: Duration = Duration::from_secs(6);
 /// Acknowledgements between a restart and the next kill.
 const BETWEEN: std::ops::Range<usize> = 300..1500;
