@@ -5,7 +5,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use arc_swap::{ArcSwap, ArcSwapOption};
@@ -31,6 +31,9 @@ use crate::{
     },
     settings::Settings,
 };
+
+/// Into how many parts connections are divided that are let go one after the other.
+const LET_GO_STEPS: usize = 100;
 
 /// How often a message without a connection may reach a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -137,10 +140,17 @@ impl Node {
         self.settings.load()
     }
 
-    /// Asks every connection to close.
-    pub(crate) fn stop(&self) {
+    /// Asks every connection to close, one after the other within this time: elsewhere they come back one after the other, too.
+    pub(crate) async fn let_go(&self, within: Duration) {
         self.stopping.store(true, Ordering::Release);
-        self.registry.call_all();
+        let slots = self.registry.slots(|_| true);
+        let some = slots.len().div_ceil(LET_GO_STEPS).max(1);
+        for slots in slots.chunks(some) {
+            slots.iter().for_each(|slot| slot.mailbox.call());
+            if !within.is_zero() && self.sockets.count() > 0 {
+                tokio::time::sleep(within / LET_GO_STEPS as u32).await;
+            }
+        }
     }
 
     pub(crate) fn is_stopping(&self) -> bool {

@@ -17,6 +17,8 @@ use crate::{
     session::{self, relay::Relay, retained::RetainedLog},
 };
 
+/// In which connections are let go, one after the other, where other nodes take them.
+const LET_GO: Duration = Duration::from_secs(5);
 /// How long connections may take to say goodbye.
 const GOODBYE_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -73,7 +75,7 @@ impl Server {
             Stage::Starting(_) => None,
         };
         if let Some(node) = &node {
-            node.stop();
+            node.let_go(if node.sessions.shared { LET_GO } else { Duration::ZERO }).await;
             let gone = async {
                 while node.sockets.count() > 0 {
                     tokio::time::sleep(Duration::from_millis(10)).await;

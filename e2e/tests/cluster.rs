@@ -1,8 +1,13 @@
 //! Three nodes on one Kafka are one broker: whoever publishes on one reaches who subscribes on another, and any node serves any
 //! device's session.
 
-use anyhow::{Result, ensure};
-use mqtt_e2e::{Client, Cluster, Driver, Login, Manifests, Store, Version, on_kafka};
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, anyhow, ensure};
+use mqtt_e2e::{Client, Cluster, Dialogue, Driver, Login, Manifests, Packet, Store, Version, on_kafka};
 
 fn manifests() -> Manifests {
     Manifests::new().user("fleet", "fleet-secret").grant("fleet-all", "fleet", &[("pubsub", "to/#")])
@@ -48,6 +53,34 @@ fn what_is_published_on_one_node_reaches_sessions_on_every_other() -> Result<()>
         let mut elsewhere = Client::connect(Driver::Paho, a, &login(Version::V5, "clean"))?;
         clean.closed()?;
         elsewhere.subscribe("to/one", 1)?;
+        Ok(())
+    })
+}
+
+#[test]
+fn a_node_that_ends_in_order_lets_its_devices_go_one_after_the_other_and_tells_them() -> Result<()> {
+    on_kafka(|store: &Store| {
+        let mut cluster = Cluster::start(store, &manifests(), 2)?;
+        let address = cluster.node(0)?.mqtt;
+        let connect = |number| {
+            let login = login(Version::V5, &format!("device-{number}"));
+            Ok(Dialogue::connect(address, &login)?.0)
+        };
+        let devices = (0..10).map(connect).collect::<Result<Vec<_>>>()?;
+        let gone = thread::scope(|scope| {
+            let until_told = |mut device: Dialogue| Ok::<_, anyhow::Error>((device.read()?, Instant::now()));
+            let ends: Vec<_> =
+                devices.into_iter().map(|device| scope.spawn(move || until_told(device))).collect();
+            let status = cluster.node(0)?.stop()?;
+            ensure!(status.success(), "it ended with {status}");
+            let told = ends.into_iter().map(|end| end.join().map_err(|_| anyhow!("a device panicked"))?);
+            told.collect::<Result<Vec<_>>>()
+        })?;
+        let is_told = |packet: &Packet| matches!(packet, Packet::Disconnect { reason: 0x8b });
+        ensure!(gone.iter().all(|(packet, _)| is_told(packet)), "{gone:?}");
+        let (first, last) = (gone.iter().map(|(_, at)| *at).min(), gone.iter().map(|(_, at)| *at).max());
+        let (first, last) = first.zip(last).context("nobody was told")?;
+        ensure!(last - first > Duration::from_millis(200), "all within {:?}", last - first);
         Ok(())
     })
 }

@@ -181,7 +181,7 @@ impl Registry {
         slot
     }
 
-    fn slots(&self, wanted: impl Fn(&Slot) -> bool) -> Vec<Arc<Slot>> {
+    pub(crate) fn slots(&self, wanted: impl Fn(&Slot) -> bool) -> Vec<Arc<Slot>> {
         let mut found = Vec::new();
         for shard in &self.shards {
             found.extend(shard.lock().values().filter(|slot| wanted(slot)).cloned());
