@@ -170,20 +170,17 @@ impl Node {
         let mut fanout = Fanout::default();
         let route = Arc::new(self.router.route(message.topic()));
         let mut outcomes = Vec::new();
-        self.sessions.enqueue(&route, message, how != Delivered::Maybe, self.wall(), || {
+        let mut awaited = || {
             let (done, outcome) = Completion::awaited();
             outcomes.push(outcome);
             done
-        });
+        };
+        self.sessions.enqueue(&route, message, how != Delivered::Maybe, self.wall(), &mut awaited);
+        self.pass(&route, message, awaited);
         let logged = route.recipients.iter().filter(|to| to.logged.is_some());
         fanout
             .congested
             .extend(logged.map(|to| &to.mailbox).filter(|mailbox| mailbox.is_congested(caps)).cloned());
-        self.pass(&route, message, || {
-            let (done, outcome) = Completion::awaited();
-            outcomes.push(outcome);
-            done
-        });
         let is_new = self.relay.as_ref().is_none_or(|relay| relay.is_new(message));
         if how != Delivered::OnceAgain && is_new {
             fanout.push(&route, message.clone(), caps, &self.counters);

@@ -25,7 +25,7 @@ use tokio::time::Instant;
 
 use super::{
     groups::{Among, Handing},
-    log::{BarrierPart, BarrierWaits, Place, content, message_of, parse},
+    log::{BarrierPart, BarrierWaits, Place, content, message_of, parse, record, write_barrier},
     mailbox::Mailbox,
 };
 use crate::{
@@ -149,20 +149,17 @@ impl Relay {
         now: Millis,
         done: Completion,
     ) {
-        let value = Value::Passed(Passed { mid: message.id, to, group, content: content(message) }).encode();
+        let value = Value::Passed(Passed { mid: message.id, to, group, content: content(message) });
         let mut sequence = self.sequence.lock();
         *sequence += 1;
         let key = Key::Passed { boot: self.boot, sequence: *sequence };
-        self.log.append(&self.topic, 0, record(&key, value, now), done);
+        self.log.append(&self.topic, 0, record(&key, Some(value), now), done);
     }
 
     /// Writes a barrier: who publishes behind it is not ahead of what was passed on before.
     pub(crate) fn write_barrier(&self, number: u64, now: Millis) -> BarrierPart {
-        let passed = self.barriers.lock().wait_for(number);
-        let (done, outcome) = Completion::awaited();
-        let value = Value::Barrier(number).encode();
-        self.log.append(&self.topic, 0, record(&Key::Barrier { boot: self.boot }, value, now), done);
-        (outcome, passed)
+        let waits = &mut self.barriers.lock();
+        write_barrier(&*self.log, (&self.topic, 0), (self.boot, number), now, waits)
     }
 
     /// False if sessions in no log have had this message here; from now on they have.
@@ -370,14 +367,5 @@ fn relieve(node: &Node, fanout: &mut Fanout) {
 
 fn sign(boot: Boot, node: &str, began: Instant, connections: u64, now: Millis) -> Record {
     let at = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
-    record(&Key::Alive { boot }, Value::Alive(Alive { node, at, connections }).encode(), now)
-}
-
-fn record(key: &Key, value: Vec<u8>, now: Millis) -> Record {
-    Record {
-        key: Some(key.encode().into()),
-        value: Some(value.into()),
-        headers: Vec::new(),
-        created: i64::try_from(now).unwrap_or(i64::MAX),
-    }
+    record(&Key::Alive { boot }, Some(Value::Alive(Alive { node, at, connections })), now)
 }

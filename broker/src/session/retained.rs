@@ -30,6 +30,7 @@ use parking_lot::Mutex;
 
 use super::log::{
     BarrierPart, BarrierWaits, Begins, Place, Reads, Surely, content, message_of, parse, read_to_tick,
+    record, write_barrier,
 };
 use crate::{
     limits::Trouble,
@@ -177,7 +178,7 @@ impl RetainedLog {
         let counter = next(last).unwrap_or_default();
         let message = Arc::new(message.renamed(MessageId { boot: self.boot, counter }));
         let sink = Arc::new(Failure { of: of.clone(), message: message.clone() });
-        let record = record(&message, now);
+        let record = retained(&message, now);
         let one = Pending { message: message.clone(), is_early, done };
         state.pending.entry(topic.into()).or_default().push_back(one);
         // The outcome may be told at once.
@@ -196,15 +197,11 @@ impl RetainedLog {
 
     /// Writes a barrier to each partition: told is first that it is durable, then that it is read back.
     pub(crate) fn write_barrier(&self, number: u64, now: Millis) -> Vec<BarrierPart> {
-        let mut parts = Vec::new();
-        for (partition, of) in (0..).zip(&self.partitions) {
-            let passed = of.state.lock().barriers.wait_for(number);
-            let (done, outcome) = Completion::awaited();
-            let record = keyed(&Key::Barrier { boot: self.boot }, Some(Value::Barrier(number).encode()), now);
-            self.log.append(&self.topic, partition, record, done);
-            parts.push((outcome, passed));
-        }
-        parts
+        let write = |(partition, of): (u32, &Arc<Partition>)| {
+            let waits = &mut of.state.lock().barriers;
+            write_barrier(&*self.log, (&self.topic, partition), (self.boot, number), now, waits)
+        };
+        (0..).zip(&self.partitions).map(write).collect()
     }
 
     /// Though nobody waits for it.
@@ -281,7 +278,7 @@ impl RetainedLog {
                 if kept.message.id.boot == self.boot {
                     for mid in kept.others.drain(..) {
                         let key = Key::Retained { mid, topic: topic.clone() };
-                        self.append_surely(partition, keyed(&key, None, node.wall()));
+                        self.append_surely(partition, record(&key, None, node.wall()));
                     }
                 }
                 return again;
@@ -304,7 +301,7 @@ impl RetainedLog {
             // In the same order in every run.
             over.sort_unstable_by_key(|message| message.id);
             for message in over {
-                self.append_surely(partition, keyed(&key(message), None, now));
+                self.append_surely(partition, record(&key(message), None, now));
             }
         }
     }
@@ -479,17 +476,8 @@ impl AppendSink for Failure {
     }
 }
 
-fn record(message: &Message, now: Millis) -> Record {
-    keyed(&key(message), Some(Value::Retained(content(message)).encode()), now)
-}
-
-fn keyed(key: &Key, value: Option<Vec<u8>>, now: Millis) -> Record {
-    Record {
-        key: Some(key.encode().into()),
-        value: value.map(Into::into),
-        headers: Vec::new(),
-        created: i64::try_from(now).unwrap_or(i64::MAX),
-    }
+fn retained(message: &Message, now: Millis) -> Record {
+    record(&key(message), Some(Value::Retained(content(message))), now)
 }
 
 fn key(message: &Message) -> Key {

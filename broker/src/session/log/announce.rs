@@ -84,7 +84,7 @@ impl SessionLog {
         own.insert(filter.into(), Announcement { sequence, is_read_back: false, waiting });
         drop(own);
         let (partition, key) = self.announcement(filter);
-        let value = Value::Announced(Announced { sequence, on: true }).encode();
+        let value = Value::Announced(Announced { sequence, on: true });
         let sink = Arc::new(Failure { node: node.clone(), filter: filter.into(), sequence });
         self.append(partition, &key, Some(value), node.wall(), Completion { sink, token: 0 });
         is_hasty

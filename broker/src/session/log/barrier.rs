@@ -7,16 +7,19 @@
 use std::{sync::Arc, time::Duration};
 
 use futures_util::future::join_all;
-use mqtt_proto::durable::record::{Key, Value};
+use mqtt_proto::{
+    durable::record::{Boot, Key, Value},
+    message::Millis,
+};
 use parking_lot::Mutex;
 use tokio::{
     sync::{Notify, oneshot},
     time::{sleep, timeout},
 };
 
-use super::{SessionLog, State};
+use super::{SessionLog, State, write::record};
 use crate::{
-    log::{Completion, Outcome},
+    log::{Completion, Log, Outcome, Topic},
     node::Node,
     outside::Mistake,
 };
@@ -40,7 +43,7 @@ pub(super) struct Barriers {
 pub(crate) struct BarrierWaits(Vec<(u64, oneshot::Sender<()>)>);
 
 impl BarrierWaits {
-    pub(crate) fn wait_for(&mut self, number: u64) -> oneshot::Receiver<()> {
+    fn wait_for(&mut self, number: u64) -> oneshot::Receiver<()> {
         let (told, hears) = oneshot::channel();
         self.0.push((number, told));
         hears
@@ -97,20 +100,33 @@ pub(crate) async fn barriers(node: Arc<Node>) {
 async fn pass(node: &Arc<Node>) -> bool {
     let log = &node.sessions;
     let number = log.next_sequence();
-    let (key, value) = (Key::Barrier { boot: log.boot }, Value::Barrier(number));
+    let now = node.wall();
     let mut parts = Vec::new();
     for partition in 0..log.topic.partitions() {
-        let Some(passed) = log.with(partition, |state: &mut State| state.barriers.wait_for(number)) else {
-            continue;
+        let write = |state: &mut State| {
+            write_barrier(&*log.log, (&log.topic, partition), (log.boot, number), now, &mut state.barriers)
         };
-        let (done, outcome) = Completion::awaited();
-        log.append(partition, &key, Some(value.encode()), node.wall(), done);
-        parts.push((outcome, passed));
+        parts.extend(log.with(partition, write));
     }
-    parts.extend(node.retained.write_barrier(number, node.wall()));
-    parts.extend(node.relay.as_ref().map(|relay| relay.write_barrier(number, node.wall())));
+    parts.extend(node.retained.write_barrier(number, now));
+    parts.extend(node.relay.as_ref().map(|relay| relay.write_barrier(number, now)));
     let parts = parts.into_iter().map(is_back);
     timeout(PATIENCE, join_all(parts)).await.is_ok_and(|parts| parts.into_iter().all(|passed| passed))
+}
+
+/// Writes a process run's barrier with this number to one partition, whose reader tells those in `waits`.
+pub(crate) fn write_barrier(
+    log: &dyn Log,
+    (topic, partition): (&Topic, u32),
+    (boot, number): (Boot, u64),
+    now: Millis,
+    waits: &mut BarrierWaits,
+) -> BarrierPart {
+    let passed = waits.wait_for(number);
+    let (done, outcome) = Completion::awaited();
+    let barrier = record(&Key::Barrier { boot }, Some(Value::Barrier(number)), now);
+    log.append(topic, partition, barrier, done);
+    (outcome, passed)
 }
 
 /// Whether one part of it is durable, and was read back.

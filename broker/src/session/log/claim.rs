@@ -125,7 +125,7 @@ impl SessionLog {
             });
             let Some((session, hears)) = begun.flatten() else { return Ok(None) };
             let sink = Arc::new(ClaimSink { node: node.clone(), partition, key: key.clone() });
-            let value = Value::Session(session).encode();
+            let value = Value::Session(session);
             self.append(partition, &key, Some(value), node.wall(), Completion { sink, token: 0 });
             match timeout_at(deadline, hears).await {
                 Ok(Ok(Some(resumed))) => return Ok(Some(resumed)),

@@ -42,7 +42,7 @@ use std::{
 use foldhash::fast::RandomState;
 use mqtt_proto::{
     durable::{
-        record::{Boot, Generation, Key, Session},
+        record::{Boot, Generation, Key, Session, Value},
         view::View,
     },
     message::{MessageId, Millis},
@@ -53,17 +53,17 @@ use parking_lot::Mutex;
 #[cfg(test)]
 pub(crate) use self::replay::summaries;
 pub(crate) use self::{
-    barrier::{BarrierPart, BarrierWaits, barriers},
+    barrier::{BarrierPart, BarrierWaits, barriers, write_barrier},
     claim::{ClaimFailed, Online, Resumed, may_resume},
     follow::{delivery, follow},
     pass_on::{NotPassedOn, gather, pass_on_all},
     replay::{Begins, Reads, parse, read_to_tick},
     sweep::{publish_will, sweep},
-    write::{Queueing, Surely, content, message_of, recipient},
+    write::{Queueing, Surely, content, message_of, recipient, record},
 };
 use super::mailbox::Mailbox;
 use crate::{
-    log::{Cleanup, Completion, Log, Offset, Record, Topic, TopicSettings},
+    log::{Cleanup, Completion, Log, Offset, Topic, TopicSettings},
     outside::Outside,
     router::Logged,
 };
@@ -215,17 +215,8 @@ impl SessionLog {
     }
 
     /// Appends a record, or with no value deletes its key.
-    fn append(&self, partition: u32, key: &Key, value: Option<Vec<u8>>, now: Millis, done: Completion) {
-        self.log.append(&self.topic, partition, self.record(key, value, now), done);
-    }
-
-    fn record(&self, key: &Key, value: Option<Vec<u8>>, now: Millis) -> Record {
-        Record {
-            key: Some(key.encode().into()),
-            value: value.map(Into::into),
-            headers: Vec::new(),
-            created: i64::try_from(now).unwrap_or(i64::MAX),
-        }
+    fn append(&self, partition: u32, key: &Key, value: Option<Value<'_>>, now: Millis, done: Completion) {
+        self.log.append(&self.topic, partition, write::record(key, value, now), done);
     }
 
     /// What every node must know alike, one line a fact.

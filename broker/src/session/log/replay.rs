@@ -24,8 +24,12 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::{
-    Partition, Place, SessionLog, State, announce::Announcements, barrier::Barriers, lives::End,
-    pass_on::in_vain, write::Surely,
+    Partition, Place, SessionLog, State,
+    announce::Announcements,
+    barrier::Barriers,
+    lives::End,
+    pass_on::in_vain,
+    write::{self, Surely},
 };
 use crate::{
     log::{
@@ -221,12 +225,8 @@ impl Begins<'_> {
         runs: &Runs,
     ) -> (u64, Fuse<BoxFuture<'static, Outcome>>) {
         let run = runs.next_number(self.node, self.boot);
-        let tick = Record {
-            key: Some(Key::Tick { boot: self.boot }.encode().into()),
-            value: Some(Value::Tick { node: self.node, run, shared: self.shared }.encode().into()),
-            headers: Vec::new(),
-            created: i64::try_from(self.outside.wall()).unwrap_or(i64::MAX),
-        };
+        let value = Value::Tick { node: self.node, run, shared: self.shared };
+        let tick = write::record(&Key::Tick { boot: self.boot }, Some(value), self.outside.wall());
         let appended: BoxFuture<'static, Outcome> = Box::pin(append_and_wait(log, topic, partition, tick));
         (run, appended.fuse())
     }

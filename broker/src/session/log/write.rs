@@ -71,10 +71,19 @@ pub(crate) struct Queueing<'a> {
     pub(crate) group: Option<&'a str>,
 }
 
+/// A record of what all nodes read; with no value it deletes its key.
+pub(crate) fn record(key: &Key, value: Option<Value<'_>>, now: Millis) -> Record {
+    Record {
+        key: Some(key.encode().into()),
+        value: value.map(|value| value.encode().into()),
+        headers: Vec::new(),
+        created: i64::try_from(now).unwrap_or(i64::MAX),
+    }
+}
+
 impl SessionLog {
     pub(super) fn append_surely(&self, partition: u32, key: &Key, value: Option<Value<'_>>, now: Millis) {
-        let record = self.record(key, value.map(|value| value.encode()), now);
-        self.surely.append(&*self.log, &self.topic, partition, record);
+        self.surely.append(&*self.log, &self.topic, partition, record(key, value, now));
     }
 
     /// Writes again what could not be written.
@@ -120,7 +129,7 @@ impl SessionLog {
             let wait = |state: &mut State| state.waiting.entry(key.clone()).or_default().push(waiting);
             self.with(holding.partition, wait);
         }
-        let value = Value::Filter(subscription).encode();
+        let value = Value::Filter(subscription);
         // Only a failure is told at once.
         let sink = Arc::new(FilterSink { done });
         self.append(holding.partition, &key, Some(value), now, Completion { sink, token: 0 });
@@ -163,7 +172,7 @@ impl SessionLog {
         let chunk = self.chunk.fetch_add(1, Ordering::Relaxed);
         let key = Key::Message { mid: message.id, boot: self.boot, chunk };
         let message = QueuedMessage { once, group, recipients, content: content(message) };
-        self.append(partition, &key, Some(Value::Message(message).encode()), now, done);
+        self.append(partition, &key, Some(Value::Message(message)), now, done);
     }
 
     /// A session needs this message no more.
@@ -193,7 +202,7 @@ impl SessionLog {
         done: Completion,
     ) {
         let key = Key::Progress { mid, sid: holding.sid, boot: self.boot };
-        let value = Value::Progress(Progress::Received(packet_id)).encode();
+        let value = Value::Progress(Progress::Received(packet_id));
         self.append(holding.partition, &key, Some(value), now, done);
     }
 
@@ -207,7 +216,7 @@ impl SessionLog {
         done: Completion,
     ) {
         let key = inbound_key(holding, holding.generation, packet_id);
-        self.append(holding.partition, &key, Some(Value::Inbound(inbound.clone()).encode()), now, done);
+        self.append(holding.partition, &key, Some(Value::Inbound(inbound.clone())), now, done);
     }
 
     /// The client has released it. `done` is told once that is durable.
