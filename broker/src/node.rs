@@ -5,7 +5,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use arc_swap::{ArcSwap, ArcSwapOption};
@@ -31,6 +31,9 @@ use crate::{
     },
     settings::Settings,
 };
+
+/// Into how many parts connections are divided that are let go one after the other.
+const LET_GO_STEPS: usize = 100;
 
 /// How often a message without a connection may reach a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,6 +71,7 @@ pub(crate) struct Node {
     started: Instant,
     started_at: Millis,
     stopping: AtomicBool,
+    in_haste: AtomicBool,
 }
 
 /// What a node knows of its log when it begins.
@@ -110,6 +114,7 @@ impl Node {
             started_at: outside.wall(),
             outside,
             stopping: AtomicBool::new(false),
+            in_haste: AtomicBool::new(false),
         }
     }
 
@@ -137,10 +142,27 @@ impl Node {
         self.settings.load()
     }
 
-    /// Asks every connection to close.
-    pub(crate) fn stop(&self) {
+    /// Asks every connection to close as soon as what was read from it is answered, one after the other within this time: so they
+    /// come back elsewhere one after the other, too.
+    pub(crate) async fn let_go(&self, within: Duration) {
         self.stopping.store(true, Ordering::Release);
+        let slots = self.registry.slots();
+        for some in slots.chunks(slots.len().div_ceil(LET_GO_STEPS).max(1)) {
+            some.iter().for_each(|slot| slot.mailbox.call());
+            if !within.is_zero() && self.sockets.count() > 0 {
+                tokio::time::sleep(within / LET_GO_STEPS as u32).await;
+            }
+        }
+    }
+
+    /// Asks those that are there still to close without more ado.
+    pub(crate) fn hurry(&self) {
+        self.in_haste.store(true, Ordering::Release);
         self.registry.call_all();
+    }
+
+    pub(crate) fn is_in_haste(&self) -> bool {
+        self.in_haste.load(Ordering::Acquire)
     }
 
     pub(crate) fn is_stopping(&self) -> bool {

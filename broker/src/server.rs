@@ -17,6 +17,10 @@ use crate::{
     session::{self, relay::Relay, retained::RetainedLog},
 };
 
+/// In which connections are let go, one after the other, where other nodes take them.
+const LET_GO: Duration = Duration::from_secs(5);
+/// How long what was read from connections may take to be answered.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long connections may take to say goodbye.
 const GOODBYE_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -73,13 +77,16 @@ impl Server {
             Stage::Starting(_) => None,
         };
         if let Some(node) = &node {
-            node.stop();
-            let gone = async {
+            let gone = async || {
                 while node.sockets.count() > 0 {
                     tokio::time::sleep(Duration::from_millis(10)).await;
                 }
             };
-            if timeout(GOODBYE_TIMEOUT, gone).await.is_err() {
+            node.let_go(if node.sessions.shared { LET_GO } else { Duration::ZERO }).await;
+            if timeout(ANSWER_TIMEOUT, gone()).await.is_err() {
+                node.hurry();
+            }
+            if timeout(GOODBYE_TIMEOUT, gone()).await.is_err() {
                 tracing::warn!(left = node.sockets.count(), "stopping before all clients heard it");
             }
         }

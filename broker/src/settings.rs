@@ -8,7 +8,7 @@ use mqtt_broker_api::{
     config::{Characters, InstanceConfig, Limits, Ordering},
     shards,
 };
-use mqtt_proto::topic::strict_characters;
+use mqtt_proto::{template::Template, topic::strict_characters};
 
 use crate::{
     auth::Access,
@@ -22,6 +22,8 @@ pub(crate) struct Settings {
     pub(crate) access: Access,
     /// Which document `access` was made of.
     pub(crate) acl: AclView,
+    /// Told to who asks for response information.
+    pub(crate) response_information: Option<Template>,
     parents: HashMap<Box<str>, Arc<Parent>>,
 }
 
@@ -48,6 +50,11 @@ impl Settings {
         log: &dyn Log,
     ) -> Result<Settings, Problems> {
         let access = Access::compile(acl).map_err(|lines| Problems { lines, may_pass: false })?;
+        let asked = config.session.response_information.as_deref().map(Template::parse).transpose();
+        let response_information = asked.map_err(|error| Problems {
+            lines: vec![format!("session.responseInformation {error}")],
+            may_pass: false,
+        })?;
         let acl = AclView { generation: acl.generation, hash: shards::hash(acl), users: acl.users.len() };
         let mut parents = HashMap::new();
         let mut problems = Problems { lines: Vec::new(), may_pass: true };
@@ -64,7 +71,10 @@ impl Settings {
                 }
             }
         }
-        if problems.lines.is_empty() { Ok(Settings { config, access, acl, parents }) } else { Err(problems) }
+        match problems.lines.is_empty() {
+            true => Ok(Settings { config, access, acl, response_information, parents }),
+            false => Err(problems),
+        }
     }
 
     pub(crate) fn limits(&self) -> &Limits {

@@ -79,6 +79,10 @@ pub struct SessionRules {
     /// How the messages of a shared subscription are spread over its members.
     #[serde(default)]
     pub sharing: Sharing,
+    /// Told to MQTT 5 clients that ask for response information, with `${clientId}` and `${username}` for their own; absent:
+    /// nothing is.
+    #[serde(default)]
+    pub response_information: Option<String>,
 }
 
 /// Which of the members of a shared subscription that are there gets a message.
@@ -143,6 +147,9 @@ pub struct Listeners {
     /// Those before which proxies stand that say by the PROXY protocol whom they speak for.
     #[serde(default)]
     pub proxy_protocol: Vec<DeviceListener>,
+    /// Where MQTT 5 clients are told to go when this broker stops; absent: nowhere.
+    #[serde(default)]
+    pub server_reference: Option<String>,
     /// The subject's common name in a device's certificate is its user name, and the certificate its password.
     #[serde(default)]
     pub user_from_certificate: bool,

@@ -5,6 +5,7 @@
 use std::sync::Arc;
 
 use crate::{
+    template::{Part, Template, TemplateError},
     topic::{Filter, TopicError, is_internal},
     trie::Trie,
 };
@@ -14,10 +15,8 @@ use crate::{
 pub enum RuleError {
     #[error("allows neither publishing nor subscribing: name at least one")]
     NoAction,
-    #[error("names the unknown placeholder `${{{0}}}`: use `${{clientId}}` or `${{username}}`")]
-    UnknownPlaceholder(String),
-    #[error("has `${{` without `}}`: close the placeholder")]
-    UnclosedPlaceholder,
+    #[error(transparent)]
+    Template(#[from] TemplateError),
     #[error(transparent)]
     Filter(#[from] TopicError),
 }
@@ -27,14 +26,7 @@ pub enum RuleError {
 pub struct RuleTemplate {
     publish: bool,
     subscribe: bool,
-    parts: Vec<Part>,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Part {
-    Text(Box<str>),
-    ClientId,
-    Username,
+    filter: Template,
 }
 
 impl RuleTemplate {
@@ -42,34 +34,15 @@ impl RuleTemplate {
         if !publish && !subscribe {
             return Err(RuleError::NoAction);
         }
-        let mut parts = Vec::new();
-        let mut rest = filter;
-        while let Some((text, placeholder)) = rest.split_once("${") {
-            let Some((name, after)) = placeholder.split_once('}') else {
-                return Err(RuleError::UnclosedPlaceholder);
-            };
-            if !text.is_empty() {
-                parts.push(Part::Text(text.into()));
-            }
-            parts.push(match name {
-                "clientId" => Part::ClientId,
-                "username" => Part::Username,
-                _ => return Err(RuleError::UnknownPlaceholder(name.to_owned())),
-            });
-            rest = after;
-        }
-        if !rest.is_empty() {
-            parts.push(Part::Text(rest.into()));
-        }
-        let template = RuleTemplate { publish, subscribe, parts };
+        let template = RuleTemplate { publish, subscribe, filter: Template::parse(filter)? };
         // Any plain value shows whether the rest is a filter.
-        Filter::parse(&template.fill("x", "x"))?;
+        Filter::parse(&template.filter.fill("x", "x"))?;
         Ok(template)
     }
 
     /// Whether the rule means something else for another connection of the user.
     pub fn has_placeholder(&self) -> bool {
-        self.parts.iter().any(|part| !matches!(part, Part::Text(_)))
+        self.filter.has_placeholder()
     }
 
     /// The connection's own filter; none if its values make the rule unusable.
@@ -79,26 +52,17 @@ impl RuleTemplate {
             Part::ClientId => is_plain(client_id),
             Part::Username => is_plain(username),
         };
-        if !self.parts.iter().all(usable) {
+        if !self.filter.parts.iter().all(usable) {
             return None;
         }
-        let filter = Filter::parse(&self.fill(client_id, username)).ok()?;
+        let filter = Filter::parse(&self.filter.fill(client_id, username)).ok()?;
         // Else a client could call itself `$SYS`: such a level must be written out in the rule.
-        let first_is_text = match self.parts.as_slice() {
+        let first_is_text = match self.filter.parts.as_slice() {
             [Part::Text(_)] => true,
             [Part::Text(text), ..] => text.contains('/'),
             _ => false,
         };
         (first_is_text || !is_internal(filter.as_str())).then_some(filter)
-    }
-
-    fn fill(&self, client_id: &str, username: &str) -> String {
-        let value = |part| match part {
-            &Part::ClientId => client_id,
-            &Part::Username => username,
-            Part::Text(text) => text,
-        };
-        self.parts.iter().map(value).collect()
     }
 }
 

@@ -11,6 +11,7 @@ pub mod message;
 pub mod murmur2;
 pub mod retained;
 pub mod session;
+pub mod template;
 pub mod topic;
 pub mod trie;
 

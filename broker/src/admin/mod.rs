@@ -78,6 +78,9 @@ impl FromRequestParts<Arc<ArcSwap<Stage>>> for Serving {
 }
 
 async fn ready(Serving(node): Serving) -> (StatusCode, String) {
+    if node.is_stopping() {
+        return (StatusCode::SERVICE_UNAVAILABLE, "stopping\n".to_owned());
+    }
     match &*node.log.health().borrow() {
         Health::Working => (StatusCode::OK, "ready\n".to_owned()),
         // Another node could do no better, and what needs no store goes on.

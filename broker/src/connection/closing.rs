@@ -258,8 +258,15 @@ where
     fn last_words(&mut self, close: &Close) -> Option<BytesMut> {
         let reason = close.last_word().filter(|_| self.session.version() == Version::V5);
         if let Some((reason, why)) = reason {
+            let elsewhere = self.settings.config.listeners.server_reference.as_deref();
+            let elsewhere = elsewhere.filter(|_| matches!(close, Close::ShuttingDown));
+            let reason = if elsewhere.is_some() { Reason::UseAnotherServer } else { reason };
             let why = self.session.wants_reasons().then_some(why);
-            let properties = DisconnectProperties { reason_string: why, ..DisconnectProperties::default() };
+            let properties = DisconnectProperties {
+                reason_string: why,
+                server_reference: elsewhere,
+                ..DisconnectProperties::default()
+            };
             let before = self.backlog.len();
             Packet::Disconnect(Disconnect { reason, properties }).encode(Version::V5, &mut self.backlog);
             if self.backlog.len() - before > self.session.maximum_packet_size() as usize {

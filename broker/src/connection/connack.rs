@@ -17,9 +17,10 @@ pub(super) fn connack(
     version: Version,
     largest: u32,
 ) -> Option<BytesMut> {
-    // Aliases are not used then, and too large a packet is answered when it comes.
-    let spare: [fn(&mut ConnAckProperties<'_>); 3] = [
+    // Response information need not be given; aliases are not used then, and too large a packet is answered when it comes.
+    let spare: [fn(&mut ConnAckProperties<'_>); 4] = [
         |_| {},
+        |properties| properties.response_information = None,
         |properties| properties.topic_alias_maximum = None,
         |properties| properties.maximum_packet_size = None,
     ];
@@ -36,31 +37,35 @@ pub(super) fn connack(
 mod tests {
     use super::*;
 
-    /// The properties that are left, and the length of the packet.
+    /// The properties that are left: response information, topic aliases and the largest packet; and the packet's length.
     #[track_caller]
-    fn check(version: Version, largest: u32, expected: Option<(usize, bool, bool)>) {
+    fn check(version: Version, largest: u32, expected: Option<(usize, [bool; 3])>) {
         let properties = ConnAckProperties {
             session_expiry_interval: Some(60),
             maximum_packet_size: Some(1000),
             topic_alias_maximum: Some(16),
+            response_information: Some("r/a"),
             ..ConnAckProperties::default()
         };
         let out = connack(false, Reason::Success, properties, version, largest);
         let has = |out: &BytesMut, id: u8, value: &[u8]| {
             out.windows(value.len() + 1).any(|at| at[0] == id && at[1..] == *value)
         };
-        let seen =
-            out.map(|out| (out.len(), has(&out, 0x22, &[0, 16]), has(&out, 0x27, &1000_u32.to_be_bytes())));
+        let seen = out.map(|out| {
+            let left = [(0x1a, b"\0\x03r/a".as_slice()), (0x22, &[0, 16]), (0x27, &1000_u32.to_be_bytes())];
+            (out.len(), left.map(|(id, value)| has(&out, id, value)))
+        });
         assert_eq!(seen, expected, "{version:?} {largest}");
     }
 
     #[test]
     fn a_client_that_takes_small_packets_gets_a_small_connack_or_none() {
-        check(Version::V5, u32::MAX, Some((18, true, true)));
-        check(Version::V5, 18, Some((18, true, true)));
-        check(Version::V5, 17, Some((15, false, true)));
-        check(Version::V5, 14, Some((10, false, false)));
+        check(Version::V5, u32::MAX, Some((24, [true, true, true])));
+        check(Version::V5, 23, Some((18, [false, true, true])));
+        check(Version::V5, 18, Some((18, [false, true, true])));
+        check(Version::V5, 17, Some((15, [false, false, true])));
+        check(Version::V5, 14, Some((10, [false, false, false])));
         check(Version::V5, 9, None);
-        check(Version::V311, 1, Some((4, false, false)));
+        check(Version::V311, 1, Some((4, [false; 3])));
     }
 }

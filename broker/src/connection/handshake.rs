@@ -311,11 +311,15 @@ async fn let_in(
     if (expiry > 0 || node.sessions.shared) && !log_works(node).await {
         return Err(Refused::LogAway);
     }
+    let asks = connect.properties.request_response_information;
+    let response_information = settings.response_information.as_ref().filter(|_| asks);
+    let response_information = response_information.map(|of| of.fill(client_id, &user.name));
     let properties = ConnAckProperties {
         session_expiry_interval: (expiry != given_expiry).then_some(expiry),
         maximum_packet_size: Some(limits.packet_size),
         assigned_client_id: assigned.as_deref(),
         topic_alias_maximum: Some(TOPIC_ALIAS_MAXIMUM),
+        response_information: response_information.as_deref(),
         server_keep_alive: (keep_alive != connect.keep_alive).then_some(keep_alive),
         ..ConnAckProperties::default()
     };

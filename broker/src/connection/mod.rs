@@ -110,6 +110,8 @@ pub(crate) struct Connection<S> {
     asked: Asked,
     /// QoS 2 messages that the device has taken, by packet identifier, until that is written down.
     receiving: HashMap<u16, MessageId, RandomState>,
+    /// The broker lets it go: nothing more is read, and it ends once what was read is answered.
+    leaves: bool,
     /// When the oldest unanswered publish must have its outcome.
     ack_deadline: Option<Millis>,
     timer: Option<Pin<Box<Sleep>>>,
@@ -202,6 +204,7 @@ where
             waits: HashMap::default(),
             asked: Asked::default(),
             receiving: HashMap::default(),
+            leaves: false,
             ack_deadline: None,
             timer: None,
             node,
@@ -275,7 +278,8 @@ where
             if mail.called && (!self.held.is_valid() || self.is_lost()) {
                 return Err(Close::TakenOver);
             }
-            if mail.called && self.node.is_stopping() {
+            self.leaves |= mail.called && self.node.is_stopping();
+            if self.leaves && (self.node.is_in_haste() || !self.session.owes_acks()) {
                 return Err(Close::ShuttingDown);
             }
             if mail.called && self.node.admission.memory.is_too_much(self.waiting_bytes()) {
@@ -381,7 +385,11 @@ where
             }
             self.pauses.log = None;
         }
-        if self.pauses.rate_until.is_some() || self.intake_full() || self.session.publish_window_full() {
+        if self.leaves
+            || self.pauses.rate_until.is_some()
+            || self.intake_full()
+            || self.session.publish_window_full()
+        {
             return self.pause();
         }
         self.backlog.len() >= BACKLOG_LIMIT

@@ -111,7 +111,7 @@ fn a_bad_config_is_told_in_one_line_a_problem() {
         "a field that is not known",
         |config, _| config["instance"]["session"]["expiry"] = json!(1),
         &[
-            "DIR/node.yaml: line 36: instance.session.expiry: unknown field `expiry`, expected one of `expirySeconds`, `offlineMessages`, `onlineMessages`, `sharing`; mend it",
+            "DIR/node.yaml: line 36: instance.session.expiry: unknown field `expiry`, expected one of `expirySeconds`, `offlineMessages`, `onlineMessages`, `sharing`, `responseInformation`; mend it",
         ],
     );
     check(

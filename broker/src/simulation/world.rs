@@ -511,6 +511,7 @@ pub(crate) fn config(offline: u32, online: u32) -> InstanceConfig {
             offline_messages: offline,
             online_messages: online,
             sharing: Sharing::RoundRobin,
+            response_information: None,
         },
         groups: Vec::new(),
         parents: vec![parent("m", Ordering::PartitionOrdered), parent("n", Ordering::Normal)],

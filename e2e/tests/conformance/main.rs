@@ -42,7 +42,9 @@ fn every_statement_that_binds_a_server_has_its_case() -> Result<()> {
 #[test]
 fn the_broker_keeps_to_every_dialogue() -> Result<()> {
     let manifests = Manifests::new()
-        .instance(json!({"auth": {"anonymousUser": "guest"}}))
+        .instance(json!({
+            "auth": {"anonymousUser": "guest"}, "session": {"responseInformation": "r/${clientId}/${username}"},
+        }))
         .user_without_password("guest")
         .grant("guest-all", "guest", &[("pubsub", "#")])
         .user("fleet", "fleet-secret")

@@ -49,9 +49,18 @@ struct Meter {
 struct Sent {
     /// Those without a packet identifier, in order.
     waiting: VecDeque<usize>,
-    by_id: HashMap<u16, usize>,
-    /// The highest that was sent on this connection.
-    highest: Option<usize>,
+    by_id: HashMap<u16, OnItsWay>,
+    /// Connections so far.
+    connections: u32,
+}
+
+/// A message that has its packet identifier.
+struct OnItsWay {
+    number: usize,
+    /// The connection on which it was sent last.
+    sent_on: u32,
+    /// The broker said so.
+    received: bool,
 }
 
 impl Meters {
@@ -135,7 +144,7 @@ impl Meter {
         let sent = &self.sent;
         match event {
             Event::Incoming(Packet::ConnAck(answer)) => {
-                sent.lock().highest = None;
+                sent.lock().connections += 1;
                 if !answer.session_present && self.book.open_of(&self.name) > 0 {
                     self.book.accuse(format!("{}: its session is gone", self.name));
                 }
@@ -146,27 +155,35 @@ impl Meter {
                     self.book.accuse(format!("{}: {error:#}", self.name));
                 }
             }
-            Event::Outgoing(Outgoing::Publish(id)) => {
-                let Sent { waiting, by_id, highest } = &mut *sent.lock();
-                // One that has its number already is sent again.
-                if !by_id.contains_key(&id) {
-                    by_id.extend(waiting.pop_front().map(|number| (id, number)));
+            Event::Outgoing(Outgoing::Publish(id)) => self.sends(id),
+            Event::Incoming(Packet::PubRec(rumqttc::PubRec { pkid })) => {
+                if let Some(of) = sent.lock().by_id.get_mut(&pkid) {
+                    of.received = true;
                 }
-                let number = by_id.get(&id).copied();
-                // What it was about to repeat when a connection was lost it repeats before what it had repeated there.
-                if let Some(late) = number.filter(|number| *highest > Some(*number)) {
-                    self.book.excuse(&self.name, late);
-                }
-                *highest = (*highest).max(number);
             }
             Event::Incoming(Packet::PubAck(rumqttc::PubAck { pkid }))
             | Event::Incoming(Packet::PubComp(rumqttc::PubComp { pkid })) => {
-                if let Some(number) = sent.lock().by_id.remove(&pkid) {
-                    self.book.acknowledge(&self.name, number);
+                if let Some(of) = sent.lock().by_id.remove(&pkid) {
+                    self.book.acknowledge(&self.name, of.number);
                 }
             }
             _ => {}
         }
+    }
+
+    /// A message goes out, for the first time or again. rumqttc puts what it had sent on a lost connection behind what it
+    /// had not sent again so far: what is overtaken so may come late.
+    fn sends(&self, id: u16) {
+        let Sent { waiting, by_id, connections } = &mut *self.sent.lock();
+        // One that has its number already is sent again.
+        let number = by_id.get(&id).map(|of| of.number).or_else(|| waiting.pop_front());
+        let Some(number) = number else { return };
+        for of in by_id.values() {
+            if of.number < number && of.sent_on < *connections && !of.received {
+                self.book.excuse(&self.name, of.number);
+            }
+        }
+        by_id.insert(id, OnItsWay { number, sent_on: *connections, received: false });
     }
 
     async fn publish(self: Arc<Self>, may_publish: Arc<AtomicBool>) {

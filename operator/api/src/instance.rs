@@ -195,6 +195,16 @@ pub struct Session {
     pub online_messages: u32,
     /// Which member of a shared subscription ($share/GROUP/FILTER) gets a message.
     pub sharing: Sharing,
+    /// The response information of MQTT 5: what a client that asks for it is told, by custom the beginning of the topics that
+    /// answers may come to, such as replies/${clientId}; ${clientId} and ${username} stand for its own. What it may do there its
+    /// grants say. Absent: it is told nothing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(
+        length(min = 1, max = 1024),
+        regex(pattern = r"^[^\x00-\x1f\x7f]+$"),
+        extend("x-kubernetes-validations" = [rules::placeholders()])
+    )]
+    pub response_information: Option<String>,
 }
 
 /// RoundRobin: one after the other. HashClientId: the same for all that one client publishes. Sticky: the same as
@@ -213,6 +223,7 @@ impl Default for Session {
             offline_messages: 10,
             online_messages: 1000,
             sharing: Sharing::RoundRobin,
+            response_information: None,
         }
     }
 }
@@ -326,6 +337,14 @@ pub struct Listeners {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 4))]
     pub proxy_protocol: Vec<DeviceListener>,
+    /// Where else devices find the service, as HOST or HOST:PORT (several with spaces between): MQTT 5 clients are told so
+    /// when a broker that stops lets them go. Absent: they are told that it stops.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(
+        length(min = 1, max = 1024),
+        regex(pattern = r"^[A-Za-z0-9._:\[\]-]+( [A-Za-z0-9._:\[\]-]+)*$")
+    )]
+    pub server_reference: Option<String>,
     /// The admin endpoint; a standalone broker has it on 127.0.0.1 alone.
     pub admin: Listener,
 }
@@ -339,6 +358,7 @@ impl Default for Listeners {
             wss: None,
             origins: Vec::new(),
             proxy_protocol: Vec::new(),
+            server_reference: None,
             admin: Listener { port: 9090 },
         }
     }

@@ -8,6 +8,13 @@ pub(crate) fn immutable(field: &str) -> Rule {
         .message(format!("{field} is immutable; make another object instead").as_str())
 }
 
+/// The placeholders of what is told to each connection in its own words.
+pub(crate) fn placeholders() -> Rule {
+    let known = "self.matches('^([$]*[$][{](clientId|username)[}]|[^$]|[$]+[^${])*[$]*$')";
+    Rule::new(format!("!self.contains('${{') || {known}"))
+        .message("has an unknown placeholder; only ${clientId} and ${username} are known")
+}
+
 /// Bounds of a Quantity, both included.
 pub(crate) fn bytes_between(least: &str, most: &str) -> Rule {
     let of_self = "quantity(string(self))";

@@ -80,8 +80,8 @@ fn a_whole_set_becomes_two_documents() {
     let set = json!({
         "instance": {"metadata": {"name": "meters", "namespace": "plant"}, "spec": {
             "limits": {"packetSize": "64Ki", "deliveryRate": 9, "keepAlive": "89500ms", "characters": "Strict"},
-            "session": {"expiry": "1h30m"}, "auth": {"anonymousUser": "guest"}, "groups": ["GID-home"], "allowedNamespaces": ["default"],
-            "kafka": {"bootstrapServers": ["kafka-0.kafka:9092"]}, "listeners": {"mqtt": {"port": 2883}},
+            "session": {"expiry": "1h30m", "responseInformation": "replies/${clientId}"}, "auth": {"anonymousUser": "guest"}, "groups": ["GID-home"], "allowedNamespaces": ["default"],
+            "kafka": {"bootstrapServers": ["kafka-0.kafka:9092"]}, "listeners": {"mqtt": {"port": 2883}, "serverReference": "mqtt.example:1883"},
         }},
         "topics": [
             {"metadata": {"name": "readings", "namespace": "plant"}, "spec": {"instanceRef": {"name": "meters"}}},
@@ -152,6 +152,7 @@ fn a_whole_set_becomes_two_documents() {
                 offline_messages: 10,
                 online_messages: 1000,
                 sharing: config::Sharing::RoundRobin,
+                response_information: Some("replies/${clientId}".into()),
             },
             groups: vec!["GID-home".into()],
             parents: vec![
@@ -171,6 +172,7 @@ fn a_whole_set_becomes_two_documents() {
             listeners: config::Listeners {
                 mqtt: "[::]:2883".into(),
                 admin: "127.0.0.1:9090".into(),
+                server_reference: Some("mqtt.example:1883".into()),
                 ..config::Listeners::default()
             },
             kafka: Some(config::Kafka {

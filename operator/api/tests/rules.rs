@@ -102,6 +102,20 @@ fn an_instance_is_held_to_its_bounds() {
                 json!({"session": {"sharing": "Random"}}),
                 Some("spec.session.sharing: \"Random\" is not one of RoundRobin, HashClientId, Sticky"),
             ),
+            (json!({"session": {"responseInformation": "r/${clientId}/${username}$"}}), None),
+            (
+                json!({"session": {"responseInformation": "r/${clientid}"}}),
+                Some("spec.session.responseInformation: has an unknown placeholder; only ${clientId}"),
+            ),
+            (
+                json!({"session": {"responseInformation": "r/\n"}}),
+                Some("spec.session.responseInformation: \"r/\\n\" has characters"),
+            ),
+            (json!({"listeners": {"serverReference": "mqtt.example:1883 [::1]:1883"}}), None),
+            (
+                json!({"listeners": {"serverReference": "mqtt.example, other.example"}}),
+                Some("spec.listeners.serverReference: \"mqtt.example, other.example\" has characters"),
+            ),
             (json!({"kafka": {}}), Some("spec.kafka.bootstrapServers: is missing; add it")),
             (json!({"kafka": {"bootstrapServers": []}}), Some("spec.kafka.bootstrapServers: has 0 entries")),
             (json!({"kafka": {"bootstrapServers": ["[::1]:9092", "10.0.0.1:9092"]}}), None),

@@ -27,7 +27,7 @@ spec:
   replicas: 3
   limits: {connections: 5000, publishRate: 700, deliveryRate: 800, subscriptions: 900, packetSize: 1Mi,
            clientIdLength: 64, keepAlive: 20m, characters: Strict, connectRate: 50, connectionsPerAddress: 5, memory: 1Gi}
-  session: {expiry: 30m, offlineMessages: 7, onlineMessages: 70, sharing: Sticky}
+  session: {expiry: 30m, offlineMessages: 7, onlineMessages: 70, sharing: Sticky, responseInformation: \"replies/${clientId}\"}
   kafka:
     bootstrapServers: [\"kafka-0.kafka:9093\", \"[2001:db8::1]:9094\", \"kafka-1.kafka:9093\"]
     replicationFactor: 3
@@ -49,6 +49,7 @@ spec:
     wss: {port: 444}
     origins: [\"https://app.example\", \"http://localhost:3000\"]
     proxyProtocol: [mqtts, wss]
+    serverReference: mqtt.example:443
     admin: {port: 9091}
   service: {type: NodePort, annotations: {example.com/team: \"plant: A\"}}
   pod:

@@ -444,6 +444,7 @@ fn config(
                 Sharing::HashClientId => config::Sharing::HashClientId,
                 Sharing::Sticky => config::Sharing::Sticky,
             },
+            response_information: spec.session.response_information.clone(),
         },
         groups: spec.groups.clone(),
         parents: topics.into_iter().map(|(topic, (_, object))| parent(topic, object)).collect(),
@@ -459,6 +460,7 @@ fn config(
                 .as_ref()
                 .is_some_and(|mqtts| mqtts.user_from_certificate),
             proxy_protocol: spec.listeners.proxy_protocol.iter().map(|&name| device_listener(name)).collect(),
+            server_reference: spec.listeners.server_reference.clone(),
             admin: format!("127.0.0.1:{}", spec.listeners.admin.port),
         },
         kafka,

@@ -6,7 +6,9 @@ use std::{
     io::{BufRead, BufReader, Write},
     path::PathBuf,
     process::{Child, Command, Stdio},
-    time::{SystemTime, UNIX_EPOCH},
+    sync::mpsc::{self, RecvTimeoutError},
+    thread,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use super::*;
@@ -41,15 +43,38 @@ impl SmallDisk {
         self.dir.path().join("data")
     }
 
-    fn fill(&self) {
-        let mut ballast = File::create(self.dir.path().join("ballast")).unwrap();
-        for size in [1 << 20, 1 << 12] {
-            while ballast.write_all(&vec![1; size]).is_ok() {}
-        }
+    /// It is full until what comes back is dropped: what is given back meanwhile, such as a table that could not be
+    /// finished, is taken at once.
+    fn fill(&self) -> Ballast {
+        let path = self.dir.path().join("ballast");
+        let mut file = File::create(&path).unwrap();
+        let mut fill = move || {
+            for size in [1 << 20, 1 << 12] {
+                while file.write_all(&vec![1; size]).is_ok() {}
+            }
+        };
+        fill();
+        let (stop, stopped) = mpsc::channel();
+        let keeps_full = thread::spawn(move || {
+            while stopped.recv_timeout(Duration::from_millis(1)) == Err(RecvTimeoutError::Timeout) {
+                fill();
+            }
+        });
+        Ballast { path, stop: Some(stop), keeps_full: Some(keeps_full) }
     }
+}
 
-    fn empty(&self) {
-        std::fs::remove_file(self.dir.path().join("ballast")).unwrap();
+struct Ballast {
+    path: PathBuf,
+    stop: Option<mpsc::Sender<()>>,
+    keeps_full: Option<thread::JoinHandle<()>>,
+}
+
+impl Drop for Ballast {
+    fn drop(&mut self) {
+        self.stop.take();
+        let _ = self.keeps_full.take().map(thread::JoinHandle::join);
+        std::fs::remove_file(&self.path).unwrap();
     }
 }
 
@@ -95,7 +120,7 @@ async fn a_full_disk_makes_appends_wait_and_nothing_is_lost_or_doubled() {
             assert_eq!(outcomes.recv().await.unwrap(), (confirmed, Outcome::Durable(confirmed / 3)));
             confirmed += 1;
         }
-        disk.fill();
+        let full = disk.fill();
         // More than what was reserved by the journal's last page.
         let appended = append_some(3_000);
         let Health::Failing(text) = health_is(&log, failing).await else { unreachable!() };
@@ -116,7 +141,7 @@ async fn a_full_disk_makes_appends_wait_and_nothing_is_lost_or_doubled() {
             Err(LogError::Store(text)) => assert!(text.contains("being opened again"), "{text}"),
             Err(other) => panic!("{other}"),
         }
-        disk.empty();
+        drop(full);
         health_is(&log, |health| *health == Health::Working).await;
         while confirmed < appended {
             let told =
@@ -154,7 +179,7 @@ async fn a_write_that_fails_in_the_background_is_noticed_without_an_append() {
     for _ in 0..100 {
         append(&log, &made, 0, record("k", "v")).await;
     }
-    disk.fill();
+    let full = disk.fill();
     let _ = log.shared.db().unwrap().flush();
     health_is(&log, failing).await;
     let waiting = tokio::spawn(append_and_wait(&*log, &made, 0, record("k", "last")));
@@ -162,7 +187,7 @@ async fn a_write_that_fails_in_the_background_is_noticed_without_an_append() {
     let refused = tokio::time::timeout(PATIENCE, log.ensure_topic("u", settings)).await.expect("an answer");
     assert!(matches!(refused, Err(LogError::Store(_))), "{refused:?}");
     assert!(!waiting.is_finished());
-    disk.empty();
+    drop(full);
     health_is(&log, |health| *health == Health::Working).await;
     assert_eq!(waiting.await.unwrap(), Outcome::Durable(100));
     assert_eq!(values(&log, &made, 0).await.len(), 101);
@@ -174,7 +199,7 @@ async fn a_log_closed_while_its_disk_is_full_tells_every_append_that_it_is_not_s
     let disk = SmallDisk::mount(200);
     let log = EmbeddedLog::open(&disk.data(), quick()).unwrap();
     let made = topic(&log, "t", 1, FOREVER).await;
-    disk.fill();
+    let full = disk.fill();
     let (sink, mut outcomes) = told();
     let large = "x".repeat(10_000);
     for token in 0..1_000 {
@@ -196,7 +221,7 @@ async fn a_log_closed_while_its_disk_is_full_tells_every_append_that_it_is_not_s
         "the batch that failed may turn up"
     );
     let durable = ends.get(&std::mem::discriminant(&Outcome::Durable(0))).copied().unwrap_or(0);
-    disk.empty();
+    drop(full);
     let found = values(&open(&disk.data()), &made, 0).await;
     assert!(found.len() >= durable, "{} of {durable}", found.len());
     assert!((0..).zip(&found).all(|(index, (offset, _))| index == *offset));
