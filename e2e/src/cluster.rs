@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     io,
-    net::{Shutdown, SocketAddr, TcpListener, TcpStream},
+    net::{SocketAddr, TcpListener, TcpStream},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
@@ -14,7 +14,11 @@ use std::{
 
 use anyhow::{Context, Result};
 
-use crate::{Broker, Manifests, Store};
+use crate::{
+    Broker, Manifests, Store,
+    kafka::Listener,
+    passage::{Gate, join},
+};
 
 /// How often nodes are asked whether they take devices, and how long an answer may take.
 const ASK_EVERY: Duration = Duration::from_millis(250);
@@ -27,10 +31,14 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// Returns when all nodes serve. The store must be Kafka.
+    /// Returns when all nodes serve. The store must be Kafka; each node goes there a way of its own.
     pub fn start(store: &Store, manifests: &Manifests, count: usize) -> Result<Self> {
-        store.cluster()?.clear()?;
-        let start = |number: usize| Broker::start_beside(store, manifests, &format!("node-{number}"));
+        let kafka = store.cluster()?;
+        kafka.clear()?;
+        let start = |number: usize| {
+            let way = Store::Kafka(kafka.clone(), Listener::Way(number));
+            Broker::start_beside(&way, manifests, &format!("node-{number}"))
+        };
         let nodes = (0..count).map(start).collect::<Result<Vec<_>>>()?;
         let addresses = nodes.iter().map(|node| (node.mqtt, node.admin)).collect();
         Ok(Self { nodes, front: Front::open(addresses)? })
@@ -67,7 +75,7 @@ impl Front {
             });
         }
         let next = AtomicUsize::new(0);
-        let ends = over.clone();
+        let (ends, open) = (over.clone(), Arc::new(Gate::default()));
         thread::spawn(move || {
             for device in socket.incoming().flatten() {
                 if ends.load(Relaxed) {
@@ -85,7 +93,7 @@ impl Front {
                 else {
                     continue;
                 };
-                let _ = join(device, node);
+                let _ = join(device, node, &open);
             }
         });
         Ok(Self { address, over })
@@ -108,18 +116,4 @@ fn is_ready(admin: SocketAddr) -> io::Result<bool> {
     let mut answer = [0; 12];
     stream.read_exact(&mut answer)?;
     Ok(answer.ends_with(b"200"))
-}
-
-/// Copies both ways, on threads of their own, until either end is gone.
-fn join(device: TcpStream, node: TcpStream) -> io::Result<()> {
-    device.set_nodelay(true)?;
-    node.set_nodelay(true)?;
-    for (mut from, mut to) in [(device.try_clone()?, node.try_clone()?), (node, device)] {
-        thread::Builder::new().stack_size(64 * 1024).spawn(move || {
-            let _ = io::copy(&mut from, &mut to);
-            // An end that was broken off is broken off on the other side, too.
-            let _ = (from.shutdown(Shutdown::Both), to.shutdown(Shutdown::Both));
-        })?;
-    }
-    Ok(())
 }

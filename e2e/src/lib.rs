@@ -13,6 +13,7 @@ pub mod kafka;
 pub mod kubernetes;
 pub mod load;
 pub mod manifests;
+pub mod passage;
 pub mod rumqttd_stoppers;
 pub mod store;
 pub mod tls;

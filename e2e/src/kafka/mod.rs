@@ -14,7 +14,7 @@ use std::{
     collections::{BTreeSet, hash_map::RandomState},
     fmt::Write as _,
     hash::{BuildHasher, Hasher},
-    net::{Ipv4Addr, TcpListener},
+    net::{Ipv4Addr, SocketAddr, TcpListener},
     path::PathBuf,
     thread,
     time::Duration,
@@ -30,14 +30,17 @@ pub use self::{
 };
 use self::{
     home::Home,
-    node::{Node, Ports},
+    node::{Behind, Node, Ports},
     tls::Tls,
 };
-use crate::wait_until;
+use crate::{passage::Passage, wait_until};
 
 /// The user of the `SASL_SSL` listener, by PLAIN and by SCRAM.
 pub const USER: &str = "mqtt-broker";
 pub const PASSWORD: &str = "kafka-secret";
+
+/// How many clients can be cut off, each for itself.
+pub const WAYS: usize = 3;
 
 const START_LIMIT: Duration = Duration::from_secs(60);
 
@@ -105,14 +108,17 @@ pub enum Listener {
     SaslSsl,
     /// A client certificate is required.
     Ssl,
+    /// Like `Plaintext`, by one of [`WAYS`] passages, which [`Kafka::cut`] shuts.
+    Way(usize),
 }
 
 impl Listener {
-    fn name(self) -> &'static str {
+    fn name(self) -> String {
         match self {
-            Self::Plaintext => "PLAINTEXT",
-            Self::SaslSsl => "SASL_SSL",
-            Self::Ssl => "SSL",
+            Self::Plaintext => "PLAINTEXT".into(),
+            Self::SaslSsl => "SASL_SSL".into(),
+            Self::Ssl => "SSL".into(),
+            Self::Way(number) => format!("WAY{number}"),
         }
     }
 }
@@ -131,6 +137,8 @@ pub struct Kafka {
     admin: Mutex<Option<Program>>,
     nodes: Vec<Mutex<Node>>,
     ports: Vec<Ports>,
+    /// Of every node, those of each way.
+    passages: Vec<Vec<Passage>>,
     tls: Option<Tls>,
     home: Home,
 }
@@ -140,7 +148,7 @@ impl Kafka {
     pub fn start(options: KafkaOptions) -> Result<Self> {
         let home = Home::new()?;
         let tls = if options.sasl_ssl { Some(Tls::make(&home)?) } else { None };
-        let ports = free_ports(options)?;
+        let (ports, passages) = free_ports(options)?;
         let make = |id| Node::make(id, &ports, options, tls.as_ref(), home.path());
         let nodes: Vec<Result<Node>> = thread::scope(|scope| {
             let formatting: Vec<_> = (1..=options.nodes).map(|id| scope.spawn(move || make(id))).collect();
@@ -150,7 +158,7 @@ impl Kafka {
                 .collect()
         });
         let nodes = nodes.into_iter().map(|node| node.map(Mutex::new)).collect::<Result<_>>()?;
-        let kafka = Self { options, admin: Mutex::new(None), nodes, ports, tls, home };
+        let kafka = Self { options, admin: Mutex::new(None), nodes, ports, passages, tls, home };
         for node in &kafka.nodes {
             node.lock().start()?;
         }
@@ -203,6 +211,14 @@ impl Kafka {
     /// Lets a frozen node go on.
     pub fn thaw(&self, node: usize) -> Result<()> {
         self.node(node)?.lock().signal(Signal::CONT).with_context(|| format!("thawing node {node}"))
+    }
+
+    /// Cuts one way to all nodes, or joins it again: what is sent meanwhile arrives then.
+    pub fn cut(&self, way: usize, cut: bool) -> Result<()> {
+        for of_node in &self.passages {
+            of_node.get(way).with_context(|| format!("there is no way {way}"))?.gate.shut(cut);
+        }
+        Ok(())
     }
 
     /// Waits until the nodes that run, and no others, are members of the cluster and take connections.
@@ -296,24 +312,33 @@ impl Drop for Kafka {
     }
 }
 
-fn free_ports(KafkaOptions { nodes, host, .. }: KafkaOptions) -> Result<Vec<Ports>> {
+/// Where nodes listen, and what leads there.
+fn free_ports(KafkaOptions { nodes, host, .. }: KafkaOptions) -> Result<(Vec<Ports>, Vec<Vec<Passage>>)> {
+    const OF_NODE: usize = 4 + WAYS;
     let width = usize::from(PORTS.end - PORTS.start);
     let first = usize::try_from(RandomState::new().build_hasher().finish() % width as u64)?;
     // Held until all are found, so that none is taken twice.
     let mut held = Vec::new();
     for port in PORTS.cycle().skip(first).take(width) {
-        if held.len() == nodes * 4 {
+        if held.len() == nodes * OF_NODE {
             break;
         }
         held.extend(TcpListener::bind((host, port)).ok());
     }
-    ensure!(held.len() == nodes * 4, "too few free ports in {PORTS:?}");
-    let ports = held.iter().map(|socket| Ok(socket.local_addr()?.port())).collect::<Result<Vec<u16>>>()?;
-    Ok(ports
-        .chunks_exact(4)
-        .filter_map(|four| match *four {
-            [controller, plaintext, sasl_ssl, ssl] => Some(Ports { controller, plaintext, sasl_ssl, ssl }),
-            _ => None,
-        })
-        .collect())
+    ensure!(held.len() == nodes * OF_NODE, "too few free ports in {PORTS:?}");
+    let free = held.iter().map(|socket| Ok(socket.local_addr()?.port())).collect::<Result<Vec<u16>>>()?;
+    let (mut ports, mut passages) = (Vec::new(), Vec::new());
+    for of_node in free.as_chunks::<OF_NODE>().0 {
+        let [controller, plaintext, sasl_ssl, ssl, own @ ..] = *of_node;
+        let open = |own| {
+            let passage = Passage::open(TcpListener::bind((host, 0))?, SocketAddr::from((host, own)))?;
+            Ok((Behind { own, passage: passage.address.port() }, passage))
+        };
+        let led = own.iter().map(|port| open(*port)).collect::<Result<Vec<_>>>()?;
+        let (ways, lead): (Vec<_>, Vec<_>) = led.into_iter().unzip();
+        let ways = <[Behind; WAYS]>::try_from(ways).ok().context("a way without a passage")?;
+        ports.push(Ports { ways, controller, plaintext, sasl_ssl, ssl });
+        passages.push(lead);
+    }
+    Ok((ports, passages))
 }

@@ -13,7 +13,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::{KafkaOptions, Listener, PASSWORD, USER, java::java, tls::Tls};
+use super::{KafkaOptions, Listener, PASSWORD, USER, WAYS, java::java, tls::Tls};
 use crate::wait_until;
 
 /// How long a process may take to end that was asked to.
@@ -25,18 +25,37 @@ const CLUSTER: &str = "MkU3OEVBNTcwNTJENDM2Qg";
 /// Where a node listens: ports of the cluster's address.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Ports {
+    /// Each is told to clients as the passage that leads there.
+    pub(super) ways: [Behind; WAYS],
     pub(super) controller: u16,
     pub(super) plaintext: u16,
     pub(super) sasl_ssl: u16,
     pub(super) ssl: u16,
 }
 
+/// A port that clients reach through another one.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Behind {
+    pub(super) own: u16,
+    pub(super) passage: u16,
+}
+
 impl Ports {
+    /// By which clients reach it.
     pub(super) fn of(self, listener: Listener) -> u16 {
         match listener {
+            Listener::Way(number) => self.ways.get(number).map_or(0, |way| way.passage),
             Listener::Plaintext => self.plaintext,
             Listener::SaslSsl => self.sasl_ssl,
             Listener::Ssl => self.ssl,
+        }
+    }
+
+    /// Where it listens itself.
+    pub(super) fn binds(self, listener: Listener) -> u16 {
+        match listener {
+            Listener::Way(number) => self.ways.get(number).map_or(0, |way| way.own),
+            _ => self.of(listener),
         }
     }
 }
@@ -158,14 +177,19 @@ fn properties(
     let copies = cluster.len().min(3);
     let voters: Vec<String> =
         (1..).zip(cluster).map(|(id, ports)| format!("{id}@{host}:{}", ports.controller)).collect();
-    let listeners = match tls {
-        Some(_) => &[Listener::Plaintext, Listener::SaslSsl, Listener::Ssl][..],
-        None => &[Listener::Plaintext],
+    let mut open = match tls {
+        Some(_) => vec![Listener::Plaintext, Listener::SaslSsl, Listener::Ssl],
+        None => vec![Listener::Plaintext],
     };
-    let listeners: Vec<String> = listeners
-        .iter()
-        .map(|listener| format!("{}://{host}:{}", listener.name(), own.of(*listener)))
-        .collect();
+    open.extend((0..WAYS).map(Listener::Way));
+    let at = |port: &dyn Fn(Listener) -> u16| {
+        let urls = open.iter().map(|listener| format!("{}://{host}:{}", listener.name(), port(*listener)));
+        urls.collect::<Vec<_>>().join(",")
+    };
+    let advertised = at(&|listener| own.of(listener));
+    let listeners = at(&|listener| own.binds(listener));
+    let ways: Vec<String> =
+        (0..WAYS).map(|number| format!("{}:PLAINTEXT", Listener::Way(number).name())).collect();
     let mut text = format!(
         "process.roles=broker,controller\n\
          node.id={id}\n\
@@ -173,7 +197,7 @@ fn properties(
          controller.listener.names=CONTROLLER\n\
          listeners=CONTROLLER://{host}:{},{}\n\
          advertised.listeners={}\n\
-         listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,SASL_SSL:SASL_SSL,SSL:SSL\n\
+         listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,SASL_SSL:SASL_SSL,SSL:SSL,{}\n\
          inter.broker.listener.name=PLAINTEXT\n\
          log.dirs={}\n\
          offsets.topic.replication.factor={copies}\n\
@@ -183,8 +207,9 @@ fn properties(
          transaction.state.log.num.partitions=1\n",
         voters.join(","),
         own.controller,
-        listeners.join(","),
-        listeners.join(","),
+        listeners,
+        advertised,
+        ways.join(","),
         data.display(),
     );
     text.push_str(

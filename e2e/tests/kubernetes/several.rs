@@ -1,18 +1,33 @@
-//! Several brokers of one instance: any of them may go, and their number may change.
+//! Several brokers of one instance: any of them may go, all may be replaced, and their number may change, while devices publish.
+
+use std::{collections::BTreeSet, time::Duration};
 
 use anyhow::{Result, ensure};
-use mqtt_e2e::{Dialogue, wait_until};
-use serde_json::json;
+use mqtt_e2e::{
+    Dialogue, Fleet, FleetOptions,
+    fleet::{Entry, Repeats},
+    wait_until,
+};
+use serde_json::{Value, json};
 
 use crate::{
-    PODS, SOON,
-    meters::{Meters, meter},
+    JAVA, PODS, SOON,
+    meters::{Meters, grant, meter, object},
+    passwords::generated,
 };
 
+const NAMES: [&str; 3] = ["meters-broker-0", "meters-broker-1", "meters-broker-2"];
+/// No device that comes back at once may wait longer for an answer while pods are replaced in order.
+const HELD_UP: Duration = Duration::from_secs(5);
+
 #[test]
-fn sessions_go_on_when_a_pod_dies_and_when_there_are_fewer_or_more_pods() -> Result<()> {
+fn nothing_is_lost_when_pods_die_are_replaced_or_are_fewer_or_more() -> Result<()> {
     let small = json!({"requests": {"cpu": "50m", "memory": "64Mi"}});
-    let meters = Meters::start(json!({"replicas": 3, "pod": {"resources": small}}))?;
+    let load = [
+        object("MqttUser", "load", json!({})),
+        grant("load", "load", &[("pub", "readings/#"), ("pub", "orderMsg2mq-readings/#")]),
+    ];
+    let meters = Meters::start_with(json!({"replicas": 3, "pod": {"resources": small}}), &load)?;
     let namespace = &meters.namespace;
     let serving = |what: &str| {
         wait_until(what, PODS, || {
@@ -30,8 +45,33 @@ fn sessions_go_on_when_a_pod_dies_and_when_there_are_fewer_or_more_pods() -> Res
     let (mut device, _) = connect()?;
     ensure!(device.subscribe("commands/meter-1", 1)? == 1, "a subscription is refused");
     drop(device);
+    let password = generated(namespace, "load-mqtt", "password")?;
+    let options = FleetOptions {
+        devices: 16,
+        rate: 40,
+        burst: 1,
+        user: "load".into(),
+        password,
+        ..FleetOptions::default()
+    };
+    let fleet = Fleet::start(meters.endpoint()?.mqtt, options)?;
+    fleet.wait_for_acks(100, SOON)?;
+    // Each pod is replaced, in order.
+    let from = fleet.now();
+    let rolled = json!({"example.com/rolled": "once"});
+    namespace.patch("mqttinstance", "meters", &json!({"spec": {"pod": {"annotations": rolled}}}))?;
+    wait_until("new pods", PODS, || {
+        let is_new =
+            |pod: &Value| pod.pointer("/metadata/annotations/example.com~1rolled") == Some(&"once".into());
+        let pods = NAMES.iter().map(|pod| namespace.get("pod", pod)).collect::<Result<Vec<_>>>();
+        Ok(pods.is_ok_and(|pods| pods.iter().all(is_new)).then_some(()))
+    })?;
+    serving("3 brokers are ready")?;
+    fleet.wait_for_acks(100, SOON)?;
+    let replaced = from..fleet.now();
+    ensure!(connect()?.1, "its session is gone with new pods");
     // Whichever has it.
-    for pod in ["meters-broker-0", "meters-broker-1", "meters-broker-2"] {
+    for pod in NAMES {
         namespace.kubectl(&["delete", "pod", pod, "--grace-period=0", "--force"])?;
         ensure!(connect()?.1, "its session is gone with {pod}");
     }
@@ -40,5 +80,24 @@ fn sessions_go_on_when_a_pod_dies_and_when_there_are_fewer_or_more_pods() -> Res
         serving(what)?;
         ensure!(connect()?.1, "its session is gone once {what}");
     }
-    Ok(())
+    let ledger = fleet.stop(PODS)?;
+    let waits = ledger.devices.iter().flat_map(|device| &device.published);
+    let waits = waits.filter(|published| replaced.contains(&published.sent));
+    let longest = waits.filter_map(|published| Some(published.acked? - published.sent)).max();
+    let longest = longest.unwrap_or_default();
+    println!(
+        "{} messages; while pods were replaced, one waited {longest:?} for its answer",
+        ledger.published()
+    );
+    ensure!(longest <= HELD_UP, "a device waited {longest:?} while pods were replaced");
+    let mut application = meters.kafka.consumer("books", &["readings", "orderMsg2mq-readings"])?;
+    let (mut entries, mut found) = (Vec::new(), BTreeSet::new());
+    while found.len() < ledger.published() {
+        // The books say what is missing then.
+        let Ok(record) = application.next(JAVA) else { break };
+        let entry = Entry::of(&record)?;
+        found.insert((entry.client_id.clone(), entry.payload.clone()));
+        entries.push(entry);
+    }
+    ledger.ensure_kept(&entries, Repeats::SameId)
 }

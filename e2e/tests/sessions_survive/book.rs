@@ -16,6 +16,14 @@ struct Pages {
     /// By publisher and recipient, the numbers as they came, repeats and all.
     delivered: BTreeMap<(String, String), Vec<usize>>,
     acked: usize,
+    /// Who had an acknowledgement since the last fault.
+    served: BTreeSet<String>,
+    /// Those that only listen, since their last SUBACK.
+    listeners: BTreeMap<String, Listening>,
+    /// What members of the group have had, by publisher.
+    shared: BTreeMap<String, BTreeSet<usize>>,
+    /// Who has a connection.
+    online: BTreeSet<String>,
     /// Messages that their publishers sent behind later ones.
     late: BTreeSet<(String, usize)>,
     /// What the broker may not do, told at once.
@@ -29,6 +37,16 @@ struct Published {
     qos: u8,
     count: usize,
     acked: BTreeSet<usize>,
+}
+
+/// What somebody is owed who listens to what one recipient gets.
+struct Listening {
+    /// Absent: it is a member of the group.
+    to: Option<String>,
+    /// By publisher, the first number that was published after its SUBACK.
+    from: BTreeMap<String, usize>,
+    /// By publisher.
+    heard: BTreeMap<String, BTreeSet<usize>>,
 }
 
 /// A promise that was broken.
@@ -63,7 +81,58 @@ impl Book {
         let mut pages = self.0.lock();
         if pages.published.get_mut(from).is_some_and(|published| published.acked.insert(number)) {
             pages.acked += 1;
+            pages.served.insert(from.to_owned());
         }
+    }
+
+    pub(crate) fn is_online(&self, who: &str) {
+        self.0.lock().online.insert(who.to_owned());
+    }
+
+    /// A clean device is owed nothing more then.
+    pub(crate) fn is_offline(&self, who: &str) {
+        let mut pages = self.0.lock();
+        pages.online.remove(who);
+        if pages.listeners.get(who).is_some_and(|listening| listening.to.is_some()) {
+            pages.listeners.remove(who);
+        }
+    }
+
+    pub(crate) fn fault_is_over(&self) {
+        self.0.lock().served.clear();
+    }
+
+    /// Whether so many have a connection, and so many an acknowledgement since the last fault.
+    pub(crate) fn are_back(&self, online: usize, served: usize) -> bool {
+        let pages = self.0.lock();
+        pages.online.len() == online && pages.served.len() == served
+    }
+
+    /// It has its SUBACK: for what one recipient gets, or as a member of the group.
+    pub(crate) fn listen(&self, who: &str, to: Option<&str>) {
+        let mut pages = self.0.lock();
+        let from = pages.published.iter().map(|(from, published)| (from.clone(), published.count)).collect();
+        let listening = Listening { to: to.map(str::to_owned), from, heard: BTreeMap::new() };
+        pages.listeners.insert(who.to_owned(), listening);
+    }
+
+    pub(crate) fn is_listening(&self, who: &str) -> bool {
+        self.0.lock().listeners.contains_key(who)
+    }
+
+    pub(crate) fn listens(&self) -> usize {
+        self.0.lock().listeners.len()
+    }
+
+    /// Takes a payload that came to somebody who only listens.
+    pub(crate) fn hear(&self, who: &str, payload: &[u8]) -> Result<()> {
+        let (from, number) = parse(payload)?;
+        let mut pages = self.0.lock();
+        let pages = &mut *pages;
+        let Some(listening) = pages.listeners.get_mut(who) else { return Ok(()) };
+        let heard = if listening.to.is_some() { &mut listening.heard } else { &mut pages.shared };
+        heard.entry(from).or_default().insert(number);
+        Ok(())
     }
 
     /// Its publisher sent it behind a later one: it may come so.
@@ -73,10 +142,8 @@ impl Book {
 
     /// Takes a payload that came to somebody.
     pub(crate) fn deliver(&self, to: &str, payload: &[u8]) -> Result<()> {
-        let text = std::str::from_utf8(payload)?;
-        let (from, number) = text.split_once(' ').with_context(|| format!("a payload {text:?}"))?;
-        let page = (from.to_owned(), to.to_owned());
-        self.0.lock().delivered.entry(page).or_default().push(number.parse()?);
+        let (from, number) = parse(payload)?;
+        self.0.lock().delivered.entry((from, to.to_owned())).or_default().push(number);
         Ok(())
     }
 
@@ -97,15 +164,28 @@ impl Book {
         self.0.lock().published.values().map(|published| published.count - published.acked.len()).sum()
     }
 
-    /// Acknowledged and not delivered: publisher, recipient, QoS and number.
+    /// Acknowledged and not delivered, to its recipient, to a member of the group or to a clean device that listens: publisher,
+    /// who should have it, QoS and number.
     pub(crate) fn missing(&self) -> Vec<(String, String, u8, usize)> {
         let pages = self.0.lock();
         let mut missing = Vec::new();
         for (from, published) in &pages.published {
             let delivered = pages.delivered.get(&(from.clone(), published.to.clone()));
             let delivered: BTreeSet<usize> = delivered.into_iter().flatten().copied().collect();
-            let lost = published.acked.difference(&delivered);
-            missing.extend(lost.map(|number| (from.clone(), published.to.clone(), published.qos, *number)));
+            let mut expect = |who: &str, heard: Option<&BTreeSet<usize>>, first: usize| {
+                let heard = |number: &usize| heard.is_some_and(|heard| heard.contains(number));
+                let lost = published.acked.range(first..).filter(|number| !heard(number));
+                missing.extend(lost.map(|number| (from.clone(), who.to_owned(), published.qos, *number)));
+            };
+            expect(&published.to, Some(&delivered), 0);
+            if !pages.listeners.is_empty() {
+                expect("the group", pages.shared.get(from), 0);
+            }
+            for (who, Listening { to, from: first, heard }) in &pages.listeners {
+                if to.as_ref() == Some(&published.to) {
+                    expect(who, heard.get(from), first.get(from).copied().unwrap_or(0));
+                }
+            }
         }
         missing
     }
@@ -137,6 +217,38 @@ impl Book {
         }
         breaches
     }
+}
+
+/// Publisher and number.
+fn parse(payload: &[u8]) -> Result<(String, usize)> {
+    let text = std::str::from_utf8(payload)?;
+    let (from, number) = text.split_once(' ').with_context(|| format!("a payload {text:?}"))?;
+    Ok((from.to_owned(), number.parse()?))
+}
+
+#[test]
+fn what_a_clean_device_that_listens_or_the_group_lacks_is_told() {
+    let book = Book::default();
+    book.publish("meter-1", "meter-3", 1);
+    book.listen("watcher-3", Some("meter-3"));
+    book.listen("member-0", None);
+    book.publish("meter-1", "meter-3", 1);
+    for number in 0..2 {
+        book.acknowledge("meter-1", number);
+        book.deliver("meter-3", format!("meter-1 {number}").as_bytes()).unwrap();
+    }
+    let lacks = |who: &str, number| ("meter-1".to_owned(), who.to_owned(), 1, number);
+    assert_eq!(book.missing(), [lacks("the group", 0), lacks("the group", 1), lacks("watcher-3", 1)]);
+    book.hear("member-0", b"meter-1 0").unwrap();
+    book.hear("member-0", b"meter-1 1").unwrap();
+    assert_eq!(book.missing(), [lacks("watcher-3", 1)]);
+    book.is_offline("watcher-3");
+    book.is_offline("member-0");
+    assert_eq!(book.missing(), []);
+    book.publish("meter-1", "meter-3", 1);
+    book.acknowledge("meter-1", 2);
+    book.deliver("meter-3", b"meter-1 2").unwrap();
+    assert_eq!(book.missing(), [lacks("the group", 2)]);
 }
 
 #[test]

@@ -1,21 +1,28 @@
-//! Sessions survive SIGKILL: two hundred devices of two libraries publish to each other while the broker dies twenty times, or one
-//! node after the other of three.
+//! Sessions survive SIGKILL: two hundred devices of two libraries publish to each other while the broker dies twenty times, or
+//! thirty things befall the three nodes of a cluster and its Kafka.
 //!
 //! All are persistent, subscribe once, and never begin anew. Meters ([`meter`], rumqttc) publish with QoS 1 to each other
 //! and with QoS 2 to the [`gateway`]s (Paho), which publish with QoS 1 to meters. Only gateways take QoS 2: rumqttc forgets at
-//! a lost connection which PUBREL is to come, and closes each connection on which it comes.
+//! a lost connection which PUBREL is to come, and closes each connection on which it comes. The [`audience`] only listens: clean
+//! devices, and a group that shares everything.
 
+mod audience;
 mod book;
 mod gateway;
 mod meter;
 
-use std::{net::SocketAddr, sync::Arc, thread::sleep, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::Arc,
+    thread::sleep,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Result, ensure};
 use mqtt_e2e::{Broker, Cluster, Manifests, Store, on_kafka, wait_until};
 use serde_json::json;
 
-use self::{book::Book, gateway::Gateway, meter::Meters};
+use self::{audience::Audience, book::Book, gateway::Gateway, meter::Meters};
 
 mqtt_e2e::on_every_store! {
     nothing_acknowledged_is_lost_and_qos_2_comes_once_though_the_broker_is_killed_twenty_times,
@@ -23,15 +30,24 @@ mqtt_e2e::on_every_store! {
 
 const METERS: usize = 180;
 const GATEWAYS: usize = 20;
+/// Clean devices.
+const WATCHERS: usize = 200;
+const MEMBERS: usize = 10;
 const KILLS: u32 = 20;
 const NODES: usize = 3;
 /// On several nodes.
-const FAULTS: u32 = 10;
-const FROZEN: Duration = Duration::from_secs(6);
+const FAULTS: u32 = 30;
+/// How long a node is frozen, or cut off from Kafka.
+const FROZEN: Duration = Duration::from_secs(10);
+/// After so many faults all comes to rest, and the promises are held against what came.
+const ROUND: u32 = 10;
+/// For all devices to have a connection again after a fault, and an answer to what they publish.
+const BACK: Duration = Duration::from_secs(30);
 /// Acknowledgements between a restart and the next kill.
 const BETWEEN: std::ops::Range<usize> = 300..1500;
-/// Between two messages of one device.
+/// Between two messages of one device, to one node and to several with one Kafka on the same machine.
 const PACE: Duration = Duration::from_millis(200);
+const PACE_BESIDE: Duration = Duration::from_millis(800);
 /// For acknowledgements to come again after a restart, and for all to be there after the end.
 const LIMIT: Duration = Duration::from_secs(60);
 const USER: &str = "fleet";
@@ -55,36 +71,58 @@ fn nothing_acknowledged_is_lost_and_qos_2_comes_once_though_the_broker_is_killed
 ) -> Result<()> {
     let mut broker = Broker::start_on(store, &manifests())?;
     let address = broker.mqtt;
-    play(address, KILLS, |_| {
+    play(address, PACE, KILLS, |_| {
         broker.kill9()?;
-        broker.restart()
+        broker.restart()?;
+        Ok("the broker died")
     })
 }
 
-/// One node after the other dies, or is frozen for longer than the others wait for it, or ends in order.
+/// A node dies, ends in order, or is frozen or cut off from Kafka for longer than the others wait for it; or Kafka restarts.
 #[test]
-fn nothing_acknowledged_is_lost_and_qos_2_comes_once_though_nodes_of_three_die_freeze_and_end() -> Result<()>
-{
+fn nothing_acknowledged_is_lost_and_qos_2_comes_once_whatever_befalls_three_nodes() -> Result<()> {
     on_kafka(|store| {
+        let kafka = store.cluster()?;
         let mut cluster = Cluster::start(store, &manifests(), NODES)?;
         let address = cluster.front.address;
-        play(address, FAULTS, |chance| {
-            let node = cluster.node(chance.usize(0..NODES))?;
-            match chance.u32(0..4) {
-                0 => {
+        play(address, PACE_BESIDE, FAULTS, |chance| {
+            let number = chance.usize(0..NODES);
+            let node = cluster.node(number)?;
+            Ok(match chance.u32(0..12) {
+                0..=1 => {
                     node.freeze(true)?;
                     sleep(FROZEN);
-                    node.freeze(false)
+                    node.freeze(false)?;
+                    "a node was frozen"
                 }
-                1 => {
+                2..=3 => {
+                    kafka.cut(number, true)?;
+                    sleep(FROZEN);
+                    kafka.cut(number, false)?;
+                    "a node was cut off from Kafka"
+                }
+                4..=5 => {
                     node.stop()?;
-                    node.restart()
+                    node.restart()?;
+                    "a node ended in order"
+                }
+                6 => {
+                    kafka.stop(1)?;
+                    kafka.start_node(1)?;
+                    kafka.wait_until_up()?;
+                    "Kafka restarted"
                 }
                 _ => {
                     node.kill9()?;
-                    node.restart()
+                    node.restart()?;
+                    "a node died"
                 }
-            }
+            })
+        })?;
+        wait_until("all nodes to know the same sessions", LIMIT, || {
+            let known = cluster.nodes.iter().map(|node| node.counter("sessions_logged"));
+            let known = known.collect::<Result<Vec<_>>>()?;
+            Ok(known.windows(2).all(|two| two.first() == two.last()).then_some(()))
         })
     })
 }
@@ -97,32 +135,52 @@ fn manifests() -> Manifests {
         .grant("fleet-all", USER, &[("pubsub", "to/#")])
 }
 
-/// Lets all devices publish to each other through this address, with so many faults; then holds the promises against what came.
+/// Lets all devices publish to each other through this address, with so many faults; holds the promises against what came.
 fn play(
     address: SocketAddr,
+    pace: Duration,
     faults: u32,
-    mut strike: impl FnMut(&mut fastrand::Rng) -> Result<()>,
+    mut strike: impl FnMut(&mut fastrand::Rng) -> Result<&'static str>,
 ) -> Result<()> {
     let book = Arc::new(Book::default());
-    let meters = Meters::start(address, &book)?;
-    let mut gateways =
-        (0..GATEWAYS).map(|number| Gateway::start(address, number)).collect::<Result<Vec<_>>>()?;
-    meters.publish(true);
+    let meters = Meters::start(address, pace, &book)?;
+    let _audience = Audience::start(address, &book)?;
+    let mut gateways = (0..GATEWAYS)
+        .map(|number| Gateway::start(address, number, pace, &book))
+        .collect::<Result<Vec<_>>>()?;
     let seed = seed_of_the_faults();
     eprintln!("seed {seed}");
     let mut chance = fastrand::Rng::with_seed(seed);
     for fault in 1..=faults {
+        meters.publish(true);
         let wanted = book.acked() + chance.usize(BETWEEN);
         wait_until(&format!("{wanted} acknowledgements before fault {fault}"), LIMIT, || {
             gateways.iter_mut().try_for_each(|gateway| gateway.turn(&book, true))?;
             ensure!(!meters.has_ended(), "the meters have ended");
             Ok((book.acked() >= wanted).then_some(()))
         })?;
-        strike(&mut chance)?;
+        let what = strike(&mut chance)?;
+        let over = Instant::now();
+        book.fault_is_over();
+        wait_until(&format!("all devices to be served after fault {fault}: {what}"), BACK, || {
+            gateways.iter_mut().try_for_each(|gateway| gateway.turn(&book, true))?;
+            let publishers = METERS + GATEWAYS;
+            Ok(book.are_back(publishers + WATCHERS + MEMBERS, publishers).then_some(()))
+        })?;
+        eprintln!("{fault}: {what}, all were served after {:.1} s", over.elapsed().as_secs_f64());
+        if fault % ROUND == 0 || fault == faults {
+            meters.publish(false);
+            rest(&book, &mut gateways)?;
+        }
     }
-    meters.publish(false);
+    eprintln!("{} messages acknowledged and delivered over {faults} faults", book.acked());
+    Ok(())
+}
+
+/// Nobody publishes: in the end everything must be where it was promised.
+fn rest(book: &Book, gateways: &mut [Gateway]) -> Result<()> {
     let waited = wait_until("all that was published to be acknowledged and delivered", LIMIT, || {
-        gateways.iter_mut().try_for_each(|gateway| gateway.turn(&book, false))?;
+        gateways.iter_mut().try_for_each(|gateway| gateway.turn(book, false))?;
         Ok((book.open() == 0 && book.missing().is_empty()).then_some(()))
     });
     let wrong = book.wrong();
@@ -137,7 +195,6 @@ fn play(
     waited?;
     let breaches = book.breaches();
     ensure!(breaches.is_empty(), "{} broken promises, such as {:?}", breaches.len(), breaches.first());
-    eprintln!("{} messages acknowledged and delivered over {faults} faults", book.acked());
     Ok(())
 }
 

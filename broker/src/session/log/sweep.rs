@@ -73,10 +73,15 @@ pub(crate) async fn sweep(node: Arc<Node>) {
             expired = Instant::now();
         }
         if buried.elapsed() >= BURY_EVERY {
+            // One node is enough for that: what it deletes is dead to the others, too, once they read it.
             for partition in 0..node.sessions.topic.partitions() {
-                bury(&node, partition).await;
+                if node.sessions.has_duty(&format!("what is dead in {partition}")) {
+                    bury(&node, partition).await;
+                }
             }
-            node.retained.bury(&node);
+            if node.sessions.has_duty("retained messages that are over") {
+                node.retained.bury(&node);
+            }
             node.sessions.forget_wills();
             buried = Instant::now();
         }
