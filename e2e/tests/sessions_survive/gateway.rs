@@ -1,15 +1,11 @@
 //! A device on Paho, in a process of its own: takes QoS 2 from meters, publishes to one of them with QoS 1.
 
-use std::{
-    collections::HashMap,
-    net::SocketAddr,
-    time::{Duration, Instant},
-};
+use std::{collections::HashMap, net::SocketAddr, time::Instant};
 
 use anyhow::{Result, ensure};
 use mqtt_e2e::{Client, Driver, Login, Version, clients::Event};
 
-use super::{GATEWAYS, METERS, PASSWORD, USER, book::Book, gateway, meter, topic_of};
+use super::{GATEWAYS, METERS, PACE, PASSWORD, USER, book::Book, gateway, meter, topic_of};
 
 /// Messages without an acknowledgement, at most.
 const WINDOW: usize = 20;
@@ -22,7 +18,6 @@ pub(crate) struct Gateway {
     /// Tag of a publish → its number.
     tags: HashMap<u64, usize>,
     due: Instant,
-    pace: Duration,
     online: bool,
     /// It is connected, and what it had published before it was is acknowledged. Paho sends that again after it has called
     /// itself connected; what is published meanwhile would overtake it.
@@ -30,7 +25,7 @@ pub(crate) struct Gateway {
 }
 
 impl Gateway {
-    pub(crate) fn start(broker: SocketAddr, number: usize, pace: Duration, book: &Book) -> Result<Self> {
+    pub(crate) fn start(broker: SocketAddr, number: usize, book: &Book) -> Result<Self> {
         let name = gateway(number);
         let version = if number.is_multiple_of(2) { Version::V3 } else { Version::V5 };
         let login = Login::new(version, &name).user(USER, PASSWORD).persistent().reconnecting();
@@ -40,16 +35,7 @@ impl Gateway {
         book.is_online(&name);
         // Those meters that publish to gateways get nothing of other meters.
         let to = meter(number * (METERS / GATEWAYS) / 2 * 2);
-        Ok(Self {
-            name,
-            to,
-            client,
-            tags: HashMap::new(),
-            due: Instant::now(),
-            pace,
-            settled: true,
-            online: true,
-        })
+        Ok(Self { name, to, client, tags: HashMap::new(), due: Instant::now(), settled: true, online: true })
     }
 
     /// Takes in what came, and publishes the next message if it is due.
@@ -80,7 +66,7 @@ impl Gateway {
             let (number, payload) = book.publish(&self.name, &self.to, 1);
             let tag = self.client.publish_soon(&topic_of(&self.to), payload.as_bytes(), 1, false)?;
             self.tags.insert(tag, number);
-            self.due = Instant::now() + self.pace;
+            self.due = Instant::now() + PACE;
         }
         Ok(())
     }

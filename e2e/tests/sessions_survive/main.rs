@@ -41,14 +41,12 @@ const FAULTS: u32 = 30;
 const FROZEN: Duration = Duration::from_secs(10);
 /// After so many faults all comes to rest, and the promises are held against what came.
 const ROUND: u32 = 10;
-/// For all devices to have a connection again after a fault, and an answer to what they publish.
-const BACK: Duration = Duration::from_secs(30);
 /// Acknowledgements between a restart and the next kill.
 const BETWEEN: std::ops::Range<usize> = 300..1500;
-/// Between two messages of one device, to one node and to several with one Kafka on the same machine.
-const PACE: Duration = Duration::from_millis(200);
-const PACE_BESIDE: Duration = Duration::from_millis(800);
-/// For acknowledgements to come again after a restart, and for all to be there after the end.
+/// Between two messages of one device.
+const PACE: Duration = Duration::from_millis(800);
+/// For acknowledgements to come again after a restart, for all devices to have a connection and an answer, and for all to be
+/// there after the end.
 const LIMIT: Duration = Duration::from_secs(60);
 const USER: &str = "fleet";
 const PASSWORD: &str = "fleet-secret";
@@ -71,7 +69,7 @@ fn nothing_acknowledged_is_lost_and_qos_2_comes_once_though_the_broker_is_killed
 ) -> Result<()> {
     let mut broker = Broker::start_on(store, &manifests())?;
     let address = broker.mqtt;
-    play(address, PACE, KILLS, |_| {
+    play(address, KILLS, |_| {
         broker.kill9()?;
         broker.restart()?;
         Ok("the broker died")
@@ -85,7 +83,7 @@ fn nothing_acknowledged_is_lost_and_qos_2_comes_once_whatever_befalls_three_node
         let kafka = store.cluster()?;
         let mut cluster = Cluster::start(store, &manifests(), NODES)?;
         let address = cluster.front.address;
-        play(address, PACE_BESIDE, FAULTS, |chance| {
+        play(address, FAULTS, |chance| {
             let number = chance.usize(0..NODES);
             let node = cluster.node(number)?;
             Ok(match chance.u32(0..12) {
@@ -138,16 +136,14 @@ fn manifests() -> Manifests {
 /// Lets all devices publish to each other through this address, with so many faults; holds the promises against what came.
 fn play(
     address: SocketAddr,
-    pace: Duration,
     faults: u32,
     mut strike: impl FnMut(&mut fastrand::Rng) -> Result<&'static str>,
 ) -> Result<()> {
     let book = Arc::new(Book::default());
-    let meters = Meters::start(address, pace, &book)?;
+    let meters = Meters::start(address, &book)?;
     let _audience = Audience::start(address, &book)?;
-    let mut gateways = (0..GATEWAYS)
-        .map(|number| Gateway::start(address, number, pace, &book))
-        .collect::<Result<Vec<_>>>()?;
+    let mut gateways =
+        (0..GATEWAYS).map(|number| Gateway::start(address, number, &book)).collect::<Result<Vec<_>>>()?;
     let seed = seed_of_the_faults();
     eprintln!("seed {seed}");
     let mut chance = fastrand::Rng::with_seed(seed);
@@ -162,7 +158,7 @@ fn play(
         let what = strike(&mut chance)?;
         let over = Instant::now();
         book.fault_is_over();
-        wait_until(&format!("all devices to be served after fault {fault}: {what}"), BACK, || {
+        wait_until(&format!("all devices to be served after fault {fault}: {what}"), LIMIT, || {
             gateways.iter_mut().try_for_each(|gateway| gateway.turn(&book, true))?;
             let publishers = METERS + GATEWAYS;
             Ok(book.are_back(publishers + WATCHERS + MEMBERS, publishers).then_some(()))

@@ -18,7 +18,7 @@ use parking_lot::Mutex;
 use rumqttc::{AsyncClient, Event, EventLoop, MqttOptions, Outgoing, Packet, QoS};
 use tokio::{sync::Notify, task::JoinSet, time::sleep};
 
-use super::{GATEWAYS, LIMIT, METERS, PASSWORD, USER, book::Book, gateway, meter, topic_of};
+use super::{GATEWAYS, LIMIT, METERS, PACE, PASSWORD, USER, book::Book, gateway, meter, topic_of};
 
 /// Messages without an acknowledgement, at most.
 const WINDOW: usize = 20;
@@ -65,7 +65,7 @@ struct OnItsWay {
 
 impl Meters {
     /// Returns when all have subscribed; they do not publish yet.
-    pub(crate) fn start(broker: SocketAddr, pace: Duration, book: &Arc<Book>) -> Result<Self> {
+    pub(crate) fn start(broker: SocketAddr, book: &Arc<Book>) -> Result<Self> {
         let (publishes, end) = (Arc::new(AtomicBool::new(false)), Arc::new(Notify::new()));
         let subscribed = Arc::new(AtomicUsize::new(0));
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -77,7 +77,7 @@ impl Meters {
                 let (meter, events) = Meter::new(number, broker, &book, &count);
                 let meter = Arc::new(meter);
                 tasks.spawn(meter.clone().live(events));
-                tasks.spawn(meter.publish(pace, may_publish.clone()));
+                tasks.spawn(meter.publish(may_publish.clone()));
             }
             ended.notified().await;
         };
@@ -192,10 +192,10 @@ impl Meter {
         by_id.insert(id, OnItsWay { number, sent_on: *connections, received: false });
     }
 
-    async fn publish(self: Arc<Self>, pace: Duration, may_publish: Arc<AtomicBool>) {
+    async fn publish(self: Arc<Self>, may_publish: Arc<AtomicBool>) {
         let topic = topic_of(&self.to);
         loop {
-            sleep(pace).await;
+            sleep(PACE).await;
             if !may_publish.load(Ordering::Relaxed) || self.book.open_of(&self.name) >= WINDOW {
                 continue;
             }
