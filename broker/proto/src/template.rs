@@ -9,6 +9,7 @@ pub enum TemplateError {
     UnclosedPlaceholder,
 }
 
+/// A text whose placeholders are known.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Template {
     pub(crate) parts: Vec<Part>,
@@ -22,6 +23,8 @@ pub(crate) enum Part {
 }
 
 impl Template {
+    /// # Errors
+    /// A placeholder that is not known, or not closed.
     pub fn parse(text: &str) -> Result<Template, TemplateError> {
         let mut parts = Vec::new();
         let mut rest = text;
@@ -50,6 +53,7 @@ impl Template {
         self.parts.iter().any(|part| !matches!(part, Part::Text(_)))
     }
 
+    /// The text for the connection of this client and user.
     pub fn fill(&self, client_id: &str, username: &str) -> String {
         let value = |part| match part {
             &Part::ClientId => client_id,

@@ -5,7 +5,7 @@ use std::{borrow::Cow, io, net::SocketAddr, sync::Arc, time::Duration};
 use bytes::BytesMut;
 use mqtt_proto::{
     codec::{Disconnect, DisconnectProperties, Packet, Reason, Version},
-    message::{Delivery, MessageId},
+    message::Delivery,
 };
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
@@ -117,11 +117,7 @@ where
                 notice!(node, pass_on, client_id = &*holding.client, "{late}");
             }
         }
-        match marker.is_some() {
-            // What waits for it is in no log: it is given to others below.
-            true => leave(&node, holding, None, Some(left)),
-            false => leave_logged(&node, &held, holding, Some(left)),
-        }
+        leave_logged(&node, &held, holding, Some(left));
         // Who took the client over saw to the will before.
         if will.is_some() && !holding.is_lost() {
             // Whoever sweeps does what could not be done in time.
@@ -179,11 +175,7 @@ pub(super) fn leave_unused(node: &Arc<Node>, admitted: Admitted) {
 /// The device is away: its session in the log waits for it as long as it asked, or ends. `left`: none if it was never
 /// served.
 pub(super) fn leave_logged(node: &Arc<Node>, held: &Held, holding: &Holding, left: Option<Left>) {
-    leave(node, holding, held.slot.mailbox.detach(), left);
-}
-
-/// `unsent`: the first message that it was not sent.
-fn leave(node: &Arc<Node>, holding: &Holding, unsent: Option<MessageId>, left: Option<Left>) {
+    let unsent = held.slot.mailbox.detach();
     if holding.is_lost() {
         return;
     }

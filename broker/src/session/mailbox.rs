@@ -385,12 +385,13 @@ impl Mailbox {
         inner.is_in_log.then(|| Logged { sid: inner.sid, partition: inner.partition })
     }
 
-    /// The device went away, and its session stays in the log. Returns the first message that was not sent.
+    /// The device went away. Where its session stays in the log, so does what waits for it: returns the first message that was
+    /// not sent. Else that stays here until [`Self::end`], for another may get some of it.
     pub(crate) fn detach(&self) -> Option<MessageId> {
         let left = {
             let mut inner = self.inner.lock();
             inner.presence = Presence::Offline;
-            inner.open.take()?
+            inner.open.take_if(|open| open.is_logged)?
         };
         left.waiting.into_iter().for_each(Waker::wake);
         left.queue.iter().find(|delivery| delivery.qos > QoS::AtMostOnce).map(|delivery| delivery.message.id)

@@ -1,23 +1,20 @@
 //! Who only listens, on rumqttc: clean devices, each to what one meter gets, and persistent ones that share all that anybody
 //! gets. They subscribe with QoS 1. All run on one thread of their own.
 
-use std::{net::SocketAddr, sync::Arc, thread, time::Duration};
+use std::{net::SocketAddr, sync::Arc};
 
 use anyhow::Result;
 use mqtt_e2e::wait_until;
 use rumqttc::{AsyncClient, Event, EventLoop, MqttOptions, Packet, QoS};
-use tokio::{sync::Notify, task::JoinSet, time::sleep};
 
-use super::{LIMIT, MEMBERS, METERS, PASSWORD, USER, WATCHERS, book::Book, meter, topic_of};
+use super::{
+    LIMIT, MEMBERS, METERS, PASSWORD, USER, WATCHERS,
+    book::Book,
+    crew::{self, Crew},
+    meter, topic_of,
+};
 
 const SHARED: &str = "$share/watch/to/#";
-/// Before another attempt to connect.
-const BACKOFF: Duration = Duration::from_millis(100);
-
-pub(crate) struct Audience {
-    end: Arc<Notify>,
-    thread: Option<thread::JoinHandle<()>>,
-}
 
 struct Listener {
     name: String,
@@ -27,36 +24,20 @@ struct Listener {
     book: Arc<Book>,
 }
 
-impl Audience {
-    /// Returns when all have subscribed.
-    pub(crate) fn start(broker: SocketAddr, book: &Arc<Book>) -> Result<Self> {
-        let end = Arc::new(Notify::new());
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let (ended, kept) = (end.clone(), book.clone());
-        let run = async move {
-            let mut tasks = JoinSet::new();
-            let watchers = (0..WATCHERS).map(|number| Some(meter(number % METERS)));
-            for (number, watched) in watchers.chain((0..MEMBERS).map(|_| None)).enumerate() {
-                let (listener, events) = Listener::new(number, watched, broker, &kept);
-                tasks.spawn(listener.live(events));
-            }
-            ended.notified().await;
-        };
-        let thread = thread::Builder::new().name("audience".into()).spawn(move || runtime.block_on(run))?;
-        wait_until("the audience to have subscribed", LIMIT, || {
-            Ok((book.listens() == WATCHERS + MEMBERS).then_some(()))
-        })?;
-        Ok(Self { end, thread: Some(thread) })
-    }
-}
-
-impl Drop for Audience {
-    fn drop(&mut self) {
-        self.end.notify_one();
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
+/// Returns when all have subscribed.
+pub(crate) fn start(broker: SocketAddr, book: &Arc<Book>) -> Result<Crew> {
+    let kept = book.clone();
+    let crew = Crew::start("audience", move |tasks| {
+        let watchers = (0..WATCHERS).map(|number| Some(meter(number % METERS)));
+        for (number, watched) in watchers.chain((0..MEMBERS).map(|_| None)).enumerate() {
+            let (listener, events) = Listener::new(number, watched, broker, &kept);
+            tasks.spawn(listener.live(events));
         }
-    }
+    })?;
+    wait_until("the audience to have subscribed", LIMIT, || {
+        Ok((book.listens() == WATCHERS + MEMBERS).then_some(()))
+    })?;
+    Ok(crew)
 }
 
 impl Listener {
@@ -73,19 +54,8 @@ impl Listener {
         (Self { name, watched, client, book: book.clone() }, events)
     }
 
-    /// Polls the connection, again and again.
-    async fn live(self, mut events: EventLoop) {
-        loop {
-            match events.poll().await {
-                Ok(event) => self.take(event),
-                Err(_) => {
-                    // It would tell them after the next CONNACK.
-                    std::mem::take(&mut events.state.events).into_iter().for_each(|event| self.take(event));
-                    self.book.is_offline(&self.name);
-                    sleep(BACKOFF).await;
-                }
-            }
-        }
+    async fn live(self, events: EventLoop) {
+        crew::live(&self.name, &self.book, events, |event| self.take(event)).await;
     }
 
     fn take(&self, event: Event) {

@@ -8,6 +8,7 @@
 
 mod audience;
 mod book;
+mod crew;
 mod gateway;
 mod meter;
 
@@ -22,7 +23,7 @@ use anyhow::{Result, ensure};
 use mqtt_e2e::{Broker, Cluster, Manifests, Store, on_kafka, wait_until};
 use serde_json::json;
 
-use self::{audience::Audience, book::Book, gateway::Gateway, meter::Meters};
+use self::{book::Book, gateway::Gateway, meter::Meters};
 
 mqtt_e2e::on_every_store! {
     nothing_acknowledged_is_lost_and_qos_2_comes_once_though_the_broker_is_killed_twenty_times,
@@ -141,7 +142,7 @@ fn play(
 ) -> Result<()> {
     let book = Arc::new(Book::default());
     let meters = Meters::start(address, &book)?;
-    let _audience = Audience::start(address, &book)?;
+    let _audience = audience::start(address, &book)?;
     let mut gateways =
         (0..GATEWAYS).map(|number| Gateway::start(address, number, &book)).collect::<Result<Vec<_>>>()?;
     let seed = seed_of_the_faults();

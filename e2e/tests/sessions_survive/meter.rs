@@ -8,29 +8,29 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
-    thread,
-    time::Duration,
 };
 
 use anyhow::Result;
 use mqtt_e2e::wait_until;
 use parking_lot::Mutex;
 use rumqttc::{AsyncClient, Event, EventLoop, MqttOptions, Outgoing, Packet, QoS};
-use tokio::{sync::Notify, task::JoinSet, time::sleep};
+use tokio::time::sleep;
 
-use super::{GATEWAYS, LIMIT, METERS, PACE, PASSWORD, USER, book::Book, gateway, meter, topic_of};
+use super::{
+    GATEWAYS, LIMIT, METERS, PACE, PASSWORD, USER,
+    book::Book,
+    crew::{self, Crew},
+    gateway, meter, topic_of,
+};
 
 /// Messages without an acknowledgement, at most.
 const WINDOW: usize = 20;
 /// rumqttc repeats by packet identifier after a lost connection: in order, as long as these have not gone round.
 const IDENTIFIERS: u16 = 4000;
-/// Before another attempt to connect.
-const BACKOFF: Duration = Duration::from_millis(100);
 
 pub(crate) struct Meters {
     publishes: Arc<AtomicBool>,
-    end: Arc<Notify>,
-    thread: Option<thread::JoinHandle<()>>,
+    crew: Crew,
 }
 
 struct Meter {
@@ -66,26 +66,21 @@ struct OnItsWay {
 impl Meters {
     /// Returns when all have subscribed; they do not publish yet.
     pub(crate) fn start(broker: SocketAddr, book: &Arc<Book>) -> Result<Self> {
-        let (publishes, end) = (Arc::new(AtomicBool::new(false)), Arc::new(Notify::new()));
+        let publishes = Arc::new(AtomicBool::new(false));
         let subscribed = Arc::new(AtomicUsize::new(0));
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let (may_publish, ended, book) = (publishes.clone(), end.clone(), book.clone());
-        let count = subscribed.clone();
-        let run = async move {
-            let mut tasks = JoinSet::new();
+        let (may_publish, book, count) = (publishes.clone(), book.clone(), subscribed.clone());
+        let crew = Crew::start("meters", move |tasks| {
             for number in 0..METERS {
                 let (meter, events) = Meter::new(number, broker, &book, &count);
                 let meter = Arc::new(meter);
                 tasks.spawn(meter.clone().live(events));
                 tasks.spawn(meter.publish(may_publish.clone()));
             }
-            ended.notified().await;
-        };
-        let thread = thread::Builder::new().name("meters".into()).spawn(move || runtime.block_on(run))?;
+        })?;
         wait_until("all meters to have subscribed", LIMIT, || {
             Ok((subscribed.load(Ordering::Relaxed) == METERS).then_some(()))
         })?;
-        Ok(Self { publishes, end, thread: Some(thread) })
+        Ok(Self { publishes, crew })
     }
 
     /// They publish from now on, or no more.
@@ -94,16 +89,7 @@ impl Meters {
     }
 
     pub(crate) fn has_ended(&self) -> bool {
-        self.thread.as_ref().is_none_or(thread::JoinHandle::is_finished)
-    }
-}
-
-impl Drop for Meters {
-    fn drop(&mut self) {
-        self.end.notify_one();
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
+        self.crew.has_ended()
     }
 }
 
@@ -126,23 +112,13 @@ impl Meter {
         (Self { name, to, qos, client, book, subscribed, sent: Mutex::default() }, events)
     }
 
-    /// Polls the connection, again and again.
-    async fn live(self: Arc<Self>, mut events: EventLoop) {
+    /// Subscribes, and keeps its connection up.
+    async fn live(self: Arc<Self>, events: EventLoop) {
         let asked = self.client.subscribe(topic_of(&self.name), QoS::AtLeastOnce).await;
         if let Err(error) = asked {
             self.book.accuse(format!("{}: {error}", self.name));
         }
-        loop {
-            match events.poll().await {
-                Ok(event) => self.take(event),
-                Err(_) => {
-                    // What it did on the connection that is lost it would tell after the next CONNACK.
-                    std::mem::take(&mut events.state.events).into_iter().for_each(|event| self.take(event));
-                    self.book.is_offline(&self.name);
-                    sleep(BACKOFF).await;
-                }
-            }
-        }
+        crew::live(&self.name, &self.book, events, |event| self.take(event)).await;
     }
 
     fn take(&self, event: Event) {

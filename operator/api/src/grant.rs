@@ -65,8 +65,7 @@ pub struct GrantRule {
         validation = on_filter("!self.contains('#') || self.indexOf('#') == self.size() - 1", "has '#' before its end; put '#' last"),
         validation = on_filter("self == '#' || self.endsWith('/#') || self.indexOf('#') != self.size() - 1", "has '#' beside other characters; give it a level of its own"),
         validation = on_filter("!self.contains('+') || !self.matches('[^/][+]|[+][^/]')", "has '+' beside other characters; give it a level of its own"),
-        validation = on_filter("!self.contains('${') || self.matches('^([$]*[$][{](clientId|username)[}]|[^$]|[$]+[^${])*[$]*$')",
-            "has an unknown placeholder; only ${clientId} and ${username} are known"),
+        validation = on_filter(rules::KNOWN_PLACEHOLDERS.0, rules::KNOWN_PLACEHOLDERS.1),
         validation = on_filter("!self.startsWith('$share/')", "is a shared subscription; grant the filter behind the group's name"),
     )]
     pub filter: String,

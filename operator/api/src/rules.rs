@@ -8,11 +8,15 @@ pub(crate) fn immutable(field: &str) -> Rule {
         .message(format!("{field} is immutable; make another object instead").as_str())
 }
 
+/// Holds where every placeholder is known; what is said if not.
+pub(crate) const KNOWN_PLACEHOLDERS: (&str, &str) = (
+    "!self.contains('${') || self.matches('^([$]*[$][{](clientId|username)[}]|[^$]|[$]+[^${])*[$]*$')",
+    "has an unknown placeholder; only ${clientId} and ${username} are known",
+);
+
 /// The placeholders of what is told to each connection in its own words.
 pub(crate) fn placeholders() -> Rule {
-    let known = "self.matches('^([$]*[$][{](clientId|username)[}]|[^$]|[$]+[^${])*[$]*$')";
-    Rule::new(format!("!self.contains('${{') || {known}"))
-        .message("has an unknown placeholder; only ${clientId} and ${username} are known")
+    Rule::new(KNOWN_PLACEHOLDERS.0).message(KNOWN_PLACEHOLDERS.1)
 }
 
 /// Bounds of a Quantity, both included.

@@ -112,6 +112,18 @@ fn of_a_session_in_the_log_only_qos_0_comes_beside_the_log() {
 }
 
 #[test]
+fn what_waits_for_a_member_in_no_log_is_left_to_others_when_it_goes() {
+    let mailbox = Arc::new(Mailbox::new(7));
+    mailbox.go_online();
+    let share = Some("$share/a/t".into());
+    let to = Recipient { share, ..Recipient::plain(mailbox.clone(), QoS::AtLeastOnce) };
+    let message = Message::new(MessageId { boot: 0, counter: 1 }, 9, "t", b"", QoS::AtLeastOnce, false);
+    mailbox.post(&to, &[Arc::new(message)], CAPS, &mut Vec::new());
+    assert_eq!(mailbox.detach(), None);
+    assert_eq!(mailbox.end().len(), 1);
+}
+
+#[test]
 fn publishers_wait_for_a_session_in_the_log_a_while_then_its_oldest_go() {
     let mailbox = Arc::new(Mailbox::new(7));
     mailbox.attach();
