@@ -38,6 +38,8 @@ pub(crate) enum Mistake {
     SubackBeforeAnnouncement,
     /// The newest messages go for want of room, not the oldest.
     DropNewest,
+    /// What waits for a member of a shared subscription ends with its session.
+    EndWithoutPassing,
 }
 
 /// What stands in for the machine in a simulation.

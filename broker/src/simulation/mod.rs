@@ -159,6 +159,7 @@ fn mistakes_are_noticed() {
         Mistake::SharedClaimKey,
         Mistake::SubackBeforeAnnouncement,
         Mistake::DropNewest,
+        Mistake::EndWithoutPassing,
     ] {
         let noticed = (0..MOST_SEEDS).any(|seed| run(seed, 0, Some(mistake)).violation.is_some());
         assert!(noticed, "nobody noticed {mistake:?}");

@@ -27,7 +27,7 @@ use tokio::{
 use super::{
     client::{Client, Kind},
     faults,
-    ledger::{Ledger, NO_CAP, Rule},
+    ledger::{GROUPS, Ledger, NO_CAP, Rule},
     machine::Machine,
     net::{self, ClientEnd, Wire},
 };
@@ -191,7 +191,7 @@ impl World {
         };
         log.set_away(*self.places[index].away.lock());
         server::background(&node).into_iter().for_each(|task| machine.spawn(task));
-        self.ledger.lock().event("node", index, "serves", node.boot);
+        self.ledger.lock().serves(index, node.boot);
         tokio::spawn(faults::follow_end(self.clone(), index, node.clone()));
         *self.places[index].running.lock() = Some(Running { node, log, machine });
     }
@@ -224,6 +224,8 @@ impl World {
         let choice = self.below(100);
         let qos = [QoS::AtMostOnce, QoS::AtLeastOnce, QoS::AtLeastOnce, QoS::ExactlyOnce][self.below(4)];
         let (number, filter) = (self.below(6), FILTERS[self.below(FILTERS.len())]);
+        let group = &GROUPS[self.below(GROUPS.len())];
+        let group_qos = group.qos[self.below(group.qos.len())];
         let device = &self.devices[index];
         self.with(index, |client, ledger| match choice {
             0..40 => client.publish(ledger, &format!("t/{number}"), qos, false, false),
@@ -233,8 +235,10 @@ impl World {
                 let qos = if number % 2 == 0 { QoS::AtLeastOnce } else { QoS::ExactlyOnce };
                 client.publish(ledger, &format!("r/{index}/{}", number % 2), qos, true, number == 5);
             }
-            72..84 => client.subscribe(ledger, filter, qos),
-            84..87 => client.unsubscribe(ledger, filter),
+            72..80 => client.subscribe(ledger, filter, qos),
+            80..84 => client.subscribe(ledger, group.name, group_qos),
+            84..86 => client.unsubscribe(ledger, filter),
+            86..87 => client.unsubscribe(ledger, group.name),
             87..91 if client.is_online() => {
                 client.wanted = false;
                 client.disconnect(ledger, number == 0);

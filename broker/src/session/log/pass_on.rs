@@ -20,6 +20,7 @@ use crate::{
     limits::notice,
     log::{Completion, Outcome},
     node::Node,
+    outside::Mistake,
     router::{Logged, Recipient, fanout::Fanout, shared::Share},
     session::groups::{Among, Given, Handing},
 };
@@ -56,6 +57,9 @@ pub(crate) async fn pass_on_all(
     let log = &node.sessions;
     let from = log.logged(client, sid);
     let take = |state: &mut State| take(state, sid, |_| true);
+    if node.outside.makes(Mistake::EndWithoutPassing) {
+        return Ok(());
+    }
     let passing = log.with(from.partition, take).filter(|passing| !passing.entries.is_empty());
     let Some(passing) = passing else { return Ok(()) };
     let passed = pass(node, from, passing, Among::All, patience).await;

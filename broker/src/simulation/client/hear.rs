@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use mqtt_proto::codec::{Ack, AckKind, Packet, Publish, QoS, Reason, decode, split_frame};
+use mqtt_proto::codec::{Ack, AckKind, Packet, Publish, QoS, Reason, Version, decode, split_frame};
 use tokio::time::Instant;
 
 use super::{ANSWER_TIMEOUT, Asked, Client, Known};
@@ -71,7 +71,12 @@ impl Client {
                     ledger.granted(incarnation, &filter, qos);
                 }
             }
-            Packet::UnsubAck(unsuback) => drop(self.asked.remove(&unsuback.packet_id)),
+            Packet::UnsubAck(unsuback) => {
+                let asked = self.asked.remove(&unsuback.packet_id);
+                if let (Some(Asked::Unsubscribe(filter)), Known::Live(incarnation)) = (asked, self.session) {
+                    ledger.off(incarnation, &filter);
+                }
+            }
             Packet::PingResp => {}
             Packet::Disconnect(disconnect) => {
                 ledger.event("client", index, "told to go", disconnect.reason.code().into());
@@ -94,7 +99,8 @@ impl Client {
         }
         self.stale.append(&mut self.given_up);
         self.stale.retain(|wire| wire.node_closed().is_none());
-        let index = self.kind.index;
+        let (index, is_clean) =
+            (self.kind.index, self.kind.expiry == 0 || clean && self.kind.version != Version::V5);
         ledger.event("client", index, "online", present.into());
         self.judge_session(ledger, present, clean, since);
         // One that it does not know was begun by a CONNECT that it has no answer to.
@@ -106,9 +112,9 @@ impl Client {
             }
             Known::Live(incarnation) => {
                 ledger.incarnation(incarnation).ended = true;
-                self.session = Known::Live(ledger.begin(index, boot, false));
+                self.session = Known::Live(ledger.begin(index, boot, false, is_clean));
             }
-            _ => self.session = Known::Live(ledger.begin(index, boot, present)),
+            _ => self.session = Known::Live(ledger.begin(index, boot, present, is_clean)),
         }
         if !known {
             self.held.clear();
@@ -238,7 +244,10 @@ impl Client {
             _ => {}
         }
         if let (Known::Live(incarnation), Some(number), true) = (self.session, number, is_new) {
-            ledger.received(incarnation, number, publish.qos, publish.retain);
+            match publish.properties.subscription_ids.first() {
+                Some(id) => ledger.received_shared(incarnation, *id, number, publish.qos),
+                None => ledger.received(incarnation, number, publish.qos, publish.retain),
+            }
         }
         match publish.qos {
             QoS::AtMostOnce => {}

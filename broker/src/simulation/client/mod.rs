@@ -15,7 +15,10 @@ use mqtt_proto::codec::{
 };
 use tokio::time::Instant;
 
-use super::{ledger::Ledger, net::Wire};
+use super::{
+    ledger::{Group, Ledger},
+    net::Wire,
+};
 
 /// Until CONNACK must have come, and an answer to anything.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
@@ -101,7 +104,15 @@ struct Unfinished {
 
 enum Asked {
     Subscribe(String, QoS),
-    Unsubscribe,
+    Unsubscribe(String),
+    /// It asked otherwise since.
+    Superseded,
+}
+
+impl Kind {
+    fn may_join(&self, group: &Group) -> bool {
+        self.version == Version::V5 && (self.expiry > 0 || !group.is_logged)
+    }
 }
 
 impl Client {
@@ -327,10 +338,16 @@ impl Client {
 
     pub(super) fn subscribe(&mut self, ledger: &mut Ledger, filter: &str, qos: QoS) {
         let Known::Live(incarnation) = self.session else { return };
-        if !self.is_online() {
+        let group = Group::named(filter);
+        if !self.is_online() || group.is_some_and(|group| !self.kind.may_join(group)) {
             return;
         }
-        ledger.event("client", self.kind.index, "SUBSCRIBE", qos as u64);
+        ledger.event(
+            "client",
+            self.kind.index,
+            if group.is_some() { "SUBSCRIBE shared" } else { "SUBSCRIBE" },
+            qos as u64,
+        );
         // Until SUBACK the former options and the new ones may both be in force.
         ledger.gives_up(incarnation, filter);
         ledger.asks(incarnation, filter, qos);
@@ -344,7 +361,8 @@ impl Client {
             retain_handling: RetainHandling::SendAlways,
         }];
         let filters = filters.into_iter().collect();
-        let packet = Subscribe { packet_id, subscription_id: None, filters, user: Vec::new() };
+        let subscription_id = group.map(|group| group.id);
+        let packet = Subscribe { packet_id, subscription_id, filters, user: Vec::new() };
         self.asked.insert(packet_id, Asked::Subscribe(filter.to_owned(), qos));
         self.send(&Packet::Subscribe(packet), true);
     }
@@ -359,14 +377,17 @@ impl Client {
         self.supersede(filter);
         let packet_id = self.free_id();
         let filters = [filter].into_iter().collect();
-        self.asked.insert(packet_id, Asked::Unsubscribe);
+        self.asked.insert(packet_id, Asked::Unsubscribe(filter.to_owned()));
         self.send(&Packet::Unsubscribe(Unsubscribe { packet_id, filters, user: Vec::new() }), true);
     }
 
     /// The answer to what it asked before about a filter says nothing any more.
     fn supersede(&mut self, filter: &str) {
-        let is_it = |asked: &&mut Asked| matches!(asked, Asked::Subscribe(name, _) if *name == filter);
-        self.asked.values_mut().filter(is_it).for_each(|asked| *asked = Asked::Unsubscribe);
+        let is_it = |asked: &&mut Asked| match asked {
+            Asked::Subscribe(name, _) | Asked::Unsubscribe(name) => *name == filter,
+            Asked::Superseded => false,
+        };
+        self.asked.values_mut().filter(is_it).for_each(|asked| *asked = Asked::Superseded);
     }
 
     /// Says goodbye and closes. `keeps_will`: it wants its will published.

@@ -1,6 +1,9 @@
 //! What was promised and what came of it: owns every message sent, every session and its subscriptions as the clients
 //! know them, and the rules that all of it must keep.
 
+mod groups;
+mod retained;
+
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     hash::{DefaultHasher, Hash, Hasher},
@@ -9,9 +12,12 @@ use std::{
 use mqtt_proto::{codec::QoS, topic::Filter};
 use tokio::time::Instant;
 
+pub(in crate::simulation) use self::groups::{GROUPS, Group};
+use self::retained::RetainedTopic;
+
 /// What must hold, whatever happens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(super) enum Rule {
+pub(in crate::simulation) enum Rule {
     /// A publish that was acknowledged reaches who had subscribed before, unless newer ones filled its queue.
     Delivered,
     /// QoS 2 reaches a session once.
@@ -22,6 +28,12 @@ pub(super) enum Rule {
     Stored,
     /// QoS 2 of a persistent session stands in its parent topic under one message ID.
     StoredOnce,
+    /// A publish that was acknowledged reaches a member of each group that had one before.
+    Shared,
+    /// QoS 2 reaches a member of a group once, and one member where none ends with its node.
+    SharedOnce,
+    /// Only members get what goes to a group.
+    Members,
     /// A client has one connection.
     OneConnection,
     /// A session is there until it ends, and not after.
@@ -38,12 +50,15 @@ pub(super) enum Rule {
     Online,
 }
 
-pub(super) const RULES: [Rule; 12] = [
+pub(in crate::simulation) const RULES: [Rule; 15] = [
     Rule::Delivered,
     Rule::Once,
     Rule::Ordered,
     Rule::Stored,
     Rule::StoredOnce,
+    Rule::Shared,
+    Rule::SharedOnce,
+    Rule::Members,
     Rule::OneConnection,
     Rule::SessionEnds,
     Rule::PacketIds,
@@ -55,7 +70,7 @@ pub(super) const RULES: [Rule; 12] = [
 
 /// What goes wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(super) enum Fault {
+pub(in crate::simulation) enum Fault {
     Crash,
     Freeze,
     ClockSkew,
@@ -73,7 +88,7 @@ pub(super) enum Fault {
     Compaction,
 }
 
-pub(super) const FAULTS: [Fault; 15] = [
+pub(in crate::simulation) const FAULTS: [Fault; 15] = [
     Fault::Crash,
     Fault::Freeze,
     Fault::ClockSkew,
@@ -92,16 +107,16 @@ pub(super) const FAULTS: [Fault; 15] = [
 ];
 
 /// How often a rule was judged about something that a fault came in between.
-pub(super) type Exercised = BTreeMap<(Rule, Fault), u64>;
+pub(in crate::simulation) type Exercised = BTreeMap<(Rule, Fault), u64>;
 
 /// One line of what happened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Event {
-    pub(super) at: u128,
-    pub(super) who: &'static str,
-    pub(super) index: usize,
-    pub(super) what: &'static str,
-    pub(super) number: u64,
+pub(in crate::simulation) struct Event {
+    pub(in crate::simulation) at: u128,
+    pub(in crate::simulation) who: &'static str,
+    pub(in crate::simulation) index: usize,
+    pub(in crate::simulation) what: &'static str,
+    pub(in crate::simulation) number: u64,
 }
 
 impl std::fmt::Display for Event {
@@ -120,63 +135,59 @@ struct Trace {
 }
 
 /// Queues of this length lose nothing.
-pub(super) const NO_CAP: usize = 100_000;
+pub(in crate::simulation) const NO_CAP: usize = 100_000;
 
 /// A message, named by its number, which is its payload.
-pub(super) struct Sent {
+pub(in crate::simulation) struct Sent {
     /// Among all connections of all clients.
     connection: u32,
-    pub(super) topic: String,
-    pub(super) qos: QoS,
-    pub(super) retain: bool,
+    pub(in crate::simulation) topic: String,
+    pub(in crate::simulation) qos: QoS,
+    pub(in crate::simulation) retain: bool,
     since: u64,
-    pub(super) acked: Option<u64>,
+    pub(in crate::simulation) acked: Option<u64>,
     /// It is not waited for.
-    pub(super) mortal: bool,
+    pub(in crate::simulation) mortal: bool,
     /// Sent again to a session that did not know it: it may come twice.
-    pub(super) maybe_twice: bool,
+    pub(in crate::simulation) maybe_twice: bool,
     /// Its session ended in between, so that it may be stored twice.
-    pub(super) maybe_stored_twice: bool,
-    pub(super) resent: bool,
+    pub(in crate::simulation) maybe_stored_twice: bool,
+    pub(in crate::simulation) resent: bool,
     /// How often it was sent as another one.
-    pub(super) copies: usize,
+    pub(in crate::simulation) copies: usize,
 }
 
 /// A session from its beginning to its end.
-pub(super) struct Incarnation {
+pub(in crate::simulation) struct Incarnation {
     client: usize,
     /// It may have subscriptions of which nothing is known here.
     inherits: bool,
-    pub(super) boot: u64,
-    pub(super) ended: bool,
+    /// It goes with its connection, and with the process run that it is at.
+    clean: bool,
+    pub(in crate::simulation) boot: u64,
+    pub(in crate::simulation) ended: bool,
+    /// It surely ended before this.
+    over: Option<u64>,
     subscriptions: Vec<Subscription>,
     received: BTreeMap<u32, u32>,
     latest: BTreeMap<(u32, QoS), u32>,
 }
 
+#[derive(Clone)]
 struct Subscription {
+    name: String,
+    /// What it is compared with.
     filter: Filter,
+    group: Option<&'static Group>,
     qos: QoS,
     since: u64,
+    /// From then on nothing is sure.
     until: Option<u64>,
+    /// From then on it is surely off.
+    off: Option<u64>,
 }
 
-/// What was published with RETAIN under one topic, in order.
-#[derive(Default)]
-struct RetainedTopic {
-    history: Vec<Value>,
-}
-
-struct Value {
-    number: u32,
-    clears: bool,
-    /// By this node.
-    acked: Option<usize>,
-    /// Nodes that it was sent to without an answer: they may come to it when others were acknowledged elsewhere.
-    strays: Vec<usize>,
-}
-
-pub(super) struct Ledger {
+pub(in crate::simulation) struct Ledger {
     began: Instant,
     /// Orders everything.
     now: u64,
@@ -186,20 +197,25 @@ pub(super) struct Ledger {
     /// Message IDs in parent topics, by message.
     stored: BTreeMap<u32, BTreeSet<String>>,
     retained: BTreeMap<String, RetainedTopic>,
+    /// Who got what through which group, by group and message: sessions, at QoS 2 or less.
+    shared: BTreeMap<(u32, u32), Vec<(usize, QoS)>>,
+    /// The process run of each node that serves, and when those before were surely known to be over.
+    serving: BTreeMap<usize, u64>,
+    over: BTreeMap<u64, u64>,
     faults: Vec<(Fault, u64, Option<u64>)>,
     /// The messages before are settled.
     settled: usize,
     /// When that was.
     rested: u64,
     /// Newer messages that may push one out of its queue.
-    pub(super) cap: usize,
-    pub(super) exercised: Exercised,
-    pub(super) violation: Option<String>,
+    pub(in crate::simulation) cap: usize,
+    pub(in crate::simulation) exercised: Exercised,
+    pub(in crate::simulation) violation: Option<String>,
 }
 
 impl Ledger {
     /// `kept`: events that are kept to be looked at.
-    pub(super) fn new(cap: usize, kept: usize) -> Ledger {
+    pub(in crate::simulation) fn new(cap: usize, kept: usize) -> Ledger {
         Ledger {
             began: Instant::now(),
             now: 0,
@@ -208,6 +224,9 @@ impl Ledger {
             incarnations: Vec::new(),
             stored: BTreeMap::new(),
             retained: BTreeMap::new(),
+            shared: BTreeMap::new(),
+            serving: BTreeMap::new(),
+            over: BTreeMap::new(),
             faults: Vec::new(),
             settled: 0,
             rested: 0,
@@ -217,7 +236,13 @@ impl Ledger {
         }
     }
 
-    pub(super) fn event(&mut self, who: &'static str, index: usize, what: &'static str, number: u64) {
+    pub(in crate::simulation) fn event(
+        &mut self,
+        who: &'static str,
+        index: usize,
+        what: &'static str,
+        number: u64,
+    ) {
         let event = Event { at: self.began.elapsed().as_millis(), who, index, what, number };
         event.hash(&mut self.trace.hash);
         if self.trace.last.len() == self.trace.kept {
@@ -228,17 +253,17 @@ impl Ledger {
     }
 
     /// The same for the same seed.
-    pub(super) fn hash(&self) -> u64 {
+    pub(in crate::simulation) fn hash(&self) -> u64 {
         self.trace.hash.finish()
     }
 
     /// The last events, oldest first.
-    pub(super) fn events(&self) -> Vec<Event> {
+    pub(in crate::simulation) fn events(&self) -> Vec<Event> {
         self.trace.last.iter().copied().collect()
     }
 
     /// The first is what counts.
-    pub(super) fn violate(&mut self, rule: Rule, what: String) {
+    pub(in crate::simulation) fn violate(&mut self, rule: Rule, what: String) {
         if self.violation.is_none() {
             let at = self.began.elapsed();
             let events = self.trace.last.iter().map(Event::to_string).collect::<Vec<_>>().join("\n");
@@ -246,44 +271,50 @@ impl Ledger {
         }
     }
 
-    pub(super) fn fault_begins(&mut self, fault: Fault, index: usize) -> usize {
+    pub(in crate::simulation) fn fault_begins(&mut self, fault: Fault, index: usize) -> usize {
         self.event("fault", index, fault.name(), 0);
         self.faults.push((fault, self.now, None));
         self.faults.len() - 1
     }
 
-    pub(super) fn fault_ends(&mut self, fault: usize) {
+    pub(in crate::simulation) fn fault_ends(&mut self, fault: usize) {
         let name = self.faults[fault].0.name();
         self.event("fault", fault, name, 1);
         self.faults[fault].2 = Some(self.now);
     }
 
-    pub(super) fn faults(&self) -> usize {
+    pub(in crate::simulation) fn faults(&self) -> usize {
         self.faults.len()
     }
 
     /// A rule was judged about something that went on since then.
-    pub(super) fn judged(&mut self, rule: Rule, since: u64) {
+    pub(in crate::simulation) fn judged(&mut self, rule: Rule, since: u64) {
         for (fault, _, _) in self.faults.iter().filter(|(_, _, until)| until.is_none_or(|at| at >= since)) {
             *self.exercised.entry((rule, *fault)).or_default() += 1;
         }
     }
 
     /// When everything was at rest last.
-    pub(super) fn rested(&self) -> u64 {
+    pub(in crate::simulation) fn rested(&self) -> u64 {
         self.rested
     }
 
     /// All has been looked at.
-    pub(super) fn rests(&mut self) {
+    pub(in crate::simulation) fn rests(&mut self) {
         self.rested = self.now;
     }
 
-    pub(super) fn now(&self) -> u64 {
+    pub(in crate::simulation) fn now(&self) -> u64 {
         self.now
     }
 
-    pub(super) fn sent(&mut self, connection: u32, topic: &str, qos: QoS, retain: bool) -> u32 {
+    pub(in crate::simulation) fn sent(
+        &mut self,
+        connection: u32,
+        topic: &str,
+        qos: QoS,
+        retain: bool,
+    ) -> u32 {
         let number = u32::try_from(self.messages.len()).unwrap();
         self.messages.push(Sent {
             connection,
@@ -301,27 +332,12 @@ impl Ledger {
         number
     }
 
-    pub(super) fn retains(&mut self, number: u32, clears: bool) {
-        let Sent { topic, .. } = &self.messages[number as usize];
-        let of = self.retained.entry(topic.clone()).or_default();
-        of.history.push(Value { number, clears, acked: None, strays: Vec::new() });
-        // Without a payload it can't be told from another.
-        self.messages[number as usize].mortal |= clears;
-    }
-
-    /// The connection to this node is gone, and the message has no answer.
-    pub(super) fn strays(&mut self, number: u32, node: usize) {
-        let topic = &self.messages[number as usize].topic;
-        let history = self.retained.get_mut(topic).into_iter().flat_map(|of| &mut of.history);
-        history.filter(|value| value.number == number).for_each(|value| value.strays.push(node));
-    }
-
-    pub(super) fn message(&mut self, number: u32) -> &mut Sent {
+    pub(in crate::simulation) fn message(&mut self, number: u32) -> &mut Sent {
         &mut self.messages[number as usize]
     }
 
     /// PUBACK or PUBREC has come.
-    pub(super) fn acked(&mut self, number: u32, node: usize) {
+    pub(in crate::simulation) fn acked(&mut self, number: u32, node: usize) {
         let now = self.now;
         let Sent { acked, since, topic, retain, .. } = &mut self.messages[number as usize];
         *acked = Some(now);
@@ -344,57 +360,84 @@ impl Ledger {
     }
 
     /// A record has become visible.
-    pub(super) fn landed(&mut self, number: u32, message_id: &str) {
+    pub(in crate::simulation) fn landed(&mut self, number: u32, message_id: &str) {
         let ids = self.stored.entry(number).or_default();
         ids.insert(message_id.to_owned());
     }
 
-    pub(super) fn begin(&mut self, client: usize, boot: u64, inherits: bool) -> usize {
+    pub(in crate::simulation) fn begin(
+        &mut self,
+        client: usize,
+        boot: u64,
+        inherits: bool,
+        clean: bool,
+    ) -> usize {
+        let subscriptions = self.memberships_before(client, inherits);
         self.incarnations.push(Incarnation {
             client,
             inherits,
+            clean,
             boot,
             ended: false,
-            subscriptions: Vec::new(),
+            over: None,
+            subscriptions,
             received: BTreeMap::new(),
             latest: BTreeMap::new(),
         });
         self.incarnations.len() - 1
     }
 
-    pub(super) fn incarnation(&mut self, index: usize) -> &mut Incarnation {
+    pub(in crate::simulation) fn incarnation(&mut self, index: usize) -> &mut Incarnation {
         &mut self.incarnations[index]
     }
 
     /// It may be in force from now on, or never.
-    pub(super) fn asks(&mut self, incarnation: usize, filter: &str, qos: QoS) {
-        self.granted(incarnation, filter, qos);
-        self.gives_up(incarnation, filter);
+    pub(in crate::simulation) fn asks(&mut self, incarnation: usize, name: &str, qos: QoS) {
+        self.granted(incarnation, name, qos);
+        self.gives_up(incarnation, name);
     }
 
-    pub(super) fn granted(&mut self, incarnation: usize, filter: &str, qos: QoS) {
-        let filter = Filter::parse(filter).unwrap();
-        let subscription = Subscription { filter, qos, since: self.now, until: None };
+    pub(in crate::simulation) fn granted(&mut self, incarnation: usize, name: &str, qos: QoS) {
+        let group = Group::named(name);
+        let filter = Filter::parse(group.map_or(name, |group| group.filter)).unwrap();
+        let (name, since) = (name.to_owned(), self.now);
+        let subscription = Subscription { name, filter, group, qos, since, until: None, off: None };
         self.incarnations[incarnation].subscriptions.push(subscription);
     }
 
     /// From now on nothing is sure under this filter.
-    pub(super) fn gives_up(&mut self, incarnation: usize, filter: &str) {
+    pub(in crate::simulation) fn gives_up(&mut self, incarnation: usize, name: &str) {
         let now = self.now;
         for of in &mut self.incarnations[incarnation].subscriptions {
-            if of.filter.as_str() == filter {
+            if of.name == name {
                 of.until.get_or_insert(now);
             }
         }
     }
 
+    /// It is off, as far as it was asked for before.
+    pub(in crate::simulation) fn off(&mut self, incarnation: usize, name: &str) {
+        let now = self.now;
+        for of in &mut self.incarnations[incarnation].subscriptions {
+            if of.name == name {
+                of.off.get_or_insert(now);
+            }
+        }
+    }
+
     /// The device is at another connection: nothing is promised about the order of QoS 0 over both.
-    pub(super) fn reconnects(&mut self, incarnation: usize) {
+    pub(in crate::simulation) fn reconnects(&mut self, incarnation: usize) {
         self.incarnations[incarnation].latest.retain(|(_, qos), _| *qos > QoS::AtMostOnce);
     }
 
     /// A message has reached the application of a session. `qos` as delivered.
-    pub(super) fn received(&mut self, incarnation: usize, number: u32, qos: QoS, retained: bool) {
+    pub(in crate::simulation) fn received(
+        &mut self,
+        incarnation: usize,
+        number: u32,
+        qos: QoS,
+        retained: bool,
+    ) {
         if retained {
             return;
         }
@@ -408,7 +451,8 @@ impl Ledger {
         let of = &mut self.incarnations[incarnation];
         // Who subscribed after it was sent may get but the repeat of it.
         let is_due = of.subscriptions.iter().any(|one| {
-            (one.qos > QoS::AtMostOnce || published == QoS::AtMostOnce)
+            one.group.is_none()
+                && (one.qos > QoS::AtMostOnce || published == QoS::AtMostOnce)
                 && one.since < since
                 && one.until.is_none()
                 && one.filter.matches(&message.topic)
@@ -438,12 +482,13 @@ impl Ledger {
     }
 
     /// Everything is at rest: what was acknowledged must have come.
-    pub(super) fn settle(&mut self) {
+    pub(in crate::simulation) fn settle(&mut self) {
         let mut missing = None;
         let mut judged = Vec::new();
         for (index, of) in self.incarnations.iter().enumerate().filter(|(_, of)| !of.ended) {
+            let own = of.subscriptions.iter().filter(|of| of.group.is_none());
             let live: Vec<&Subscription> =
-                of.subscriptions.iter().filter(|of| of.until.is_none() && of.qos > QoS::AtMostOnce).collect();
+                own.filter(|of| of.until.is_none() && of.qos > QoS::AtMostOnce).collect();
             let matches = |message: &Sent| {
                 live.iter().any(|one| one.since < message.since && one.filter.matches(&message.topic))
             };
@@ -479,6 +524,7 @@ impl Ledger {
             }
         }
         judged.into_iter().for_each(|since| self.judged(Rule::Delivered, since));
+        self.settle_shared();
         if let Some(missing) = missing {
             self.violate(Rule::Delivered, missing);
         }
@@ -499,30 +545,6 @@ impl Ledger {
             }
         }
         self.settled = self.messages.len();
-    }
-
-    /// What a new subscriber to everything retained found on a node.
-    pub(super) fn found_retained(&mut self, node: usize, found: &BTreeMap<String, u32>, since: u64) {
-        let mut wrong = Vec::new();
-        for (topic, of) in &self.retained {
-            let sure = of.history.iter().rposition(|value| value.acked.is_some());
-            let by = sure.and_then(|sure| of.history[sure].acked);
-            let (before, values) = of.history.split_at(sure.unwrap_or(0));
-            let late = before.iter().filter(|value| value.strays.iter().any(|node| Some(*node) != by));
-            let values = || values.iter().chain(late.clone());
-            let fits = match found.get(topic) {
-                Some(number) => values().any(|value| value.number == *number && !value.clears),
-                None => sure.is_none() || values().any(|value| value.clears),
-            };
-            if !fits {
-                let may: Vec<_> = values().map(|value| (value.number, value.clears)).collect();
-                wrong.push(format!("{topic:?} has {:?} on node {node}, may have {may:?}", found.get(topic)));
-            }
-        }
-        self.judged(Rule::Retained, since);
-        if let Some(wrong) = wrong.pop() {
-            self.violate(Rule::Retained, wrong);
-        }
     }
 }
 
