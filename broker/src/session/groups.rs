@@ -39,6 +39,13 @@ pub(crate) enum Among {
     LoggedAndThere,
 }
 
+/// A message that a member of this shared subscription is to get, by the name that it has in the session log then.
+pub(crate) struct Left {
+    pub(crate) name: Arc<str>,
+    pub(crate) message: Arc<Message>,
+    pub(crate) mid: MessageId,
+}
+
 /// What became of a message, with the mailbox key of the member that has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Given {
@@ -104,12 +111,34 @@ impl Node {
     }
 
     /// Gives to others what a member leaves behind that was in no log.
-    pub(crate) fn hand_on(&self, left: impl IntoIterator<Item = Delivery>, without: u64) {
+    pub(crate) fn hand_on(self: &Arc<Self>, left: impl IntoIterator<Item = Delivery>, without: u64) {
+        let left = left.into_iter().filter(|delivery| delivery.qos > QoS::AtMostOnce);
+        let left = left.filter_map(|Delivery { message, share, .. }| {
+            Some(Left { name: share?, message, mid: self.next_message_id() })
+        });
+        self.hand_out(left.collect(), without);
+    }
+
+    /// Gives to members what nobody waits for, and nothing else has.
+    pub(crate) fn hand_out(self: &Arc<Self>, left: Vec<Left>, without: u64) {
+        if left.is_empty() {
+            return;
+        }
+        if !self.sessions.shared {
+            return self.hand_out_now(left, without);
+        }
+        let node = self.clone();
+        self.outside.spawn(async move {
+            // As for a publish: whoever is a member by now was told so, perhaps by another node.
+            node.sessions.freshen().await;
+            node.hand_out_now(left, without);
+        });
+    }
+
+    fn hand_out_now(&self, left: Vec<Left>, without: u64) {
         let mut fanout = Fanout::default();
-        for Delivery { message, share, qos, .. } in left {
-            let share = share.and_then(|name| self.router.share(&name));
-            let Some(share) = share.filter(|_| qos > QoS::AtMostOnce) else { continue };
-            let mid = self.next_message_id();
+        for Left { name, message, mid } in left {
+            let Some(share) = self.router.share(&name) else { continue };
             let handing = Handing { by: message.topic(), mid, without, among: Among::All };
             self.hand(&share, &message, handing, &mut fanout, || self.bridge.nobody());
         }

@@ -24,7 +24,7 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::{
-    groups::{Among, Handing},
+    groups::Left,
     log::{BarrierPart, BarrierWaits, Place, content, message_of, parse, record, write_barrier},
     mailbox::Mailbox,
 };
@@ -315,16 +315,16 @@ impl Relay {
             fanout.push(&route, message, caps, &node.counters);
             return fanout.flush(caps, &node.counters);
         };
-        let Some(share) = node.router.share(group) else { return };
+        let share = node.router.share(group);
         let is_here = |member: &Recipient| {
             let is_kept = member.logged.is_some() && message.qos.min(member.qos) > QoS::AtMostOnce;
             member.mailbox.is_online() && !is_kept
         };
-        let chosen = share.choose(settings.config.session.sharing, message.topic(), is_here);
+        let sharing = settings.config.session.sharing;
+        let chosen = share.as_ref().and_then(|share| share.choose(sharing, message.topic(), is_here));
         if !chosen.is_some_and(|member| fanout.hand(member, &message, caps, &node.counters)) {
             // It has gone meanwhile.
-            let handing = Handing { by: message.topic(), mid: message.id, without: 0, among: Among::All };
-            node.hand(&share, &message, handing, fanout, || node.bridge.nobody());
+            node.hand_out(vec![Left { name: group.into(), mid: message.id, message }], 0);
         }
     }
 }

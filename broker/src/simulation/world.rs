@@ -315,7 +315,12 @@ impl World {
             }
         }
         self.compare(since).await;
-        self.ledger.lock().rests();
+        // What a session left that has ended is given to others a moment later.
+        let has_come = || self.ledger.lock().due_to_groups().1.is_none();
+        self.eventually(Duration::from_secs(60), has_come).await;
+        let mut ledger = self.ledger.lock();
+        ledger.settle_shared();
+        ledger.rests();
     }
 
     /// Compares what the nodes know with what a reader knows that reads the log now.

@@ -17,7 +17,12 @@ use mqtt_proto::{
     topic::FilterRequest,
 };
 
-use super::{SessionLog, State, Waiting, claim::Former, pass_on::in_vain, replay, write};
+use super::{
+    SessionLog, State, Waiting,
+    claim::Former,
+    pass_on::{in_vain, left_behind, told_by},
+    replay, write,
+};
 use crate::{
     limits::Trouble,
     log::{LogError, Outcome, ReadLimit, StoredRecord},
@@ -118,15 +123,17 @@ impl SessionLog {
             };
             let mut changes = Vec::new();
             replay::apply(&mut state.view, &self.topic, partition, stored, &mut changes)?;
+            let mut vain = left_behind(&state.view, told_by(&key), &changes);
             let mut record = Taken { key: &key, value: &value, message: None };
             for change in changes {
                 self.act(node, partition, state, &mut record, change, &mut wake);
             }
             self.tell_waiting(node, state, &key, &value, former, stored.offset);
-            if let Some((boot, sid, mid)) = in_vain(&state.view, &key, &value)
-                && boot == self.boot
-            {
-                state.vain.push((sid, mid));
+            vain.extend(in_vain(&state.view, &key, &value));
+            let mine = vain.into_iter().filter(|(boot, ..)| *boot == self.boot);
+            let mine: Vec<_> = mine.map(|(_, sid, mid)| (sid, mid)).collect();
+            if !mine.is_empty() {
+                state.vain.extend(mine);
                 self.pass_on_vain(node, state, partition);
             }
             Ok::<_, LogError>(())

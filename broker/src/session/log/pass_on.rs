@@ -9,11 +9,11 @@ use mqtt_proto::{
     codec::QoS,
     durable::{
         record::{Boot, Key, Offset, Value, Why},
-        view::{Entry, View},
+        view::{Change, Entry, View},
     },
     message::{Delivery, Message, MessageId},
 };
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
 
 use super::{SessionLog, State, delivery};
 use crate::{
@@ -27,6 +27,9 @@ use crate::{
 
 /// Until what is passed on is read, and durable with another member, where nobody waits for that.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Until what could not be read is tried again.
+const RETRY: Duration = Duration::from_secs(1);
 
 /// The log did not give or take in time what another member should have. It stays where it was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -167,6 +170,37 @@ pub(super) fn in_vain(
     may_move.then_some((*boot, member.sid, *mid))
 }
 
+/// What waits at the end of a session for one that was a member, as above, by who wrote the end: what came for it since it gave
+/// away what it had, and what it could not give away.
+pub(super) fn left_behind(
+    view: &View,
+    by: Option<Boot>,
+    changes: &[Change],
+) -> Vec<(Boot, MessageId, MessageId)> {
+    let Some(boot) = by else { return Vec::new() };
+    let ended = changes.iter().filter_map(|change| match change {
+        Change::Claimed { ended, .. } | Change::Rewritten { ended, .. } => *ended,
+        _ => None,
+    });
+    let left = ended.flat_map(|sid| {
+        let queue = view.remains(sid).into_iter().flat_map(|session| session.queue().values());
+        queue.filter(|entry| may_move(entry)).map(move |entry| (boot, sid, entry.mid))
+    });
+    left.collect()
+}
+
+/// Who wrote what became of a client.
+pub(super) fn told_by(key: &Key) -> Option<Boot> {
+    match key {
+        Key::Session { nonce, .. } => Some(nonce.boot),
+        _ => None,
+    }
+}
+
+fn may_move(entry: &Entry) -> bool {
+    entry.group.is_some() && entry.qos == QoS::AtLeastOnce
+}
+
 /// The shared subscription for which a message waits, if it has members here.
 fn share_of(node: &Node, entry: &Entry) -> Option<Arc<Share>> {
     node.router.share(entry.group.as_deref()?)
@@ -179,7 +213,6 @@ fn take(state: &mut State, sid: MessageId, wanted: impl Fn(&Entry) -> bool) -> P
     let queue = view.remains(sid).into_iter().flat_map(|session| session.queue());
     let is_free =
         |entry: &Entry| !dropping.contains(&(sid, entry.mid)) && !passing.contains(&(sid, entry.mid));
-    let may_move = |entry: &Entry| entry.group.is_some() && entry.qos == QoS::AtLeastOnce;
     let entries = queue.filter(|(_, entry)| may_move(entry) && is_free(entry) && wanted(entry));
     let entries: Vec<_> = entries.map(|(order, entry)| (*order, entry.clone())).collect();
     passing.extend(entries.iter().map(|(_, entry)| (sid, entry.mid)));
@@ -209,13 +242,13 @@ async fn pass(
     let Passing { entries, without } = passing;
     let read = async {
         node.log.wait_for_room().await;
+        // As for a publish: who left the group was told so, perhaps by another node.
+        log.freshen().await;
         log.bodies(from.partition, from.sid, &entries).await
     };
     let Ok(Ok(mut bodies)) = timeout_at(until, read).await else {
-        for (_, entry) in &entries {
-            keep(node, from, entry, None);
-            again(node, from, entry, among);
-        }
+        entries.iter().for_each(|(_, entry)| again(node, from, entry, among));
+        keep_unread(node, from, entries);
         return Err(NotPassedOn);
     };
     let mut fanout = Fanout::default();
@@ -271,6 +304,32 @@ fn keep(node: &Node, from: Logged, entry: &Entry, message: Option<Arc<Message>>)
         }
     });
     wake.into_iter().for_each(Waker::wake);
+}
+
+/// The same of what could not be read so far: should its device have come meanwhile, it gets that once it can be.
+fn keep_unread(node: &Arc<Node>, from: Logged, entries: Vec<(Offset, Entry)>) {
+    let has_come = node.sessions.with(from.partition, |state| {
+        let has_come = state.mailboxes.get(&from.sid).is_some_and(|mailbox| mailbox.is_online());
+        if !has_come {
+            for (_, entry) in &entries {
+                state.passing.remove(&(from.sid, entry.mid));
+            }
+        }
+        has_come
+    });
+    if has_come != Some(true) {
+        return;
+    }
+    let of = node.clone();
+    node.outside.spawn(async move {
+        loop {
+            sleep(RETRY).await;
+            if let Ok(mut bodies) = of.sessions.bodies(from.partition, from.sid, &entries).await {
+                entries.iter().for_each(|(_, entry)| keep(&of, from, entry, bodies.remove(&entry.mid)));
+                return;
+            }
+        }
+    });
 }
 
 fn give(

@@ -28,7 +28,7 @@ use super::{
     announce::Announcements,
     barrier::Barriers,
     lives::End,
-    pass_on::in_vain,
+    pass_on::{in_vain, left_behind, told_by},
     write::{self, Surely},
 };
 use crate::{
@@ -162,7 +162,9 @@ impl Reads for Reading {
         self.changes.clear();
         let (key, value) = parse(topic, partition, stored)?;
         self.vain.extend(in_vain(&self.view, &key, &value));
+        let by = told_by(&key);
         put(&mut self.view, stored, key, value, &mut self.changes);
+        self.vain.extend(left_behind(&self.view, by, &self.changes));
         Ok(())
     }
 

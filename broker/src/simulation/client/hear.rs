@@ -73,7 +73,10 @@ impl Client {
             }
             Packet::UnsubAck(unsuback) => {
                 let asked = self.asked.remove(&unsuback.packet_id);
-                if let (Some(Asked::Unsubscribe(filter)), Known::Live(incarnation)) = (asked, self.session) {
+                // What was asked for without an answer may not be known so far.
+                if let (Some(Asked::Unsubscribe(filter)), Known::Live(incarnation)) = (asked, self.session)
+                    && unsuback.reasons.first() == Some(&Reason::Success)
+                {
                     ledger.off(incarnation, &filter);
                 }
             }
@@ -158,7 +161,9 @@ impl Client {
     fn send_again(&mut self, ledger: &mut Ledger, known: bool) {
         for mut one in std::mem::take(&mut self.unfinished) {
             ledger.event("client", self.kind.index, "again", one.number.into());
+            let now = ledger.now();
             let message = ledger.message(one.number);
+            message.again.get_or_insert(now);
             message.resent = true;
             message.copies += usize::from(!known || one.qos == QoS::AtLeastOnce);
             if !known {
@@ -219,7 +224,11 @@ impl Client {
         let text = std::str::from_utf8(publish.payload).unwrap().trim_end_matches('.');
         // An empty one cleared a retained value.
         let number = text.parse::<u32>().ok();
-        let gets = ["gets at 0", "gets at 1", "gets at 2"][publish.qos as usize];
+        let group = publish.properties.subscription_ids.first().copied();
+        let gets = match group {
+            Some(_) => "gets of a group",
+            None => ["gets at 0", "gets at 1", "gets at 2"][publish.qos as usize],
+        };
         ledger.event("client", index, gets, number.unwrap_or_default().into());
         let packet_id = publish.packet_id;
         let wrong = |ledger: &mut Ledger, other: u32| {
@@ -244,8 +253,8 @@ impl Client {
             _ => {}
         }
         if let (Known::Live(incarnation), Some(number), true) = (self.session, number, is_new) {
-            match publish.properties.subscription_ids.first() {
-                Some(id) => ledger.received_shared(incarnation, *id, number, publish.qos),
+            match group {
+                Some(id) => ledger.received_shared(incarnation, id, number, publish.qos),
                 None => ledger.received(incarnation, number, publish.qos, publish.retain),
             }
         }

@@ -3,7 +3,7 @@
 //! A copy that came through a group is known by the subscription identifier that all ask for it with: a member may get the
 //! message for itself, too. So all members speak MQTT 5.
 
-use mqtt_proto::codec::QoS;
+use mqtt_proto::{codec::QoS, topic::Filter};
 
 use super::{Incarnation, Ledger, NO_CAP, Rule, Sent, Subscription};
 
@@ -69,7 +69,7 @@ impl Ledger {
         }
         let mut memberships: Vec<_> =
             before.subscriptions.iter().filter(|of| of.group.is_some()).cloned().collect();
-        memberships.iter_mut().for_each(|of| drop(of.until.get_or_insert(now)));
+        memberships.iter_mut().for_each(|of| _ = of.until.get_or_insert(now));
         memberships
     }
 
@@ -87,8 +87,8 @@ impl Ledger {
         let Some(group) = GROUPS.iter().find(|group| group.id == id) else {
             return self.violate(Rule::Members, format!("message {number} comes through no group"));
         };
-        let (since, published, maybe_twice, resent) =
-            (message.since, message.qos, message.maybe_twice, message.resent);
+        let (since, published, maybe_twice) = (message.since, message.qos, message.maybe_twice);
+        let again = message.again;
         // Nobody makes sure of what is known for a QoS 0 message.
         let is_left = |off: u64| published > QoS::AtMostOnce && off < since;
         let is_member = self.incarnations[incarnation].of_group(id).any(|of| !of.off.is_some_and(is_left));
@@ -98,17 +98,19 @@ impl Ledger {
             self.violate(Rule::Members, what);
         }
         let got = self.shared.entry((id, number)).or_default();
-        got.push((incarnation, qos));
+        got.push((incarnation, self.now));
         if qos < QoS::ExactlyOnce || !group.is_twos() || maybe_twice {
             return;
         }
         let (_, before) = got.split_last().unwrap();
         let twice = before.iter().any(|(other, _)| *other == incarnation);
-        let other = before.iter().map(|(other, _)| *other).find(|other| {
-            let (of, this) = (&self.incarnations[*other], &self.incarnations[incarnation]);
-            // What one had who is gone is not known for ever, where it is published again.
-            group.is_logged && of.client != this.client && !(resent && of.ended)
+        let other = before.iter().find(|other| {
+            let (of, this) = (&self.incarnations[other.0], &self.incarnations[incarnation]);
+            // What came again is found where it was durable before, as long as who had it is there.
+            let is_found = again.is_none_or(|again| other.1 < again && !of.ended);
+            group.is_logged && of.client != this.client && is_found
         });
+        let other = other.map(|(other, _)| *other);
         self.judged(Rule::SharedOnce, since);
         if twice {
             let what = format!("message {number} of {} reaches session {incarnation} twice", group.name);
@@ -120,45 +122,49 @@ impl Ledger {
         }
     }
 
-    /// Everything is at rest: what was acknowledged must have come to a member.
-    pub(super) fn settle_shared(&mut self) {
-        // A queue may let go of anything where it is short.
-        if self.cap < NO_CAP {
-            return;
-        }
-        let (mut missing, mut judged) = (None, Vec::new());
-        for group in &GROUPS {
-            let of_it = self.incarnations.iter().enumerate();
-            let of_it: Vec<_> = of_it.filter(|(_, of)| of.of_group(group.id).next().is_some()).collect();
-            for (number, message) in (self.settled..).zip(&self.messages[self.settled..]) {
-                let due = message.acked.is_some() && message.qos > QoS::AtMostOnce;
-                let matches = of_it.first().is_some_and(|(_, of)| {
-                    of.of_group(group.id).next().is_some_and(|of| of.filter.matches(&message.topic))
-                });
-                let has_member = |of: &Incarnation| {
-                    let is_sure = |one: &Subscription| one.until.is_none() && one.since < message.since;
-                    !of.ended && of.of_group(group.id).any(is_sure)
-                };
-                let member = of_it.iter().find(|(_, of)| has_member(of)).filter(|_| due && matches);
-                let Some((member, _)) = member else { continue };
-                if of_it.iter().any(|(_, of)| self.may_lose(of, group, message)) {
-                    continue;
-                }
-                judged.push(message.since);
-                let number = u32::try_from(number).unwrap();
-                if !self.shared.contains_key(&(group.id, number)) {
-                    let what = format!(
-                        "no member of {} ever got message {number}, acknowledged; session {member} is one",
-                        group.name
-                    );
-                    missing.get_or_insert(what);
-                }
-            }
-        }
+    /// Nothing waits any more: what was acknowledged must have come to a member.
+    pub(in crate::simulation) fn settle_shared(&mut self) {
+        let (judged, missing) = self.due_to_groups();
         judged.into_iter().for_each(|since| self.judged(Rule::Shared, since));
         if let Some(missing) = missing {
             self.violate(Rule::Shared, missing);
         }
+        self.settled_shared = self.messages.len();
+    }
+
+    /// When that was sent since all was at rest last which a member of each group must get, and what none has so far.
+    pub(in crate::simulation) fn due_to_groups(&self) -> (Vec<u64>, Option<String>) {
+        let (mut judged, mut missing) = (Vec::new(), None);
+        // A queue may let go of anything where it is short.
+        let groups = GROUPS.iter().filter(|_| self.cap == NO_CAP);
+        for group in groups {
+            let all = self.incarnations.iter().enumerate();
+            let members: Vec<_> = all.filter(|(_, of)| of.of_group(group.id).next().is_some()).collect();
+            let filter = Filter::parse(group.filter).unwrap();
+            let from = self.settled_shared;
+            for (number, message) in (from..).zip(&self.messages[from..]) {
+                let due = message.acked.is_some() && message.qos > QoS::AtMostOnce;
+                if !due || !filter.matches(&message.topic) {
+                    continue;
+                }
+                let is_sure = |one: &Subscription| one.until.is_none() && one.since < message.since;
+                let stays = |of: &Incarnation| !of.ended && of.of_group(group.id).any(is_sure);
+                let Some((member, _)) = members.iter().find(|(_, of)| stays(of)) else { continue };
+                if members.iter().any(|(_, of)| self.may_lose(of, group, message)) {
+                    continue;
+                }
+                judged.push(message.since);
+                if !self.shared.contains_key(&(group.id, u32::try_from(number).unwrap())) {
+                    missing.get_or_insert_with(|| {
+                        let name = group.name;
+                        format!(
+                            "no member of {name} got message {number}, acknowledged; session {member} is one"
+                        )
+                    });
+                }
+            }
+        }
+        (judged, missing)
     }
 
     /// Whether a message may be gone that this session was chosen for, or that was passed on to it.

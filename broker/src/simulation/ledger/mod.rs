@@ -153,6 +153,8 @@ pub(in crate::simulation) struct Sent {
     /// Its session ended in between, so that it may be stored twice.
     pub(in crate::simulation) maybe_stored_twice: bool,
     pub(in crate::simulation) resent: bool,
+    /// When it was sent once more for the first time.
+    pub(in crate::simulation) again: Option<u64>,
     /// How often it was sent as another one.
     pub(in crate::simulation) copies: usize,
 }
@@ -197,14 +199,15 @@ pub(in crate::simulation) struct Ledger {
     /// Message IDs in parent topics, by message.
     stored: BTreeMap<u32, BTreeSet<String>>,
     retained: BTreeMap<String, RetainedTopic>,
-    /// Who got what through which group, by group and message: sessions, at QoS 2 or less.
-    shared: BTreeMap<(u32, u32), Vec<(usize, QoS)>>,
+    /// Who got what through which group, by group and message: sessions, and when.
+    shared: BTreeMap<(u32, u32), Vec<(usize, u64)>>,
     /// The process run of each node that serves, and when those before were surely known to be over.
     serving: BTreeMap<usize, u64>,
     over: BTreeMap<u64, u64>,
     faults: Vec<(Fault, u64, Option<u64>)>,
     /// The messages before are settled.
     settled: usize,
+    settled_shared: usize,
     /// When that was.
     rested: u64,
     /// Newer messages that may push one out of its queue.
@@ -229,6 +232,7 @@ impl Ledger {
             over: BTreeMap::new(),
             faults: Vec::new(),
             settled: 0,
+            settled_shared: 0,
             rested: 0,
             cap,
             exercised: Exercised::new(),
@@ -327,6 +331,7 @@ impl Ledger {
             maybe_twice: false,
             maybe_stored_twice: false,
             resent: false,
+            again: None,
             copies: 1,
         });
         number
@@ -524,7 +529,6 @@ impl Ledger {
             }
         }
         judged.into_iter().for_each(|since| self.judged(Rule::Delivered, since));
-        self.settle_shared();
         if let Some(missing) = missing {
             self.violate(Rule::Delivered, missing);
         }
