@@ -126,8 +126,8 @@ impl SessionLog {
             if !state.waits(sid, mid) {
                 continue;
             }
-            if state.view.session(sid).is_some() {
-                // Its end is on its way, or did not come.
+            if state.view.session(sid).is_some() || state.passing.contains(&(sid, mid)) {
+                // Its end is on its way, or did not come; or somebody is about to have it, and may not.
                 state.vain.push((sid, mid));
                 continue;
             }
