@@ -189,6 +189,14 @@ impl SessionLog {
                 state.dropping.remove(&(sid, mid));
                 state.passing.remove(&(sid, mid));
             }
+            Change::Remains { sid, mid } => {
+                let client = state.view.session(sid).map(|(client, _)| client);
+                let head = client.and_then(|client| state.view.head(client));
+                if head.is_some_and(|head| head.session.boot == self.boot) {
+                    // Another node wrote it, too, before it read that the device has it.
+                    self.done(Logged { sid, partition }, mid, Why::Acknowledged, node.wall());
+                }
+            }
             Change::Barrier { boot, number } if boot == self.boot => state.barriers.passed(number),
             Change::Announced { boot, filter, on, sequence } => {
                 self.announced(node, state, boot, &filter, (on, sequence));

@@ -165,6 +165,8 @@ pub enum Change {
     Received { sid: MessageId, mid: MessageId },
     /// A message no longer waits.
     Finished { sid: MessageId, mid: MessageId, why: Why },
+    /// The copy by whose deletion it was to be finished was not the only one any more: it waits still.
+    Remains { sid: MessageId, mid: MessageId },
     /// All that was in the log when this process run asked, under this number, has been read.
     Barrier { boot: Boot, number: u64 },
     /// Sessions in no log have this filter on a process run's node, or none has any more, as of this writing of its record.

@@ -1,4 +1,4 @@
-//! The order of a queue, record by record.
+//! The order of a queue, and what is in it, record by record.
 
 use super::{tests::session_of, *};
 use crate::{
@@ -46,4 +46,40 @@ fn a_message_that_its_client_repeats_to_a_later_run_moves_no_other() {
     );
     // What a run wrote shows in another order where compaction took the first of several.
     check(&[(1, late, 2, 2), (2, early, 2, 1)], &[early, late]);
+}
+
+#[test]
+fn a_message_that_two_nodes_write_waits_until_it_is_done_for_both() {
+    let (session, mid) = (MessageId { boot: 1, counter: 1 }, MessageId { boot: 9, counter: 1 });
+    let key = |boot| Key::Message { mid, boot, chunk: 1 };
+    let written = || {
+        let recipient =
+            Recipient { sid: session, qos: QoS::AtLeastOnce, retain: false, subscription_ids: None };
+        let content = Content {
+            qos: QoS::AtLeastOnce,
+            retain: false,
+            expires_at: None,
+            forwarded: &[],
+            topic: "t",
+            payload: &[],
+        };
+        Some(Value::Message(QueuedMessage { once: false, group: None, recipients: vec![recipient], content }))
+    };
+    let remains = Change::Remains { sid: session, mid };
+    let finished = Change::Finished { sid: session, mid, why: Why::Acknowledged };
+    let queued = |order| Change::Queued { sid: session, order };
+    let check = |records: &[(Boot, bool)], expected: &[Change]| {
+        let mut view = View::default();
+        let claim = Some(Value::Session(Box::new(session_of(session))));
+        view.apply(0, 0, 100, Key::Session { nonce: session, client: "c".into() }, claim, &mut Vec::new());
+        let mut changes = Vec::new();
+        for (offset, &(boot, is_written)) in (1..).zip(records) {
+            view.apply(offset, 0, 100, key(boot), is_written.then(written).flatten(), &mut changes);
+        }
+        assert_eq!(changes, expected, "{records:?}");
+    };
+    check(&[(1, true), (1, false)], &[queued(1), finished.clone()]);
+    check(&[(1, true), (2, true), (1, false)], &[queued(1), remains.clone()]);
+    check(&[(1, true), (2, true), (1, false), (2, false)], &[queued(1), remains, finished.clone()]);
+    check(&[(1, true), (1, false), (2, true)], &[queued(1), finished, queued(3)]);
 }

@@ -207,7 +207,12 @@ impl View {
             let Some(session) = self.sessions.get_mut(&sid) else { continue };
             let Some(entry) = session.entry(mid) else { continue };
             match message.copies.iter().rev().find(|copy| copy.recipients.contains(&sid)) {
-                Some(copy) => entry.at = copy.offset,
+                Some(copy) => {
+                    entry.at = copy.offset;
+                    if session.client.is_some() {
+                        changes.push(Change::Remains { sid, mid });
+                    }
+                }
                 None => {
                     if session.finish(mid) && session.client.is_some() {
                         changes.push(Change::Finished { sid, mid, why: Why::Acknowledged });
