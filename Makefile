@@ -50,25 +50,30 @@ deny: $(TOOLS)/bin/cargo-deny
 	@for manifest in $(MANIFESTS); do $(TOOLS)/bin/cargo-deny --log-level error --manifest-path $$manifest \
 		--config deny.toml check bans licenses sources || { echo "that was $$manifest" >&2; exit 1; }; done
 
-unit:
+# Cargo compiles a dependency anew for each choice of packages, as they want other features of it. So all is chosen each time,
+# and what is run is told by the names of tests; and all is compiled once, with what the tests want.
+tests = $(addprefix --test ,$(notdir $(patsubst %/main,%,$(basename $(wildcard $(1:%=%/*.rs) $(1:%=%/*/main.rs))))))
+unit: build
 	$(call say,unit tests)
-	@SIM_SEEDS=1000 cargo test --quiet --workspace --exclude mqtt-e2e
+	@SIM_SEEDS=1000 cargo test --quiet --workspace --lib --bins $(call tests,broker/proto/tests operator/api/tests operator/tests)
 	@cargo test --quiet --manifest-path broker/proto/differential/Cargo.toml --target-dir $(TARGET)/differential
 
 SOAK_MINUTES ?= 60
 soak:
 	$(call say,the simulation)
-	@SOAK_MINUTES=$(SOAK_MINUTES) cargo test --quiet -p mqtt-broker the_rules_hold_whatever_goes_wrong -- --nocapture
+	@SOAK_MINUTES=$(SOAK_MINUTES) cargo test --quiet --workspace --bin mqtt-broker the_rules_hold -- --nocapture
 
 e2e: tools build
 	$(call say,user stories)
-	@cargo test --quiet --no-fail-fast -p mqtt-e2e
+	@cargo test --quiet --workspace --no-fail-fast $(call tests,e2e/tests)
 
 build:
-	$(call say,the broker and the operator)
-	@cargo build --quiet -p mqtt-broker -p mqtt-operator
+	$(call say,all that tests run)
+	@cargo build --quiet --workspace --all-targets
 
-demo: mosquitto build
+demo: mosquitto
+	$(call say,the broker)
+	@cargo build --quiet -p mqtt-broker
 	@MQTT_BROKER_BIN=$(DEV)/mqtt-broker e2e/demo.sh
 
 # Arguments for the benchmark, such as BENCH=--quick.
