@@ -514,11 +514,14 @@ impl Ledger {
                     let is_open = other.acked.is_none_or(|at| at > message.since);
                     if is_open { other.copies } else { other.copies - 1 }
                 };
-                let others = self.messages[from..].iter().filter(|other| {
-                    let fits = of.inherits || fills.clone().any(|one| one.filter.matches(&other.topic));
-                    other.qos > QoS::AtMostOnce && fits
-                });
-                let newer = others.map(may_come).sum::<usize>() - 1;
+                // Each group gives it a copy of its own.
+                let ways = |other: &Sent| {
+                    let fitting = fills.clone().filter(|one| one.filter.matches(&other.topic));
+                    let groups = fitting.map(|one| one.group.map(|group| group.id));
+                    groups.collect::<BTreeSet<_>>().len().max(of.inherits.into())
+                };
+                let others = self.messages[from..].iter().filter(|other| other.qos > QoS::AtMostOnce);
+                let newer = others.map(|other| ways(other) * may_come(other)).sum::<usize>() - 1;
                 if newer < self.cap {
                     let filters: Vec<_> = live.iter().map(|one| (one.filter.as_str(), one.qos)).collect();
                     missing = Some(format!(
