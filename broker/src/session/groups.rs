@@ -1,21 +1,25 @@
 //! Shared subscriptions, as far as messages go: to the member that is chosen, and from one that leaves to another.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use mqtt_proto::{
     codec::QoS,
     message::{Delivery, Message, MessageId},
 };
+use tokio::{sync::oneshot::Receiver, time::sleep};
 
 use super::{
     log::{Holding, Queueing, recipient},
     mailbox::Mailbox,
 };
 use crate::{
-    log::Completion,
+    log::{Completion, Outcome},
     node::Node,
     router::{Recipient, fanout::Fanout, shared::Share},
 };
+
+/// Until what the log did not take is handed out again.
+const RETRY: Duration = Duration::from_secs(1);
 
 /// Who may get a message of a shared subscription, and what is known of it.
 #[derive(Clone, Copy)]
@@ -44,6 +48,24 @@ pub(crate) struct Left {
     pub(crate) name: Arc<str>,
     pub(crate) message: Arc<Message>,
     pub(crate) mid: MessageId,
+}
+
+/// How far it is with what is handed out.
+enum Handed {
+    Not(Vec<Left>),
+    /// Of these it is not known so far whether they are durable; the others have a member, or there is none.
+    Appended(Vec<(Left, Receiver<Outcome>)>),
+}
+
+/// Those that the log did not take.
+async fn not_durable(appended: Vec<(Left, Receiver<Outcome>)>) -> Vec<Left> {
+    let mut lost = Vec::new();
+    for (left, outcome) in appended {
+        if !matches!(outcome.await, Ok(Outcome::Durable(_))) {
+            lost.push(left);
+        }
+    }
+    lost
 }
 
 /// What became of a message, with the mailbox key of the member that has it.
@@ -119,30 +141,51 @@ impl Node {
         self.hand_out(left.collect(), without);
     }
 
-    /// Gives to members what nobody waits for, and nothing else has.
+    /// Gives to members what nobody waits for, and nothing else has: until one has it.
     pub(crate) fn hand_out(self: &Arc<Self>, left: Vec<Left>, without: u64) {
         if left.is_empty() {
             return;
         }
-        if !self.sessions.shared {
-            return self.hand_out_now(left, without);
-        }
         let node = self.clone();
+        let mut begun =
+            if self.sessions.shared { Handed::Not(left) } else { self.hand_out_now(left, without) };
+        if matches!(&begun, Handed::Appended(appended) if appended.is_empty()) {
+            return;
+        }
         self.outside.spawn(async move {
-            // As for a publish: whoever is a member by now was told so, perhaps by another node.
-            node.sessions.freshen().await;
-            node.hand_out_now(left, without);
+            loop {
+                let left = match begun {
+                    Handed::Not(left) => left,
+                    Handed::Appended(appended) => {
+                        let lost = not_durable(appended).await;
+                        if lost.is_empty() {
+                            return;
+                        }
+                        sleep(RETRY).await;
+                        lost
+                    }
+                };
+                // As for a publish: whoever is a member by now was told so, perhaps by another node.
+                node.sessions.freshen().await;
+                begun = node.hand_out_now(left, without);
+            }
         });
     }
 
-    fn hand_out_now(&self, left: Vec<Left>, without: u64) {
+    fn hand_out_now(&self, left: Vec<Left>, without: u64) -> Handed {
         let mut fanout = Fanout::default();
-        for Left { name, message, mid } in left {
-            let Some(share) = self.router.share(&name) else { continue };
-            let handing = Handing { by: message.topic(), mid, without, among: Among::All };
-            self.hand(&share, &message, handing, &mut fanout, || self.bridge.nobody());
+        let mut appended = Vec::new();
+        for left in left {
+            let Some(share) = self.router.share(&left.name) else { continue };
+            let by = left.message.topic();
+            let handing = Handing { by, mid: left.mid, without, among: Among::All };
+            let (done, outcome) = Completion::awaited();
+            if let Given::Appended(_) = self.hand(&share, &left.message, handing, &mut fanout, || done) {
+                appended.push((left, outcome));
+            }
         }
         fanout.wake();
+        Handed::Appended(appended)
     }
 
     /// A session whose device is there is no member any more: others get what waits for it. What was sent is its own.
