@@ -2,6 +2,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use mqtt_proto::codec::QoS;
+
 #[derive(Default)]
 pub(crate) struct Counter(AtomicU64);
 
@@ -20,15 +22,65 @@ impl Counter {
     }
 }
 
+/// Messages of one direction, by QoS.
+#[derive(Default)]
+pub(crate) struct Traffic {
+    messages: [Counter; 3],
+    /// Of payloads.
+    bytes: [Counter; 3],
+}
+
+/// Some messages, to be added at once.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Tally {
+    messages: [u64; 3],
+    bytes: [u64; 3],
+}
+
+impl Tally {
+    pub(crate) fn count(&mut self, qos: QoS, payload: usize) {
+        let index = usize::from(qos as u8);
+        if let (Some(messages), Some(bytes)) = (self.messages.get_mut(index), self.bytes.get_mut(index)) {
+            *messages += 1;
+            *bytes += payload as u64;
+        }
+    }
+
+    pub(crate) fn messages(&self) -> u64 {
+        self.messages.iter().sum()
+    }
+}
+
+impl Traffic {
+    pub(crate) fn add(&self, tally: &Tally) {
+        let all = self.messages.iter().chain(&self.bytes).zip(tally.messages.iter().chain(&tally.bytes));
+        all.filter(|(_, n)| **n > 0).for_each(|(counter, n)| counter.add(*n));
+    }
+
+    /// By QoS.
+    pub(crate) fn messages(&self) -> [u64; 3] {
+        self.messages.each_ref().map(Counter::get)
+    }
+
+    /// By QoS.
+    pub(crate) fn bytes(&self) -> [u64; 3] {
+        self.bytes.each_ref().map(Counter::get)
+    }
+}
+
 macro_rules! counters {
     ($($(#[$doc:meta])* $name:ident,)*) => {
         #[derive(Default)]
         pub(crate) struct Counters {
+            /// PUBLISH packets taken in.
+            pub(crate) received: Traffic,
+            /// PUBLISH packets sent.
+            pub(crate) sent: Traffic,
             $($(#[$doc])* pub(crate) $name: Counter,)*
         }
 
         impl Counters {
-            /// Names and values, in the order of their definition.
+            /// Names and values of what is a single figure, in the order of their definition.
             pub(crate) fn all(&self) -> impl Iterator<Item = (&'static str, u64)> {
                 [$((stringify!($name), self.$name.get()),)*].into_iter()
             }
@@ -37,10 +89,6 @@ macro_rules! counters {
 }
 
 counters! {
-    /// PUBLISH packets taken in.
-    messages_received,
-    /// PUBLISH packets sent.
-    messages_sent,
     /// Messages that went for want of room: QoS 0 to a slow device, or the oldest over a session's cap.
     queue_full_drops,
     /// Messages that went because their expiry interval had passed.

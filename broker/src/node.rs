@@ -124,6 +124,11 @@ impl Node {
         self.started_at + self.nanos() / 1_000_000
     }
 
+    /// When it began, in milliseconds since the Unix epoch.
+    pub(crate) fn started_at(&self) -> Millis {
+        self.started_at
+    }
+
     /// Milliseconds since the Unix epoch as the machine has it now: for what others read.
     pub(crate) fn wall(&self) -> Millis {
         self.outside.wall()

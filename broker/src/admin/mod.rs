@@ -7,6 +7,7 @@
 //! | `GET /v1/acl` | generation and hash of the ACL document in force, and its number of users |
 //! | `GET /v1/config` | hash of the config file in force; 404 where there is none |
 //! | `GET /v1/counters` | a JSON object of counters and gauges |
+//! | `GET /metrics` | the same and more for Prometheus, see [`metrics`] |
 //! | `GET /v1/topics/TOPIC/records?from=OFFSET&follow=BOOL` | JSON records, one a line |
 //! | `GET /v1/trace/CLIENT_ID?from=MS&to=MS&next=OFFSET` | a page of what happened to a device |
 //! | `POST /v1/topics/mq2mqtt/records` | appends one record, answers its partition and offset |
@@ -14,6 +15,7 @@
 //! Before the node serves, all but `/healthz` answer 503 and one line why.
 
 pub(crate) mod client;
+mod metrics;
 mod records;
 mod trace;
 pub(crate) mod trace_client;
@@ -51,6 +53,7 @@ pub(crate) async fn serve(stage: Arc<ArcSwap<Stage>>, listener: TcpListener) {
         .route("/v1/acl", get(acl))
         .route("/v1/config", get(config))
         .route("/v1/counters", get(counters))
+        .route("/metrics", get(metrics::metrics))
         .route("/v1/topics/{topic}/records", get(records::read).post(records::append))
         .route("/v1/trace/{client_id}", get(trace::read))
         .layer(axum::extract::DefaultBodyLimit::max(BODY_LIMIT))
@@ -102,6 +105,10 @@ async fn counters(Serving(node): Serving) -> Json<Value> {
     let mut all: Map<String, Value> =
         node.counters.all().map(|(name, value)| (name.to_owned(), Value::from(value))).collect();
     all.extend(node.log.figures().into_iter().map(|(name, value)| (name.to_owned(), Value::from(value))));
+    for (name, traffic) in [("received", &node.counters.received), ("sent", &node.counters.sent)] {
+        let messages: u64 = traffic.messages().iter().sum();
+        all.insert(format!("messages_{name}"), Value::from(messages));
+    }
     let away = *node.log.health().borrow() != Health::Working;
     all.insert("log_away".to_owned(), Value::from(u64::from(away)));
     all.insert("presence_drops".to_owned(), Value::from(node.bridge.presence_drops.get()));

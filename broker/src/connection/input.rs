@@ -12,7 +12,7 @@ use mqtt_proto::{
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::{Connection, Scratch, closing::Close, millis};
-use crate::limits::notice;
+use crate::{counters::Tally, limits::notice};
 
 /// Publishes after which recipients and the rate are looked at.
 const RUN: u64 = 128;
@@ -75,7 +75,7 @@ where
     ) -> Result<usize, Close> {
         let largest = self.settings.limits().packet_size;
         let mut used = 0;
-        let mut publishes = 0;
+        let mut publishes = Tally::default();
         loop {
             let rest = input.get(used..).unwrap_or_default();
             let Some((frame, length)) = codec::split_frame(rest, largest)? else { break };
@@ -84,13 +84,14 @@ where
             let mut packet = codec::decode(frame, self.session.version())?;
             self.session.name_topic(&mut packet, &mut named)?;
             let effect = self.session.receive(packet, self.now, &mut scratch.out)?;
-            publishes += u64::from(matches!(effect, Effect::Publish(..)));
+            if let Effect::Publish(publish, ..) = &effect {
+                publishes.count(publish.qos, publish.payload.len());
+            }
             self.follow(effect, scratch)?;
-            if publishes == RUN {
+            if publishes.messages() == RUN {
                 // So that neither a recipient nor the rate is overrun by what one read holds.
                 scratch.fanout.flush(self.settings.caps(), &self.node.counters);
-                self.pay(publishes);
-                publishes = 0;
+                self.pay(std::mem::take(&mut publishes));
             }
             if self.intake_full()
                 || self.session.publish_window_full()
@@ -110,13 +111,14 @@ where
     }
 
     /// Counts publishes against the instance's rate; over it, reading waits.
-    fn pay(&mut self, publishes: u64) {
-        if publishes == 0 {
+    fn pay(&mut self, publishes: Tally) {
+        let count = publishes.messages();
+        if count == 0 {
             return;
         }
-        self.node.counters.messages_received.add(publishes);
+        self.node.counters.received.add(&publishes);
         let rate = self.settings.limits().publish_rate;
-        if let Some(wait) = self.node.publish_rate.spend(publishes, rate, self.node.nanos()) {
+        if let Some(wait) = self.node.publish_rate.spend(count, rate, self.node.nanos()) {
             self.pauses.rate_until = Some(self.now + millis(wait).max(1));
             self.node.counters.publish_rate_pauses.add(1);
             notice!(

@@ -14,7 +14,7 @@ use mqtt_proto::{
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::{BACKLOG_LIMIT, Connection, Scratch, closing::Close, publish::RECEIVED};
-use crate::{log::Outcome, outside::Mistake};
+use crate::{counters::Tally, log::Outcome, outside::Mistake};
 
 /// Deliveries taken from the mailbox at once.
 const TAKE: usize = 256;
@@ -44,7 +44,7 @@ where
                 return scratch.out.len() > before;
             }
         }
-        let mut sent = 0;
+        let mut sent = Tally::default();
         let mut more = true;
         while more && scratch.out.len() < BACKLOG_LIMIT {
             more = self.mailbox.take(self.session.window(), TAKE, &mut scratch.deliveries);
@@ -54,7 +54,7 @@ where
             let mut dropped = false;
             for delivery in scratch.deliveries.drain(..) {
                 match self.session.deliver(&delivery, self.now, &mut scratch.out) {
-                    Sent::Now => sent += 1,
+                    Sent::Now => sent.count(delivery.qos, delivery.message.payload().len()),
                     Sent::Dropped(reason) => {
                         dropped = true;
                         if let Some(holding) =
@@ -75,8 +75,8 @@ where
             // They took no place in the window that was counted for them.
             more |= dropped;
         }
-        if sent > 0 {
-            self.node.counters.messages_sent.add(sent);
+        if sent.messages() > 0 {
+            self.node.counters.sent.add(&sent);
             self.mailbox.offer_room(self.settings.caps());
         }
         more
