@@ -4,7 +4,7 @@
 //! A filter is announced in the log when the first session asks for it, and in force once that was read back: whoever
 //! publishes behind a barrier then knows it. When none has it any more it is withdrawn, at leisure.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use foldhash::fast::RandomState;
 use mqtt_proto::{
@@ -86,7 +86,19 @@ impl SessionLog {
         let (partition, key) = self.announcement(filter);
         let value = Value::Announced(Announced { sequence, on: true });
         let sink = Arc::new(Failure { node: node.clone(), filter: filter.into(), sequence });
-        self.append(partition, &key, Some(value), node.wall(), Completion { sink, token: 0 });
+        let of = node.clone();
+        let write = move || {
+            let done = Completion { sink, token: 0 };
+            of.sessions.append(partition, &key, Some(value), of.wall(), done);
+        };
+        if is_hasty {
+            self.outside.spawn(async move {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                write();
+            });
+        } else {
+            write();
+        }
         is_hasty
     }
 
