@@ -16,17 +16,11 @@ use super::{ACK_TIMEOUT, Connection, handshake::Admitted, trace};
 use crate::{
     limits::notice,
     node::{Delivered, Node},
-    session::{
-        Held,
-        log::{Holding, pass_on_all},
-    },
+    session::{Held, log::Holding},
 };
 
 /// How long a will may hold up who takes the session over.
 const WILL_TIMEOUT: Duration = Duration::from_secs(2);
-
-/// How long a session may take to give to others what waits for it.
-const PASS_ON_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How long a client may take to hear why it is closed.
 const LAST_WORD_TIMEOUT: Duration = Duration::from_secs(2);
@@ -110,13 +104,6 @@ where
     let Connection { mut held, holding, marker, mut stream, session, .. } = connection;
     if let Some(holding) = holding.as_ref().or(marker.as_ref()) {
         let left = Left { expiry, has_will: will.is_some() };
-        if expiry == 0 && marker.is_none() && !holding.is_lost() {
-            held.slot.mailbox.detach();
-            let passed = pass_on_all(&node, &holding.client, holding.sid, PASS_ON_TIMEOUT).await;
-            if let Err(late) = passed {
-                notice!(node, pass_on, client_id = &*holding.client, "{late}");
-            }
-        }
         leave_logged(&node, &held, holding, Some(left));
         // Who took the client over saw to the will before.
         if will.is_some() && !holding.is_lost() {

@@ -27,7 +27,7 @@ use crate::{
     node::Node,
     session::{
         ClaimError, Held,
-        log::{ClaimFailed, Holding, NotPassedOn},
+        log::{ClaimFailed, Holding},
     },
     settings::Settings,
 };
@@ -101,12 +101,6 @@ pub(super) enum Refused {
     LogAway,
     #[error("{0}")]
     Claim(#[from] ClaimError),
-}
-
-impl From<NotPassedOn> for Refused {
-    fn from(_: NotPassedOn) -> Refused {
-        Refused::LogAway
-    }
 }
 
 impl From<ClaimFailed> for Refused {

@@ -21,7 +21,7 @@ use crate::{
     node::Node,
     session::{
         Held,
-        log::{Holding, Online, Resumed, delivery, gather, may_resume, pass_on_all, publish_will},
+        log::{Holding, Online, Resumed, delivery, gather, may_resume, publish_will},
         note::Note,
     },
 };
@@ -57,9 +57,6 @@ pub(super) async fn take_session(
         let had_session = lives.is_some();
         if let Some((nonce, former)) = &former {
             settle_will(node, client_id, former, *nonce, resumes).await?;
-        }
-        if let Some((_, former)) = lives.filter(|_| !resumes) {
-            pass_on_all(node, client_id, former.sid, LOG_PATIENCE).await?;
         }
         if expiry == 0 && !resumes && !node.sessions.shared {
             if had_session {

@@ -17,12 +17,7 @@ use mqtt_proto::{
     topic::FilterRequest,
 };
 
-use super::{
-    SessionLog, State, Waiting,
-    claim::Former,
-    pass_on::{in_vain, left_behind, told_by},
-    replay, write,
-};
+use super::{SessionLog, State, Waiting, claim::Former, replay, write};
 use crate::{
     limits::Trouble,
     log::{LogError, Outcome, ReadLimit, StoredRecord},
@@ -39,8 +34,6 @@ const REVIEWED: usize = 500;
 
 /// Reads one partition on until the task is aborted.
 pub(crate) async fn follow(node: Arc<Node>, partition: u32) {
-    // What the process run before had not given to another member when it died.
-    node.sessions.with(partition, |state| node.sessions.pass_on_vain(&node, state, partition));
     let mut trouble = Trouble::default();
     loop {
         if let Err(error) = read_on(&node, partition).await {
@@ -123,19 +116,11 @@ impl SessionLog {
             };
             let mut changes = Vec::new();
             replay::apply(&mut state.view, &self.topic, partition, stored, &mut changes)?;
-            let mut vain = left_behind(&state.view, told_by(&key), &changes);
             let mut record = Taken { key: &key, value: &value, message: None };
             for change in changes {
                 self.act(node, partition, state, &mut record, change, &mut wake);
             }
             self.tell_waiting(node, state, &key, &value, former, stored.offset);
-            vain.extend(in_vain(&state.view, &key, &value));
-            let mine = vain.into_iter().filter(|(boot, ..)| *boot == self.boot);
-            let mine: Vec<_> = mine.map(|(_, sid, mid)| (sid, mid)).collect();
-            if !mine.is_empty() {
-                state.vain.extend(mine);
-                self.pass_on_vain(node, state, partition);
-            }
             Ok::<_, LogError>(())
         })
         .unwrap_or(Ok(()))?;

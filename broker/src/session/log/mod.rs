@@ -56,7 +56,7 @@ pub(crate) use self::{
     barrier::{BarrierPart, BarrierWaits, barriers, write_barrier},
     claim::{ClaimFailed, Online, Resumed, may_resume},
     follow::{delivery, follow},
-    pass_on::{NotPassedOn, gather, pass_on_all},
+    pass_on::gather,
     replay::{Begins, Reads, parse, read_to_tick},
     sweep::{publish_will, sweep},
     write::{Queueing, Surely, content, message_of, recipient, record},
@@ -127,8 +127,6 @@ struct State {
     dropping: HashSet<(MessageId, MessageId), RandomState>,
     /// Messages of shared subscriptions that are being given to another member: session and message.
     passing: HashSet<(MessageId, MessageId), RandomState>,
-    /// Of those, what members were chosen for whose sessions had ended, or could not give away before: others are to get it.
-    vain: Vec<(MessageId, MessageId)>,
     barriers: BarrierWaits,
 }
 

@@ -1,15 +1,13 @@
 //! Gives what waits in the log for one member of a shared subscription to another: while its device is away, to one that is
-//! there; before it ends, to anybody. It is durable there before it goes here: so it may come twice, and is never lost. QoS 2
+//! there; once it is over, to anybody. It is durable there before it goes here: so it may come twice, and is never lost. QoS 2
 //! stays where it is (MQTT 5 section 4.8.2).
 
-use std::{collections::HashSet, sync::Arc, task::Waker, time::Duration};
+use std::{sync::Arc, task::Waker, time::Duration};
 
-use foldhash::fast::RandomState;
 use mqtt_proto::{
-    codec::QoS,
     durable::{
-        record::{Boot, Key, Offset, Value, Why},
-        view::{Change, Entry, View},
+        record::{Offset, Why},
+        view::Entry,
     },
     message::{Delivery, Message, MessageId},
 };
@@ -20,23 +18,15 @@ use crate::{
     limits::notice,
     log::{Completion, Outcome},
     node::Node,
-    outside::Mistake,
     router::{Logged, Recipient, fanout::Fanout, shared::Share},
     session::groups::{Among, Given, Handing},
 };
 
 /// Until what is passed on is read, and durable with another member, where nobody waits for that.
-const PATIENCE: Duration = Duration::from_secs(10);
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Until what could not be read is tried again.
 const RETRY: Duration = Duration::from_secs(1);
-
-/// The log did not give or take in time what another member should have. It stays where it was.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "messages of a shared subscription could not be given to another member in time: they wait where they were"
-)]
-pub(crate) struct NotPassedOn;
 
 /// A member of this shared subscription has come: it gets what waits for those that are away.
 pub(crate) fn gather(node: &Arc<Node>, name: &str) {
@@ -47,27 +37,6 @@ pub(crate) fn gather(node: &Arc<Node>, name: &str) {
         let of_it = |entry: &Entry| entry.group.as_deref() == Some(name);
         log.with(from.partition, |state| log.pass_on(node, state, from, of_it));
     }
-}
-
-/// A session is about to end: others get what waits for it, whether they are there or not. What they can't get within
-/// `patience` the sweep gives them once the session is over.
-pub(crate) async fn pass_on_all(
-    node: &Arc<Node>,
-    client: &str,
-    sid: MessageId,
-    patience: Duration,
-) -> Result<(), NotPassedOn> {
-    let log = &node.sessions;
-    let from = log.logged(client, sid);
-    let take = |state: &mut State| take(state, sid, |_| true);
-    if node.outside.makes(Mistake::EndWithoutPassing) {
-        return Ok(());
-    }
-    let passing = log.with(from.partition, take).filter(|passing| !passing.entries.is_empty());
-    let Some(passing) = passing else { return Ok(()) };
-    let passed = pass(node, from, passing, Among::All, patience).await;
-    log.with(from.partition, |state| state.passing.retain(|(of, _)| *of != sid));
-    passed
 }
 
 /// What another member shall have.
@@ -120,85 +89,27 @@ impl SessionLog {
         }
     }
 
-    /// Gives to others what members were chosen for whose sessions had ended.
-    pub(super) fn pass_on_vain(&self, node: &Arc<Node>, state: &mut State, partition: u32) {
-        for (sid, mid) in std::mem::take(&mut state.vain) {
-            if !state.waits(sid, mid) {
-                continue;
+    /// Gives to others what members were chosen for whose sessions are over, in one partition.
+    pub(super) fn pass_on_left(&self, node: &Arc<Node>, partition: u32) {
+        self.with(partition, |state| {
+            let mut over: Vec<MessageId> = state.view.with_left().collect();
+            // In the same order in every run.
+            over.sort_unstable();
+            for sid in over {
+                let passing = take(state, sid, |_| true);
+                spawn(node, Logged { sid, partition }, passing, Among::All);
             }
-            if state.view.session(sid).is_some() || state.passing.contains(&(sid, mid)) {
-                // Its end is on its way, or did not come; or somebody is about to have it, and may not.
-                state.vain.push((sid, mid));
-                continue;
-            }
-            let passing = take(state, sid, |entry| entry.mid == mid);
-            spawn(node, Logged { sid, partition }, passing, Among::All);
-        }
+        });
+    }
+
+    fn is_over(&self, of: Logged) -> bool {
+        self.with(of.partition, |state| state.view.session(of.sid).is_none()) == Some(true)
     }
 
     /// Whether a message is known, by this name.
     pub(crate) fn knows(&self, mid: MessageId) -> bool {
         self.partitions.iter().any(|partition| partition.state.lock().view.message(mid).is_some())
     }
-}
-
-impl State {
-    pub(super) fn waits(&self, sid: MessageId, mid: MessageId) -> bool {
-        let session = self.view.remains(sid);
-        session.is_some_and(|session| session.queue().values().any(|entry| entry.mid == mid))
-    }
-
-    /// Takes out of what is dead what another member is still to get.
-    pub(super) fn spare(&self, dead: &mut Vec<Key>) {
-        let passing = self.passing.iter().chain(&self.vain).filter(|(sid, mid)| self.waits(*sid, *mid));
-        let spared: HashSet<MessageId, RandomState> = passing.map(|(_, mid)| *mid).collect();
-        if !spared.is_empty() {
-            dead.retain(|key| !matches!(key, Key::Message { mid, .. } if spared.contains(mid)));
-        }
-    }
-}
-
-/// A message whose member had ended before it stood in the log, by who wrote it, session and message: it was chosen in vain.
-pub(super) fn in_vain(
-    view: &View,
-    key: &Key,
-    value: &Option<Value<'_>>,
-) -> Option<(Boot, MessageId, MessageId)> {
-    let (Key::Message { mid, boot, .. }, Some(Value::Message(queued))) = (key, value) else { return None };
-    let member = queued.recipients.first().filter(|_| queued.group.is_some())?;
-    let may_move = member.qos == QoS::AtLeastOnce && view.session(member.sid).is_none();
-    may_move.then_some((*boot, member.sid, *mid))
-}
-
-/// What waits at the end of a session for one that was a member, as above, by who wrote the end: what came for it since it gave
-/// away what it had, and what it could not give away.
-pub(super) fn left_behind(
-    view: &View,
-    by: Option<Boot>,
-    changes: &[Change],
-) -> Vec<(Boot, MessageId, MessageId)> {
-    let Some(boot) = by else { return Vec::new() };
-    let ended = changes.iter().filter_map(|change| match change {
-        Change::Claimed { ended, .. } | Change::Rewritten { ended, .. } => *ended,
-        _ => None,
-    });
-    let left = ended.flat_map(|sid| {
-        let queue = view.remains(sid).into_iter().flat_map(|session| session.queue().values());
-        queue.filter(|entry| may_move(entry)).map(move |entry| (boot, sid, entry.mid))
-    });
-    left.collect()
-}
-
-/// Who wrote what became of a client.
-pub(super) fn told_by(key: &Key) -> Option<Boot> {
-    match key {
-        Key::Session { nonce, .. } => Some(nonce.boot),
-        _ => None,
-    }
-}
-
-fn may_move(entry: &Entry) -> bool {
-    entry.group.is_some() && entry.qos == QoS::AtLeastOnce
 }
 
 /// The shared subscription for which a message waits, if it has members here.
@@ -213,7 +124,7 @@ fn take(state: &mut State, sid: MessageId, wanted: impl Fn(&Entry) -> bool) -> P
     let queue = view.remains(sid).into_iter().flat_map(|session| session.queue());
     let is_free =
         |entry: &Entry| !dropping.contains(&(sid, entry.mid)) && !passing.contains(&(sid, entry.mid));
-    let entries = queue.filter(|(_, entry)| may_move(entry) && is_free(entry) && wanted(entry));
+    let entries = queue.filter(|(_, entry)| entry.moves() && is_free(entry) && wanted(entry));
     let entries: Vec<_> = entries.map(|(order, entry)| (*order, entry.clone())).collect();
     passing.extend(entries.iter().map(|(_, entry)| (sid, entry.mid)));
     Passing { entries, without }
@@ -223,22 +134,21 @@ fn spawn(node: &Arc<Node>, from: Logged, passing: Passing, among: Among) {
     if !passing.entries.is_empty() {
         let of = node.clone();
         node.outside.spawn(async move {
-            if let Err(late) = pass(&of, from, passing, among, PATIENCE).await {
-                notice!(of, pass_on, "{late}");
+            if !pass(&of, from, passing, among).await {
+                notice!(
+                    of,
+                    pass_on,
+                    "messages of a shared subscription could not be given to another member in time: they wait where they were"
+                );
             }
         });
     }
 }
 
-async fn pass(
-    node: &Arc<Node>,
-    from: Logged,
-    passing: Passing,
-    among: Among,
-    patience: Duration,
-) -> Result<(), NotPassedOn> {
+/// False: the log did not give or take in time what another member should have. It stays where it was.
+async fn pass(node: &Arc<Node>, from: Logged, passing: Passing, among: Among) -> bool {
     let log = &node.sessions;
-    let until = Instant::now() + patience;
+    let until = Instant::now() + PATIENCE;
     let Passing { entries, without } = passing;
     let read = async {
         node.log.wait_for_room().await;
@@ -247,9 +157,8 @@ async fn pass(
         log.bodies(from.partition, from.sid, &entries).await
     };
     let Ok(Ok(mut bodies)) = timeout_at(until, read).await else {
-        entries.iter().for_each(|(_, entry)| again(node, from, entry, among));
         keep_unread(node, from, entries);
-        return Err(NotPassedOn);
+        return false;
     };
     let mut fanout = Fanout::default();
     let mut given = Vec::new();
@@ -262,34 +171,28 @@ async fn pass(
         given.push((entry, message, to, outcome));
     }
     fanout.wake();
-    let mut all = Ok(());
+    let mut all = true;
     for (entry, message, to, outcome) in given {
         let is_there = match to {
-            Given::Nobody => false,
-            Given::Queued(_) => true,
+            Given::Nobody => None,
+            Given::Queued(_) => Some(true),
             Given::Appended(_) => {
-                let durable = matches!(timeout_at(until, outcome).await, Ok(Ok(Outcome::Durable(_))));
-                if !durable {
-                    all = Err(NotPassedOn);
-                    again(node, from, &entry, among);
-                }
-                durable
+                Some(matches!(timeout_at(until, outcome).await, Ok(Ok(Outcome::Durable(_)))))
             }
         };
-        if is_there {
-            log.done(from, entry.mid, Why::Moved, node.wall());
-        } else {
-            keep(node, from, &entry, message);
+        match is_there {
+            Some(true) => log.done(from, entry.mid, Why::Moved, node.wall()),
+            // There is no member any more.
+            None if among == Among::All && log.is_over(from) => {
+                log.done(from, entry.mid, Why::Dropped, node.wall())
+            }
+            _ => {
+                all &= is_there.is_none();
+                keep(node, from, &entry, message);
+            }
         }
     }
     all
-}
-
-/// What could not be given away by a session that is about to end must be, once it has.
-fn again(node: &Node, from: Logged, entry: &Entry, among: Among) {
-    if among == Among::All {
-        node.sessions.with(from.partition, |state| state.vain.push((from.sid, entry.mid)));
-    }
 }
 
 /// It stays where it was; its device, should it have come meanwhile, has not been sent it.

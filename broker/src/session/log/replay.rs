@@ -12,13 +12,10 @@ use futures_util::{
     FutureExt,
     future::{Fuse, try_join_all},
 };
-use mqtt_proto::{
-    durable::{
-        record::{self, Boot, Key, Value},
-        runs::Runs,
-        view::{Change, View},
-    },
-    message::MessageId,
+use mqtt_proto::durable::{
+    record::{self, Boot, Key, Value},
+    runs::Runs,
+    view::{Change, View},
 };
 use parking_lot::Mutex;
 use tokio::time::Instant;
@@ -28,7 +25,6 @@ use super::{
     announce::Announcements,
     barrier::Barriers,
     lives::End,
-    pass_on::{in_vain, left_behind, told_by},
     write::{self, Surely},
 };
 use crate::{
@@ -61,13 +57,7 @@ impl SessionLog {
                 let mut reading = Reading::default();
                 let begins = Begins { boot, node: name, shared, outside };
                 let next = read_to_tick(&*log, &topic, partition, begins, &mut reading).await?;
-                let Reading { view, vain, .. } = reading;
-                // Those of other nodes are theirs, while they have runs.
-                let is_mine =
-                    |boot: &Boot| view.runs().number(*boot).is_none() || view.runs().is_of(*boot, name);
-                let vain = vain.into_iter().filter(|(of, ..)| is_mine(of)).map(|(_, sid, mid)| (sid, mid));
-                let vain = vain.collect();
-                let state = Mutex::new(State { view, vain, ..State::default() });
+                let state = Mutex::new(State { view: reading.view, ..State::default() });
                 Ok::<_, LogError>(Partition { state, next: next.into() })
             }
         }))
@@ -153,19 +143,12 @@ struct Reading {
     view: View,
     /// Nobody acts on them so far.
     changes: Vec<Change>,
-    /// What members were chosen for in vain, with who wrote it.
-    vain: Vec<(Boot, MessageId, MessageId)>,
 }
 
 impl Reads for Reading {
     fn take(&mut self, topic: &Topic, partition: u32, stored: &StoredRecord) -> Result<(), LogError> {
         self.changes.clear();
-        let (key, value) = parse(topic, partition, stored)?;
-        self.vain.extend(in_vain(&self.view, &key, &value));
-        let by = told_by(&key);
-        put(&mut self.view, stored, key, value, &mut self.changes);
-        self.vain.extend(left_behind(&self.view, by, &self.changes));
-        Ok(())
+        apply(&mut self.view, topic, partition, stored, &mut self.changes)
     }
 
     fn runs(&self) -> &Runs {

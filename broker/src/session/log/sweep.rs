@@ -13,11 +13,12 @@ use mqtt_proto::{
 };
 use tokio::time::Instant;
 
-use super::{Holding, SessionLog, pass_on_all};
+use super::{Holding, SessionLog};
 use crate::{
     limits::notice,
     log::Health,
     node::{Delivered, Node},
+    outside::Mistake,
     router::Logged,
     session::Held,
 };
@@ -27,7 +28,7 @@ const EVERY: Duration = Duration::from_secs(1);
 const LEFT_TO_OTHERS: Duration = Duration::from_secs(5);
 /// Clients that are settled side by side.
 const AT_ONCE: usize = 500;
-/// Until a claim must be read back, a will durable, and what is left with others; what is not is tried again.
+/// Until a claim must be read back, and a will durable; what is not is tried again.
 const PATIENCE: Duration = Duration::from_secs(5);
 const EXPIRE_EVERY: Duration = Duration::from_secs(10);
 const BURY_EVERY: Duration = Duration::from_secs(60);
@@ -47,11 +48,12 @@ pub(crate) async fn sweep(node: Arc<Node>) {
         node.sessions.retry(node.wall());
         node.retained.retry(node.wall());
         node.sessions.withdraw(&node);
+        let duties: Vec<u32> = (0..node.sessions.topic.partitions())
+            .filter(|partition| node.sessions.has_duty(&format!("what is over in {partition}")))
+            .collect();
         // Once more would be once more in the log, as soon as that takes anything again.
-        if *node.log.health().borrow() == Health::Working {
-            for (partition, of) in (0..).zip(&node.sessions.partitions) {
-                node.sessions.pass_on_vain(&node, &mut of.state.lock(), partition);
-            }
+        if *node.log.health().borrow() == Health::Working && !node.outside.makes(Mistake::EndWithoutPassing) {
+            duties.iter().for_each(|partition| node.sessions.pass_on_left(&node, *partition));
         }
         let mut due = Vec::new();
         let mut still_left = HashMap::new();
@@ -74,10 +76,8 @@ pub(crate) async fn sweep(node: Arc<Node>) {
         }
         if buried.elapsed() >= BURY_EVERY {
             // One node is enough for that: what it deletes is dead to the others, too, once they read it.
-            for partition in 0..node.sessions.topic.partitions() {
-                if node.sessions.has_duty(&format!("what is dead in {partition}")) {
-                    bury(&node, partition).await;
-                }
+            for partition in duties {
+                bury(&node, partition).await;
             }
             if node.sessions.has_duty("retained messages that are over") {
                 node.retained.bury(&node);
@@ -114,9 +114,6 @@ async fn settle_held(node: &Arc<Node>, held: &Held) -> bool {
         return false;
     }
     let ends = session.phase == Phase::Offline && session.expires_at <= now;
-    if ends && pass_on_all(node, client, session.sid, PATIENCE).await.is_err() {
-        return false;
-    }
     if let Some(will) = session.will.as_deref()
         && !publish_will(node, client, &session, will, nonce).await
     {
@@ -268,9 +265,7 @@ async fn bury(node: &Node, partition: u32) {
         let names = |mid| others.iter().any(|of| of.state.lock().view.names(mid));
         let dead = log.with(partition, |state| {
             let view = &state.view;
-            let mut dead = view.dead(node.wall(), BURIED, |mid| view.names(mid) || names(mid));
-            state.spare(&mut dead);
-            dead
+            view.dead(node.wall(), BURIED, |mid| view.names(mid) || names(mid))
         });
         let dead = dead.unwrap_or_default();
         // What is dead stays so: however long it takes until it is written.

@@ -3,7 +3,7 @@
 //! Each call names some keys. The caller deletes them, waits until it has read that back, and asks again: for some may go
 //! only once others are gone.
 
-use super::{Mutation, View, progress::Told};
+use super::{Mutation, View, progress::Told, queue::Copy};
 use crate::{
     durable::record::{Key, Phase, Progress},
     message::{MessageId, Millis},
@@ -88,18 +88,19 @@ impl View {
         }
     }
 
-    /// A message once it waits for nobody.
+    /// A message once it waits for nobody, and nobody is to have it in the place of who was chosen for it.
     fn dead_messages(&self, most: usize, dead: &mut Vec<Key>) {
         for (&mid, message) in &self.messages {
             if dead.len() >= most {
                 return;
             }
-            let waits = |sid: &MessageId| {
-                self.session(*sid).is_some()
-                    && !matches!(self.progress.of(mid, *sid), Some(Progress::Done(_)))
+            let is_done = |sid| matches!(self.progress.of(mid, sid), Some(Progress::Done(_)));
+            let waits = |copy: &Copy| {
+                let counts = |sid: &MessageId| copy.moves || self.session(*sid).is_some();
+                copy.recipients.iter().any(|sid| counts(sid) && !is_done(*sid))
             };
             // All copies, or none: what is left of them must not wait for anybody again.
-            if !message.copies.iter().any(|copy| copy.recipients.iter().any(waits)) {
+            if !message.copies.iter().any(waits) {
                 let copies = message.copies.iter();
                 dead.extend(copies.map(|c| Key::Message { mid, boot: c.boot, chunk: c.chunk }));
             }

@@ -163,7 +163,7 @@ pub enum Change {
     Queued { sid: MessageId, order: Offset },
     /// The session's device has taken a QoS 2 message.
     Received { sid: MessageId, mid: MessageId },
-    /// A message no longer waits.
+    /// A message no longer waits for this session, which may be over.
     Finished { sid: MessageId, mid: MessageId, why: Why },
     /// The copy by whose deletion it was to be finished was not the only one any more: it waits still.
     Remains { sid: MessageId, mid: MessageId },

@@ -76,6 +76,8 @@ pub(super) struct Copy {
     pub(super) offset: Offset,
     pub(super) size: u32,
     pub(super) once: bool,
+    /// Should its session end, another member of a shared subscription is to have it.
+    pub(super) moves: bool,
     pub(super) recipients: Box<[MessageId]>,
 }
 
@@ -93,8 +95,16 @@ impl Copy {
             offset,
             size: u32::try_from(size).unwrap_or(u32::MAX),
             once: message.once,
+            moves: message.group.is_some() && message.recipients.iter().any(|to| to.qos == QoS::AtLeastOnce),
             recipients: message.recipients.iter().map(|recipient| recipient.sid).collect(),
         }
+    }
+}
+
+impl Entry {
+    /// Whether another member of a shared subscription may have it (MQTT 5 section 4.8.2).
+    pub fn moves(&self) -> bool {
+        self.group.is_some() && self.qos == QoS::AtLeastOnce
     }
 }
 
@@ -121,6 +131,14 @@ impl View {
             .iter()
             .filter(move |(_, session)| session.client.is_some() && session.may_have_expired(now));
         some.map(|(sid, _)| *sid)
+    }
+
+    /// Sessions that are over, and for which something waits that another member of a shared subscription is to have.
+    pub fn with_left(&self) -> impl Iterator<Item = MessageId> {
+        let has_left = |session: &SessionState| session.queue().values().any(Entry::moves);
+        let over =
+            self.sessions.iter().filter(move |(_, session)| session.client.is_none() && has_left(session));
+        over.map(|(sid, _)| *sid)
     }
 
     /// What waits for a session and has expired, by the places in its queue. Until more expires the session is none of
@@ -214,7 +232,7 @@ impl View {
                     }
                 }
                 None => {
-                    if session.finish(mid) && session.client.is_some() {
+                    if session.finish(mid) {
                         changes.push(Change::Finished { sid, mid, why: Why::Acknowledged });
                     }
                     finished.push(sid);
@@ -249,7 +267,7 @@ impl View {
                 }
             }
             Some(Progress::Done(why)) => {
-                if session.finish(mid) && lives {
+                if session.finish(mid) {
                     changes.push(Change::Finished { sid, mid, why });
                 }
                 self.tidy(sid);
