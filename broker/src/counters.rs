@@ -129,6 +129,8 @@ counters! {
     subscriptions_over_limit,
     /// Times a socket was read more slowly for the publish rate.
     publish_rate_pauses,
+    /// Times that deliveries waited for the delivery rate.
+    delivery_rate_pauses,
     /// Connections closed for what they sent.
     protocol_violations,
     /// Sessions ended because their device stayed away.

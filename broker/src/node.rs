@@ -26,7 +26,7 @@ use crate::{
         groups::{Among, Given, Handing},
         log::SessionLog,
         mailbox::Mailbox,
-        relay::{Relay, elsewhere},
+        relay::{Relay, Used, elsewhere},
         retained::RetainedLog,
     },
     settings::Settings,
@@ -63,6 +63,7 @@ pub(crate) struct Node {
     pub(crate) connections: Connections,
     pub(crate) sockets: Sockets,
     pub(crate) publish_rate: Rate,
+    pub(crate) delivery_rate: Rate,
     pub(crate) admission: Admission,
     /// Of the config file that `settings` were made of; none: they were made of something else.
     pub(crate) config_hash: ArcSwapOption<String>,
@@ -106,6 +107,7 @@ impl Node {
             connections: Connections::default(),
             sockets: Sockets::default(),
             publish_rate: Rate::default(),
+            delivery_rate: Rate::default(),
             admission: Admission::default(),
             config_hash: ArcSwapOption::default(),
             settings: ArcSwap::from_pointee(settings),
@@ -172,6 +174,17 @@ impl Node {
 
     pub(crate) fn is_stopping(&self) -> bool {
         self.stopping.load(Ordering::Acquire)
+    }
+
+    /// What other nodes use of the instance's limits.
+    pub(crate) fn used_elsewhere(&self) -> Used {
+        self.relay.as_ref().map_or_else(Used::default, Relay::used_elsewhere)
+    }
+
+    /// What this node may take of a rate that the instance's nodes share evenly; 0 stays 0, which is no limit.
+    pub(crate) fn share_of(&self, rate: u64) -> u64 {
+        let nodes = self.relay.as_ref().map_or(1, Relay::nodes);
+        if rate == 0 { 0 } else { (rate / nodes.max(1)).max(1) }
     }
 
     /// Puts new settings in force: at the return every connection has been asked to look at its rights, and sessions have lost

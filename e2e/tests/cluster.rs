@@ -10,7 +10,8 @@ use std::{
 
 use anyhow::{Context, Result, anyhow, ensure};
 use mqtt_e2e::{
-    Client, Cluster, Dialogue, Driver, Login, Manifests, PATIENCE, Packet, Store, Version, on_kafka,
+    Broker, Client, Cluster, Dialogue, Driver, Login, Manifests, PATIENCE, Packet, Store, Version, on_kafka,
+    wait_until,
 };
 use serde_json::json;
 
@@ -62,6 +63,39 @@ fn what_is_published_on_one_node_reaches_sessions_on_every_other() -> Result<()>
         let mut elsewhere = Client::connect(Driver::Paho, a, &login(Version::V5, "clean"))?;
         clean.closed()?;
         elsewhere.subscribe("to/one", 1)?;
+        Ok(())
+    })
+}
+
+#[test]
+fn the_limits_are_those_of_all_nodes_together() -> Result<()> {
+    on_kafka(|store: &Store| {
+        let limits = json!({"limits": {"connections": 3, "subscriptions": 3, "publishRate": 1000}});
+        let cluster = Cluster::start(store, &manifests().instance(limits), 2)?;
+        let [a, b] = &cluster.nodes[..] else { unreachable!() };
+        let figure = |broker: &Broker, name: &str| {
+            let text = broker.get("/metrics")?.1;
+            let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+            line.map(str::to_owned).with_context(|| format!("no {name}"))
+        };
+        for broker in [a, b] {
+            wait_until("half of the rate each", PATIENCE, || {
+                Ok((figure(broker, "mqtt_publish_rate_limit")? == "500.0").then_some(()))
+            })?;
+        }
+        // Of a session in the log, which all nodes know, and of one that its own node alone has.
+        let (mut kept, _) = Dialogue::connect(a.mqtt, &login(Version::V5, "kept").persistent())?;
+        ensure!(kept.subscribe("to/1", 1)? == 1);
+        let (mut clean, _) = Dialogue::connect(a.mqtt, &login(Version::V5, "clean"))?;
+        ensure!(clean.subscribe("to/2", 1)? == 1);
+        let (mut last, _) = Dialogue::connect(b.mqtt, &login(Version::V5, "last"))?;
+        // Each says every second what it uses.
+        wait_until("no room for a fourth connection", PATIENCE, || {
+            let answer = Dialogue::greet(b.mqtt, &login(Version::V5, "fourth"))?.read()?;
+            Ok(matches!(answer, Packet::ConnAck { code: 0x97 | 0x9f, .. }).then_some(()))
+        })?;
+        ensure!(last.subscribe("to/3", 1)? == 1, "there is room for one more subscription");
+        ensure!(last.subscribe("to/4", 1)? == 0x97, "and for no other");
         Ok(())
     })
 }

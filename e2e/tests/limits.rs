@@ -16,6 +16,7 @@ mqtt_e2e::on_every_store! {
     a_connection_over_the_limit_is_refused_until_there_is_room,
     a_subscription_over_the_limit_is_refused_until_there_is_room,
     publishes_over_the_rate_are_slowed_down_and_none_is_lost,
+    deliveries_over_the_rate_wait_and_none_is_lost,
     strict_characters_refuse_what_the_guide_does_not_name,
     what_is_larger_than_the_instances_packet_size_is_refused,
     a_keep_alive_longer_than_the_instances_is_shortened_where_the_client_can_be_told,
@@ -113,6 +114,36 @@ fn publishes_over_the_rate_are_slowed_down_and_none_is_lost(store: &Store) -> Re
         ensure!(took < least * 2.0 + 5.0, "{COUNT} messages at {RATE} a second took {took:.2} s");
     }
     broker.wait_for_log(&["WARN", "rate"])?;
+    Ok(())
+}
+
+fn deliveries_over_the_rate_wait_and_none_is_lost(store: &Store) -> Result<()> {
+    const RATE: usize = 500;
+    const COUNT: usize = 1500;
+    let broker = Broker::start_on(store, &limited(json!({"deliveryRate": RATE})))?;
+    let mut subscribers = ["one", "other"]
+        .map(|id| Client::connect(Driver::Paho, &broker, &login(Version::V5, id)))
+        .into_iter()
+        .collect::<Result<Vec<_>>>()?;
+    for subscriber in &mut subscribers {
+        ensure!(subscriber.subscribe("news", 1)? == [1]);
+    }
+    let mut publisher = Client::connect(Driver::Paho, &broker, &login(Version::V5, "publisher"))?;
+    let start = Instant::now();
+    for number in 0..COUNT {
+        publisher.publish_soon("news", number.to_string().as_bytes(), 1, false)?;
+    }
+    for subscriber in &mut subscribers {
+        for number in 0..COUNT {
+            let message = subscriber.message().with_context(|| format!("{number} of {COUNT}"))?;
+            ensure!(message.payload == number.to_string().as_bytes(), "at {number} came {message:?}");
+        }
+    }
+    let took = start.elapsed().as_secs_f64();
+    // The rate is that of both together; what may go at once is at most a second's worth.
+    let least = (2 * COUNT - RATE) as f64 / RATE as f64;
+    ensure!(took > least * 0.95, "{COUNT} messages to each of two at {RATE} a second took only {took:.2} s");
+    ensure!(took < least * 2.0 + 5.0, "{COUNT} messages to each of two at {RATE} a second took {took:.2} s");
     Ok(())
 }
 

@@ -50,7 +50,7 @@ const FAMILIES: &[Family] = &[
         one(real(node.settings().limits().connections))
     }),
     family("mqtt_connections_elsewhere", "Connections of the instance's other nodes.", |node| {
-        one(real(node.relay.as_ref().map_or(0, |relay| relay.connections())))
+        one(real(node.relay.as_ref().map_or(0, |relay| relay.used_elsewhere().connections)))
     }),
     family("mqtt_connections_refused_total", "Connections that were not let in, by reason.", |node| {
         let of = &node.counters;
@@ -91,7 +91,7 @@ const FAMILIES: &[Family] = &[
     family("mqtt_sessions_expired_total", "Sessions ended because their device stayed away.", |node| {
         one(real(node.counters.sessions_expired.get()))
     }),
-    family("mqtt_subscriptions", "Subscriptions that this node routes to.", |node| {
+    family("mqtt_subscriptions", "Subscriptions of sessions in the log, and of the node's others.", |node| {
         one(real(node.router.subscriptions() as u64))
     }),
     family("mqtt_subscriptions_limit", "How many the instance may have.", |node| {
@@ -131,12 +131,26 @@ const FAMILIES: &[Family] = &[
         one(real(node.counters.publishes_refused.get()))
     }),
     family("mqtt_publish_rate_limit", "Messages a second that the node takes in; 0: no limit.", |node| {
-        one(real(node.settings().limits().publish_rate))
+        one(real(node.share_of(node.settings().limits().publish_rate)))
     }),
-    family("mqtt_rate_pauses_total", "Times that the broker read more slowly, by the limit.", |node| {
-        let of = &node.counters;
-        by("limit", &[("publish_rate", &of.publish_rate_pauses), ("connect_rate", &of.connect_rate_pauses)])
+    family("mqtt_delivery_rate_limit", "Deliveries a second that the node makes; 0: no limit.", |node| {
+        one(real(node.share_of(node.settings().limits().delivery_rate.unwrap_or(0))))
     }),
+    family(
+        "mqtt_rate_pauses_total",
+        "Times that the broker read or sent more slowly, by the limit.",
+        |node| {
+            let of = &node.counters;
+            by(
+                "limit",
+                &[
+                    ("publish_rate", &of.publish_rate_pauses),
+                    ("delivery_rate", &of.delivery_rate_pauses),
+                    ("connect_rate", &of.connect_rate_pauses),
+                ],
+            )
+        },
+    ),
     family("mqtt_memory_resident_bytes", "Memory of the process.", |node| {
         one(real(node.admission.memory.figures().0))
     }),

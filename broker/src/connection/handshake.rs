@@ -331,8 +331,8 @@ async fn let_in(
     if newcomer.seat.is_none() {
         return Err(Refused::AddressLimit(address_limit));
     }
-    let elsewhere = node.relay.as_ref().map_or(0, |relay| relay.connections());
-    let entered = node.connections.enter(limits.connections.saturating_sub(elsewhere))
+    let elsewhere = node.used_elsewhere();
+    let entered = node.connections.enter(limits.connections.saturating_sub(elsewhere.connections))
         || (node.registry.is_online(client_id) && node.connections.enter(u64::MAX));
     if !entered {
         return Err(Refused::ConnectionLimit(limits.connections));

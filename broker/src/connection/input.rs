@@ -117,7 +117,7 @@ where
             return;
         }
         self.node.counters.received.add(&publishes);
-        let rate = self.settings.limits().publish_rate;
+        let rate = self.node.share_of(self.settings.limits().publish_rate);
         if let Some(wait) = self.node.publish_rate.spend(count, rate, self.node.nanos()) {
             self.pauses.rate_until = Some(self.now + millis(wait).max(1));
             self.node.counters.publish_rate_pauses.add(1);
@@ -125,7 +125,7 @@ where
                 self.node,
                 publish_rate,
                 rate,
-                "publishers are read more slowly: the instance's publish rate is used up"
+                "publishers are read more slowly: this node's share of the instance's publish rate is used up"
             );
         }
     }

@@ -120,7 +120,7 @@ pub(crate) struct Connection<S> {
     wall: Option<Millis>,
 }
 
-/// What reading waits for.
+/// What reading waits for, and sending.
 #[derive(Default)]
 struct Pauses {
     /// Recipients without room, and until when they are waited for.
@@ -128,6 +128,8 @@ struct Pauses {
     congested_until: Millis,
     /// The publish rate.
     rate_until: Option<Millis>,
+    /// The delivery rate, which sending waits for.
+    delivery_rate_until: Option<Millis>,
     log: Option<BoxFuture<'static, ()>>,
 }
 
@@ -322,7 +324,7 @@ where
         }
         self.settings = current.clone();
         self.topics.forget();
-        self.pauses.rate_until = None;
+        (self.pauses.rate_until, self.pauses.delivery_rate_until) = (None, None);
         // Nothing is allowed until it is known what is: neither here nor for its will.
         self.grants = Grants::default();
         let client_id = &self.held.slot.client_id;
@@ -411,7 +413,9 @@ where
                 return Err(Close::AckTimeout);
             }
             let congested = (!self.pauses.congested.is_empty()).then_some(self.pauses.congested_until);
-            let dates = [self.session.deadline(), self.ack_deadline, congested, self.pauses.rate_until];
+            let Pauses { rate_until, delivery_rate_until, .. } = self.pauses;
+            let dates =
+                [self.session.deadline(), self.ack_deadline, congested, rate_until, delivery_rate_until];
             let Some(next) = dates.into_iter().flatten().min() else {
                 self.timer = None;
                 return Ok(());
@@ -429,10 +433,12 @@ where
                 return Ok(());
             }
             self.now = self.node.now();
-            if self.pauses.rate_until.is_some_and(|until| until <= self.now)
+            let is_over = |until: Option<Millis>| until.is_some_and(|until| until <= self.now);
+            if is_over(rate_until)
+                || is_over(delivery_rate_until)
                 || congested.is_some_and(|at| at <= self.now)
             {
-                // Reading goes on in a new turn.
+                // Reading or sending goes on in a new turn.
                 context.waker().wake_by_ref();
                 return Ok(());
             }

@@ -13,7 +13,7 @@ use mqtt_proto::{
 };
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::{BACKLOG_LIMIT, Connection, Scratch, closing::Close, publish::RECEIVED};
+use super::{BACKLOG_LIMIT, Connection, Scratch, closing::Close, millis, publish::RECEIVED};
 use crate::{counters::Tally, log::Outcome, outside::Mistake};
 
 /// Deliveries taken from the mailbox at once.
@@ -29,8 +29,8 @@ where
             // The socket decides: once it has taken the backlog, this is asked again.
             return true;
         }
+        let before = scratch.out.len();
         if self.session.must_resend() {
-            let before = scratch.out.len();
             let unfinished = self.session.resend(self.now, &mut scratch.out);
             let dropped = self.session.take_dropped();
             self.node.counters.expired_drops.add(dropped.expired);
@@ -44,9 +44,14 @@ where
                 return scratch.out.len() > before;
             }
         }
+        self.pauses.delivery_rate_until = self.pauses.delivery_rate_until.filter(|until| self.now < *until);
+        if self.pauses.delivery_rate_until.is_some() {
+            return scratch.out.len() > before;
+        }
         let mut sent = Tally::default();
         let mut more = true;
-        while more && scratch.out.len() < BACKLOG_LIMIT {
+        while more && scratch.out.len() < BACKLOG_LIMIT && self.pauses.delivery_rate_until.is_none() {
+            let before = sent.messages();
             more = self.mailbox.take(self.session.window(), TAKE, &mut scratch.deliveries);
             if scratch.deliveries.is_empty() {
                 break;
@@ -72,6 +77,7 @@ where
                     Sent::WindowFull => self.node.counters.queue_full_drops.add(1),
                 }
             }
+            self.pay_for_deliveries(sent.messages() - before);
             // They took no place in the window that was counted for them.
             more |= dropped;
         }
@@ -80,6 +86,16 @@ where
             self.mailbox.offer_room(self.settings.caps());
         }
         more
+    }
+
+    /// Counts deliveries against the instance's rate; over it, sending waits.
+    fn pay_for_deliveries(&mut self, sent: u64) {
+        let Some(rate) = self.settings.limits().delivery_rate else { return };
+        let rate = self.node.share_of(rate);
+        if let Some(wait) = self.node.delivery_rate.spend(sent, rate, self.node.nanos()) {
+            self.pauses.delivery_rate_until = Some(self.now + millis(wait).max(1));
+            self.node.counters.delivery_rate_pauses.add(1);
+        }
     }
 
     /// Says in the log which messages the device needs no more.

@@ -192,7 +192,8 @@ where
             retain_as_published: asked.retain_as_published,
             subscription_id,
         };
-        let limit = self.settings.limits().subscriptions;
+        let elsewhere = self.node.used_elsewhere().subscriptions;
+        let limit = self.settings.limits().subscriptions.saturating_sub(elsewhere);
         let is_new = !self.held.core.subscriptions.contains_key(asked.filter);
         let mut waits = self.holding.is_some();
         if let Some(holding) = &self.holding {

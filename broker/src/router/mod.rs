@@ -120,7 +120,12 @@ impl Router {
         self.generation.load(Ordering::Acquire)
     }
 
-    /// Subscriptions in force.
+    /// Subscriptions of sessions of this node that are in no log; where other nodes route to this one.
+    pub(crate) fn clean_subscriptions(&self) -> u64 {
+        self.subscriptions.read().clean.values().map(|count| *count as u64).sum()
+    }
+
+    /// Subscriptions in force: those of sessions in the log, of whichever node, and of this node's others.
     pub(crate) fn subscriptions(&self) -> usize {
         self.count.load(Ordering::Relaxed)
     }
@@ -152,7 +157,7 @@ impl Router {
                 former => former.map(|former| former.recipient()),
             },
         };
-        if former.is_none() {
+        if former.is_none() && mailbox.peer().is_none() {
             if !self.has_room(limit) {
                 subscriptions.remove(asked, mailbox.key);
                 return Err(SubscriptionLimit);
@@ -177,7 +182,9 @@ impl Router {
             if self.counts_clean {
                 subscriptions.count_clean(asked, Some(&removed), None);
             }
-            self.count.fetch_sub(1, Ordering::Relaxed);
+            if removed.mailbox.peer().is_none() {
+                self.count.fetch_sub(1, Ordering::Relaxed);
+            }
             self.generation.fetch_add(1, Ordering::Release);
         }
     }

@@ -66,6 +66,8 @@ pub(crate) struct Relay {
     heard: Mutex<Heard>,
     recent: Mutex<Recent>,
     barriers: Mutex<BarrierWaits>,
+    /// That live, with this one.
+    nodes: AtomicU64,
 }
 
 /// What was read of each process run.
@@ -82,7 +84,15 @@ struct Heard {
 #[derive(Clone, Copy)]
 struct Sign {
     at: Instant,
-    connections: u64,
+    used: Used,
+}
+
+/// What a node uses of the instance's limits.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Used {
+    pub(crate) connections: u64,
+    /// Of sessions in no log: those in the log every node counts itself.
+    pub(crate) subscriptions: u64,
 }
 
 /// The last QoS 2 messages that sessions in no log got here.
@@ -90,6 +100,12 @@ struct Sign {
 struct Recent {
     known: HashSet<MessageId, RandomState>,
     order: VecDeque<MessageId>,
+}
+
+impl Heard {
+    fn live(&self) -> impl Iterator<Item = &Sign> {
+        self.alive.values().filter(|sign| sign.at.elapsed() < SILENCE)
+    }
 }
 
 impl Relay {
@@ -108,7 +124,7 @@ impl Relay {
         };
         let topic = log.ensure_topic(TOPIC, settings).await?;
         let began = Instant::now();
-        let first = sign(boot, place.node, began, 0, now);
+        let first = sign(boot, place.node, began, Used::default(), now);
         let Outcome::Durable(next) = append_and_wait(&*log, &topic, 0, first).await else {
             return Err(LogError::Store(format!("topic {TOPIC} takes no records")));
         };
@@ -130,6 +146,7 @@ impl Relay {
             heard: Mutex::new(heard),
             recent: Mutex::default(),
             barriers: Mutex::default(),
+            nodes: AtomicU64::new(1),
         })
     }
 
@@ -167,11 +184,18 @@ impl Relay {
         message.qos != QoS::ExactlyOnce || self.recent.lock().insert(message.id)
     }
 
-    /// Connections of the other nodes that live, as they said last.
-    pub(crate) fn connections(&self) -> u64 {
+    /// What the other nodes that live use, as they said last.
+    pub(crate) fn used_elsewhere(&self) -> Used {
         let heard = self.heard.lock();
-        let live = heard.alive.values().filter(|sign| sign.at.elapsed() < SILENCE);
-        live.map(|sign| sign.connections).sum()
+        heard.live().fold(Used::default(), |all, sign| Used {
+            connections: all.connections + sign.used.connections,
+            subscriptions: all.subscriptions + sign.used.subscriptions,
+        })
+    }
+
+    /// Nodes that live, with this one, as of the last second.
+    pub(crate) fn nodes(&self) -> u64 {
+        self.nodes.load(Ordering::Relaxed)
     }
 
     /// The process runs that say within some seconds that they live, for who does not follow otherwise.
@@ -220,8 +244,13 @@ impl Relay {
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
-            let sign = sign(relay.boot, &relay.name, relay.began, node.connections.count(), node.wall());
+            let used = Used {
+                connections: node.connections.count(),
+                subscriptions: node.router.clean_subscriptions(),
+            };
+            let sign = sign(relay.boot, &relay.name, relay.began, used, node.wall());
             relay.log.append(&relay.topic, 0, sign, node.bridge.nobody());
+            relay.nodes.store(relay.heard.lock().live().count() as u64 + 1, Ordering::Relaxed);
             for boot in relay.silent(&node.sessions.current_runs()) {
                 tracing::warn!(boot, "a node has said nothing for {} s: it is over", SILENCE.as_secs());
                 node.sessions.say_down(boot, node.wall());
@@ -241,7 +270,8 @@ impl Relay {
         }
         let mut silent = Vec::new();
         for boot in current.iter().copied().filter(|boot| *boot != self.boot) {
-            let last = alive.entry(boot).or_insert(Sign { at: now, connections: 0 }).at.max(*in_time_since);
+            let last =
+                alive.entry(boot).or_insert(Sign { at: now, used: Used::default() }).at.max(*in_time_since);
             if last.elapsed() > SILENCE && said.insert(boot) {
                 silent.push(boot);
             }
@@ -289,7 +319,8 @@ impl Relay {
         let mut heard = self.heard.lock();
         let now = Instant::now();
         if boot != self.boot {
-            heard.alive.insert(boot, Sign { at: now, connections: alive.connections });
+            let used = Used { connections: alive.connections, subscriptions: alive.subscriptions };
+            heard.alive.insert(boot, Sign { at: now, used });
             return;
         }
         let spoken = self.began + Duration::from_millis(alive.at);
@@ -365,7 +396,8 @@ fn relieve(node: &Node, fanout: &mut Fanout) {
     }
 }
 
-fn sign(boot: Boot, node: &str, began: Instant, connections: u64, now: Millis) -> Record {
+fn sign(boot: Boot, node: &str, began: Instant, used: Used, now: Millis) -> Record {
+    let Used { connections, subscriptions } = used;
     let at = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
-    record(&Key::Alive { boot }, Some(Value::Alive(Alive { node, at, connections })), now)
+    record(&Key::Alive { boot }, Some(Value::Alive(Alive { node, at, connections, subscriptions })), now)
 }

@@ -146,6 +146,8 @@ pub struct Alive<'a> {
     /// Counts up; in milliseconds since the process run began.
     pub at: Millis,
     pub connections: u64,
+    /// Of sessions in no log.
+    pub subscriptions: u64,
 }
 
 /// A message on its way to other nodes.

@@ -147,7 +147,12 @@ fn record<'a>(random: &mut Random, pool: &'a Pool) -> (Key, Value<'a>) {
         9 => (Key::Down { boot: number(random) }, Value::Down),
         10 => (
             Key::Alive { boot: number(random) },
-            Value::Alive(Alive { node: "n", at: number(random), connections: number(random) }),
+            Value::Alive(Alive {
+                node: "n",
+                at: number(random),
+                connections: number(random),
+                subscriptions: number(random),
+            }),
         ),
         11 => (
             Key::Passed { boot: number(random), sequence: number(random) },

@@ -38,9 +38,12 @@ impl<'a> Value<'a> {
             Key::Barrier { .. } => Value::Barrier(from.u64()?),
             Key::Announced { .. } => Value::Announced(Announced { sequence: from.u64()?, on: from.flag()? }),
             Key::Down { .. } => Value::Down,
-            Key::Alive { .. } => {
-                Value::Alive(Alive { node: from.text()?, at: from.u64()?, connections: from.u64()? })
-            }
+            Key::Alive { .. } => Value::Alive(Alive {
+                node: from.text()?,
+                at: from.u64()?,
+                connections: from.u64()?,
+                subscriptions: from.u64()?,
+            }),
             Key::Passed { .. } => Value::Passed(passed(from)?),
             Key::Retained { .. } => Value::Retained(content(from)?),
         };
@@ -93,10 +96,11 @@ impl<'a> Value<'a> {
                 out.u8((*on).into());
             }
             Value::Down => {}
-            Value::Alive(Alive { node, at, connections }) => {
+            Value::Alive(Alive { node, at, connections, subscriptions }) => {
                 out.text(node);
                 out.u64(*at);
                 out.u64(*connections);
+                out.u64(*subscriptions);
             }
             Value::Passed(Passed { mid, to, group, content }) => {
                 out.id(*mid);
