@@ -111,7 +111,7 @@ where
     if let Some(holding) = holding.as_ref().or(marker.as_ref()) {
         let left = Left { expiry, has_will: will.is_some() };
         if expiry == 0 && marker.is_none() && !holding.is_lost() {
-            held.slot.mailbox.detach();
+            node.sessions.detach(holding.partition, &held.slot.mailbox, node.wall());
             let passed = pass_on_all(&node, &holding.client, holding.sid, PASS_ON_TIMEOUT).await;
             if let Err(late) = passed {
                 notice!(node, pass_on, client_id = &*holding.client, "{late}");
@@ -175,7 +175,7 @@ pub(super) fn leave_unused(node: &Arc<Node>, admitted: Admitted) {
 /// The device is away: its session in the log waits for it as long as it asked, or ends. `left`: none if it was never
 /// served.
 pub(super) fn leave_logged(node: &Arc<Node>, held: &Held, holding: &Holding, left: Option<Left>) {
-    let unsent = held.slot.mailbox.detach();
+    let unsent = node.sessions.detach(holding.partition, &held.slot.mailbox, node.wall());
     if holding.is_lost() {
         return;
     }

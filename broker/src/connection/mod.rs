@@ -55,7 +55,7 @@ use crate::{
     router::fanout::Fanout,
     session::{
         Held,
-        log::Holding,
+        log::{DIRECT_PATIENCE, Holding},
         mailbox::{Mailbox, PATIENCE, Settled, Settling},
     },
     settings::Settings,
@@ -287,6 +287,7 @@ where
             }
             self.follow_settings()?;
             outcome?;
+            self.write_overdue(mail.first_direct);
             self.await_room(context);
             self.issue_waiting(scratch);
             let read = self.read(scratch, context)?;
@@ -410,8 +411,10 @@ where
             if self.ack_deadline.is_some_and(|at| at <= self.now) {
                 return Err(Close::AckTimeout);
             }
+            let direct = self.mailbox.first_direct().map(|first| first + millis(DIRECT_PATIENCE));
             let congested = (!self.pauses.congested.is_empty()).then_some(self.pauses.congested_until);
-            let dates = [self.session.deadline(), self.ack_deadline, congested, self.pauses.rate_until];
+            let dates =
+                [self.session.deadline(), self.ack_deadline, congested, self.pauses.rate_until, direct];
             let Some(next) = dates.into_iter().flatten().min() else {
                 self.timer = None;
                 return Ok(());
@@ -430,9 +433,10 @@ where
             }
             self.now = self.node.now();
             if self.pauses.rate_until.is_some_and(|until| until <= self.now)
+                || direct.is_some_and(|at| at <= self.now)
                 || congested.is_some_and(|at| at <= self.now)
             {
-                // Reading goes on in a new turn.
+                // What follows is for a new turn.
                 context.waker().wake_by_ref();
                 return Ok(());
             }

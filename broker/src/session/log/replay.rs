@@ -68,7 +68,7 @@ impl SessionLog {
                 let vain = vain.into_iter().filter(|(of, ..)| is_mine(of)).map(|(_, sid, mid)| (sid, mid));
                 let vain = vain.collect();
                 let state = Mutex::new(State { view, vain, ..State::default() });
-                Ok::<_, LogError>(Partition { state, next: next.into() })
+                Ok::<_, LogError>(Partition { state, next: next.into(), ..Partition::default() })
             }
         }))
         .await?;
@@ -84,7 +84,6 @@ impl SessionLog {
             end: End::default(),
             partitions,
             sequence: AtomicU64::new(1),
-            chunk: AtomicU64::new(1),
             surely: Arc::new(Surely::default()),
             wills: Mutex::default(),
         };

@@ -18,8 +18,13 @@ fn a_message_that_its_client_repeats_to_a_later_run_moves_no_other() {
         let key = Key::Session { nonce: session, client: "c".into() };
         view.apply(0, 0, 100, key, Some(Value::Session(claim)), &mut Vec::new());
         for &(offset, mid, boot, chunk) in records {
-            let recipient =
-                Recipient { sid: session, qos: QoS::ExactlyOnce, retain: false, subscription_ids: None };
+            let recipient = Recipient {
+                sid: session,
+                qos: QoS::ExactlyOnce,
+                retain: false,
+                maybe_sent: false,
+                subscription_ids: None,
+            };
             let content = Content {
                 qos: QoS::ExactlyOnce,
                 retain: false,
