@@ -215,7 +215,7 @@ impl Node {
             outcomes.push(outcome);
             done
         };
-        self.sessions.enqueue(&route, message, how != Delivered::Maybe, self.wall(), &mut awaited);
+        self.sessions.enqueue(&route, message, how != Delivered::Maybe, self.wall(), |_| false, &mut awaited);
         self.pass(&route, message, awaited);
         let logged = route.recipients.iter().filter(|to| to.logged.is_some());
         fanout

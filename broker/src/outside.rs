@@ -20,6 +20,8 @@ pub(crate) struct Outside {
 pub(crate) enum Mistake {
     /// A publish is acknowledged before it is in the session log.
     AckBeforeQueued,
+    /// A publish is acknowledged when the device was sent it, before that has it, or the log.
+    AckWhenSent,
     /// PUBREL leaves before it is written down that the device has the message.
     PubrelBeforeProgress,
     /// A subscription is granted before the log has it.

@@ -39,7 +39,13 @@ fn a_finished_message_takes_little_and_one_that_is_forgotten_nothing() {
             topic: "a",
             payload: b"b",
         };
-        let recipient = Recipient { sid, qos: QoS::ExactlyOnce, retain: false, subscription_ids: None };
+        let recipient = Recipient {
+            sid,
+            qos: QoS::ExactlyOnce,
+            retain: false,
+            maybe_sent: false,
+            subscription_ids: None,
+        };
         let queued = QueuedMessage { once: true, group: None, recipients: vec![recipient], content };
         tell(message(counter), Some(Value::Message(queued)));
         tell(progress(counter), Some(Value::Progress(Progress::Received(1))));

@@ -162,7 +162,7 @@ pub(super) fn leave_unused(node: &Arc<Node>, admitted: Admitted) {
 /// The device is away: its session in the log waits for it as long as it asked, or ends. `left`: none if it was never
 /// served.
 pub(super) fn leave_logged(node: &Arc<Node>, held: &Held, holding: &Holding, left: Option<Left>) {
-    let unsent = held.slot.mailbox.detach();
+    let unsent = node.sessions.detach(holding.partition, &held.slot.mailbox, node.wall());
     if holding.is_lost() {
         return;
     }

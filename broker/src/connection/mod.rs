@@ -55,7 +55,7 @@ use crate::{
     router::fanout::Fanout,
     session::{
         Held,
-        log::Holding,
+        log::{DIRECT_PATIENCE, Holding},
         mailbox::{Mailbox, PATIENCE, Settled, Settling},
     },
     settings::Settings,
@@ -289,6 +289,7 @@ where
             }
             self.follow_settings()?;
             outcome?;
+            self.write_overdue(mail.first_direct);
             self.await_room(context);
             self.issue_waiting(scratch);
             let read = self.read(scratch, context)?;
@@ -412,10 +413,11 @@ where
             if self.ack_deadline.is_some_and(|at| at <= self.now) {
                 return Err(Close::AckTimeout);
             }
+            let direct = self.mailbox.first_direct().map(|first| first + millis(DIRECT_PATIENCE));
             let congested = (!self.pauses.congested.is_empty()).then_some(self.pauses.congested_until);
             let Pauses { rate_until, delivery_rate_until, .. } = self.pauses;
-            let dates =
-                [self.session.deadline(), self.ack_deadline, congested, rate_until, delivery_rate_until];
+            let (silent, late) = (self.session.deadline(), self.ack_deadline);
+            let dates = [silent, late, congested, rate_until, delivery_rate_until, direct];
             let Some(next) = dates.into_iter().flatten().min() else {
                 self.timer = None;
                 return Ok(());
@@ -433,12 +435,9 @@ where
                 return Ok(());
             }
             self.now = self.node.now();
-            let is_over = |until: Option<Millis>| until.is_some_and(|until| until <= self.now);
-            if is_over(rate_until)
-                || is_over(delivery_rate_until)
-                || congested.is_some_and(|at| at <= self.now)
-            {
-                // Reading or sending goes on in a new turn.
+            let is_over = |until: &Option<Millis>| until.is_some_and(|until| until <= self.now);
+            if [rate_until, delivery_rate_until, congested, direct].iter().any(is_over) {
+                // What follows is for a new turn.
                 context.waker().wake_by_ref();
                 return Ok(());
             }

@@ -8,13 +8,13 @@ use std::{
 use bytes::{Buf, BytesMut};
 use mqtt_proto::{
     codec::QoS,
-    message::MessageId,
+    message::{MessageId, Millis},
     session::{DropReason, Finished, Sent},
 };
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::{BACKLOG_LIMIT, Connection, Scratch, closing::Close, millis, publish::RECEIVED};
-use crate::{counters::Tally, log::Outcome, outside::Mistake};
+use crate::{counters::Tally, log::Outcome, outside::Mistake, session::log::DIRECT_PATIENCE};
 
 /// Deliveries taken from the mailbox at once.
 const TAKE: usize = 256;
@@ -66,7 +66,8 @@ where
                             self.holding.as_ref().filter(|_| delivery.qos > QoS::AtMostOnce)
                         {
                             let (mid, now) = (delivery.message.id, self.node.wall());
-                            self.node.sessions.finish(holding.logged(), mid, reason.into(), now);
+                            let to = holding.logged();
+                            self.node.sessions.finish(&self.mailbox, to, mid, reason.into(), now);
                         }
                         match reason {
                             DropReason::Expired => self.node.counters.expired_drops.add(1),
@@ -102,7 +103,16 @@ where
     pub(super) fn note_finished(&mut self) {
         let Some(holding) = &self.holding else { return };
         for Finished { mid, why } in self.session.take_finished() {
-            self.node.sessions.finish(holding.logged(), mid, why, self.node.wall());
+            self.node.sessions.finish(&self.mailbox, holding.logged(), mid, why, self.node.wall());
+        }
+    }
+
+    /// Writes to the log what the device was sent before it was there and has not acknowledged soon. `first`: since when the
+    /// oldest of that waits.
+    pub(super) fn write_overdue(&self, first: Option<Millis>) {
+        let Some(sent) = self.now.checked_sub(millis(DIRECT_PATIENCE)) else { return };
+        if let Some(holding) = self.holding.as_ref().filter(|_| first.is_some_and(|first| first <= sent)) {
+            self.node.sessions.write_overdue(holding.partition, &self.mailbox, sent, self.node.wall());
         }
     }
 

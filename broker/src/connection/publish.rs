@@ -26,10 +26,10 @@ use crate::{
     limits::notice,
     log::{Completion, Outcome},
     outside::Mistake,
-    router::Route,
+    router::{Recipient, Route},
     session::{
         groups::{Among, Given, Handing},
-        log::Holding,
+        log::{Holding, SessionLog},
         note::Note,
     },
     settings::Parent,
@@ -440,19 +440,34 @@ where
         }
     }
 
-    /// Hands a message to the session log for those who get it through that; how many appends there are.
-    fn enqueue(&mut self, route: &Route, message: &Message, ticket: Ticket, scratch: &mut Scratch) -> usize {
+    /// Hands a message to the devices, or to the session log, of those whose sessions are in that; of how many outcomes are
+    /// waited for.
+    fn enqueue(
+        &mut self,
+        route: &Route,
+        message: &Arc<Message>,
+        ticket: Ticket,
+        scratch: &mut Scratch,
+    ) -> usize {
         let caps = self.settings.caps();
         let logged = route.logged.iter().flat_map(|(_, indices)| indices);
         let mailboxes = logged.filter_map(|index| route.recipients.get(*index)).map(|to| &to.mailbox);
         scratch.fanout.congested.extend(mailboxes.filter(|mailbox| mailbox.is_congested(caps)).cloned());
         let once = message.qos == QoS::ExactlyOnce;
         let done = || self.completion(ticket.0);
-        let appends = self.node.sessions.enqueue(route, message, once, self.node.wall(), done);
+        let log = &self.node.sessions;
+        let (mut sent, now, wake) = (0, self.now, scratch.fanout.wakes());
+        let may = SessionLog::may_send_first(route, message);
+        let is_sent = |to: &Recipient| {
+            let is_sent = may && log.send_first(to, message, now, caps, done, wake);
+            sent += usize::from(is_sent);
+            is_sent
+        };
+        let appends = log.enqueue(route, message, once, self.node.wall(), is_sent, done);
         if appends > 0 {
             self.mind_the_log();
         }
-        appends
+        appends + sent
     }
 
     /// Gives a message to one member of each shared subscription; how many appends there are. What came again goes to whom it

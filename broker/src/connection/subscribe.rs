@@ -159,10 +159,11 @@ where
         for Delivery { message, qos, retain, subscription_ids, .. } in logged {
             // A message of its own: that with this identifier may have come, and been finished.
             let copy = message.renamed(self.node.next_message_id());
-            let recipients = vec![Recipient { sid: holding.sid, qos, retain, subscription_ids }];
+            let maybe_sent = false;
+            let recipient = Recipient { sid: holding.sid, qos, retain, maybe_sent, subscription_ids };
             let (now, nobody) = (self.node.wall(), self.node.bridge.nobody());
             let to = Queueing { partition: holding.partition, once: false, group: None };
-            self.node.sessions.append_message(to, recipients, &copy, now, nobody);
+            self.node.sessions.append_message(to, &[(&*self.mailbox, recipient)], &copy, now, nobody);
         }
     }
 

@@ -150,6 +150,9 @@ async fn restore(node: &Node, held: &mut Held, resumed: Resumed) -> Result<Sessi
     let waits: Vec<_> = queue.into_iter().filter(|(_, entry)| entry.received.is_none()).collect();
     let mut bodies = node.sessions.bodies(holding.partition, holding.sid, &waits).await?;
     let (mut sent, mut unsent) = (Vec::new(), Vec::new());
+    // What was sent before it was written stands where it was written; what is before that came before, too.
+    let sent_first = waits.iter().rfind(|(_, entry)| entry.maybe_sent).map(|(order, _)| order + 1);
+    let sent_below = sent_below.max(sent_first.unwrap_or(0));
     for (order, entry) in waits {
         let Some(message) = bodies.remove(&entry.mid) else { continue };
         let to = if order < sent_below { &mut sent } else { &mut unsent };

@@ -1,5 +1,7 @@
 //! A connection over a pipe, to a node on a simulated store.
 
+mod direct;
+
 use std::{
     net::{Ipv4Addr, SocketAddr},
     sync::Arc,
@@ -9,6 +11,7 @@ use std::{
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, DuplexStream},
     net::TcpStream,
+    task::JoinHandle,
     time::timeout,
 };
 
@@ -32,22 +35,42 @@ async fn read(stream: &mut DuplexStream, count: usize) -> Vec<u8> {
     bytes
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_publish_that_the_store_refuses_closes_its_connection_without_an_acknowledgement() {
-    for (connect, level) in
-        [(&b"\x10\x0d\0\x04MQTT\x04\x02\0\0\0\x01c"[..], 4), (b"\x10\x0e\0\x04MQTT\x05\x02\0\0\0\0\x01c", 5)]
-    {
+/// A node, and what it stands on.
+struct Rig {
+    node: Arc<Node>,
+    log: Arc<SimLog>,
+    machine: Arc<Still>,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+impl Rig {
+    async fn new() -> Rig {
         let cluster = Cluster::new(fastrand::Rng::with_seed(1), Box::new(|_, _, _| {}));
         let machine = Still::new(cluster.clone());
         let outside = Outside { simulated: Some(machine.clone()), mistake: None };
         let log = SimLog::new(cluster, outside.clone(), fastrand::Rng::with_seed(2), 10_000);
         let place = Place { node: "0", partitions: 1, shared: false };
-        let made = make_node(outside, log, place, &world::config(10, 10), &world::acl()).await;
+        let made = make_node(outside, log.clone(), place, &world::config(10, 10), &world::acl()).await;
         let node = made.unwrap().unwrap_or_else(|problems| panic!("{:?}", problems.lines));
-        let tasks: Vec<_> = server::background(&node).into_iter().map(tokio::spawn).collect();
-        let (mut client, stream) = tokio::io::duplex(4096);
-        let (newcomer, _) = node.admission.meet(SocketAddr::from((Ipv4Addr::LOCALHOST, 1)), 1000);
-        let served = tokio::spawn(serve(Arc::clone(&node), stream, newcomer));
+        let tasks = server::background(&node).into_iter().map(tokio::spawn).collect();
+        Rig { node, log, machine, tasks }
+    }
+}
+
+/// A client's end of a new connection, and the task that serves it.
+fn dial(node: &Arc<Node>) -> (DuplexStream, JoinHandle<()>) {
+    let (client, stream) = tokio::io::duplex(4096);
+    let (newcomer, _) = node.admission.meet(SocketAddr::from((Ipv4Addr::LOCALHOST, 1)), 1000);
+    (client, tokio::spawn(serve(node.clone(), stream, newcomer)))
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_publish_that_the_store_refuses_closes_its_connection_without_an_acknowledgement() {
+    for (connect, level) in
+        [(&b"\x10\x0d\0\x04MQTT\x04\x02\0\0\0\x01c"[..], 4), (b"\x10\x0e\0\x04MQTT\x05\x02\0\0\0\0\x01c", 5)]
+    {
+        let Rig { node, machine, tasks, .. } = Rig::new().await;
+        let (mut client, served) = dial(&node);
         client.write_all(connect).await.unwrap();
         let head = read(&mut client, 2).await;
         read(&mut client, head[1].into()).await;

@@ -70,6 +70,11 @@ impl Fanout {
         !posted.absent
     }
 
+    /// Who is to be woken with those who got something.
+    pub(crate) fn wakes(&mut self) -> &mut Vec<Waker> {
+        &mut self.wake
+    }
+
     pub(crate) fn wake(&mut self) {
         self.wake.drain(..).for_each(Waker::wake);
     }

@@ -114,7 +114,13 @@ impl Node {
                 let once = message.qos == QoS::ExactlyOnce;
                 let to = Queueing { partition: to.partition, once, group: Some(&share.name) };
                 let named = message.renamed(handing.mid);
-                self.sessions.append_message(to, vec![recipient], &named, self.wall(), done());
+                self.sessions.append_message(
+                    to,
+                    &[(&*member.mailbox, recipient)],
+                    &named,
+                    self.wall(),
+                    done(),
+                );
                 if member.mailbox.is_congested(caps) {
                     fanout.congested.push(member.mailbox.clone());
                 }

@@ -3,6 +3,10 @@
 //! Anyone may post; only the session's holder takes. It is bounded: while the session is online publishers are
 //! told that it is congested (they wait, then the oldest message goes); while it is away the offline cap holds
 //! and the oldest goes at once. QoS 0 messages are kept only for who is online and has room.
+//!
+//! [`direct`] has what the device of a session in the log is sent before it is there.
+
+pub(crate) mod direct;
 
 use std::{
     collections::VecDeque,
@@ -14,11 +18,12 @@ use std::{
 use mqtt_proto::{
     codec::QoS,
     durable::record::Boot,
-    message::{Delivery, Message, MessageId},
+    message::{Delivery, Message, MessageId, Millis},
 };
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
+use self::direct::Directs;
 use crate::{
     log::{AppendSink, Outcome},
     router::{Logged, Recipient},
@@ -69,6 +74,9 @@ struct Open {
     waiting: Vec<Waker>,
     /// Since when the queue has been over its online bound, with no half of it free in between.
     over_since: Option<Instant>,
+    /// Until this message of this process is read back, nothing goes to the device beside the log.
+    barred: u64,
+    direct: Option<Box<Directs>>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -111,6 +119,8 @@ pub(crate) struct Posted {
 pub(crate) struct Mail {
     pub(crate) settled: Vec<Settled>,
     pub(crate) called: bool,
+    /// See [`Mailbox::first_direct`].
+    pub(crate) first_direct: Option<Millis>,
 }
 
 impl Mailbox {
@@ -208,7 +218,8 @@ impl Mailbox {
         let mut surplus = Vec::new();
         if open.queue.len() > caps.online {
             let since = *open.over_since.get_or_insert_with(Instant::now);
-            if since.elapsed() >= PATIENCE {
+            // What is in no log has its publisher waiting; it is so for a moment.
+            if since.elapsed() >= PATIENCE && !open.has_directs() {
                 surplus = open.take_surplus(caps.online);
             }
         }
@@ -265,7 +276,8 @@ impl Mailbox {
             Some(waker) => waker.clone_from(context.waker()),
             none => *none = Some(context.waker().clone()),
         }
-        Mail { settled: std::mem::take(&mut open.settled), called }
+        let first_direct = open.first_direct();
+        Mail { settled: std::mem::take(&mut open.settled), called, first_direct }
     }
 
     /// Wakes the publishers that wait for room, if there is room.
@@ -366,16 +378,23 @@ impl Mailbox {
         // A call that came since the claim stands: it may be a later claim's.
     }
 
-    /// A connection's claim of a session in the log took effect: from now on what is queued comes here, too.
-    pub(crate) fn attach(&self) {
+    /// A connection's claim of a session in the log took effect: from now on what is queued comes here, too. `barred` as in
+    /// [`Self::bar`].
+    pub(crate) fn attach(&self, barred: u64) {
         let mut inner = self.inner.lock();
         inner.presence = Presence::Online;
-        inner.open = Some(Box::new(Open { is_logged: true, ..Open::default() }));
+        inner.open = Some(Box::new(Open { is_logged: true, barred, ..Open::default() }));
     }
 
     /// Its subscriptions are of this session in the log from now on. There must be none of another one.
     pub(crate) fn follow(&self, Logged { sid, partition }: Logged) {
         let mut inner = self.inner.lock();
+        if inner.sid != sid
+            && let Some(open) = &mut inner.open
+        {
+            // The connection that is still here is of another session.
+            open.barred = u64::MAX;
+        }
         (inner.is_in_log, inner.sid, inner.partition) = (true, sid, partition);
     }
 
@@ -383,18 +402,6 @@ impl Mailbox {
     pub(crate) fn logged(&self) -> Option<Logged> {
         let inner = self.inner.lock();
         inner.is_in_log.then(|| Logged { sid: inner.sid, partition: inner.partition })
-    }
-
-    /// The device went away. Where its session stays in the log, so does what waits for it: returns the first message that was
-    /// not sent. Else that stays here until [`Self::end`], for another may get some of it.
-    pub(crate) fn detach(&self) -> Option<MessageId> {
-        let left = {
-            let mut inner = self.inner.lock();
-            inner.presence = Presence::Offline;
-            inner.open.take_if(|open| open.is_logged)?
-        };
-        left.waiting.into_iter().for_each(Waker::wake);
-        left.queue.iter().find(|delivery| delivery.qos > QoS::AtMostOnce).map(|delivery| delivery.message.id)
     }
 
     /// Takes what came through this shared subscription and was not sent; QoS 2 stays where it is in the session log.

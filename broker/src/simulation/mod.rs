@@ -148,6 +148,7 @@ fn the_rules_hold_whatever_goes_wrong() {
 fn mistakes_are_noticed() {
     for mistake in [
         Mistake::AckBeforeQueued,
+        Mistake::AckWhenSent,
         Mistake::PubrelBeforeProgress,
         Mistake::SubackBeforeFilter,
         Mistake::RouteBeforeNote,

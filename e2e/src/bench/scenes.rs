@@ -196,6 +196,22 @@ pub(super) const SCENES: &[Scene] = &[
         ],
     },
     Scene {
+        name: "p2p QoS 1 to sessions that last, 50 pairs, window 20, flat out",
+        load: &["--qos", "1", "--window", "20", "--persistent", "p2p", "--pairs", "50"],
+        peers: &[],
+        store: Store::Folder,
+        restarts: false,
+        bars: &[],
+    },
+    Scene {
+        name: "p2p QoS 1 to sessions that last, 50 pairs, 2,000/s",
+        load: &["--qos", "1", "--window", "1000", "--rate", "2000", "--persistent", "p2p", "--pairs", "50"],
+        peers: &[],
+        store: Store::Folder,
+        restarts: false,
+        bars: &[Bar { of: Metric::P50, limit: Limit::AtMost(0.5) }],
+    },
+    Scene {
         name: "idle, 5,000 connections",
         load: &["idle", "--connections", "5000"],
         peers: BROKERS,

@@ -312,7 +312,7 @@ impl<'a> Engine<'a> {
                     client_id: &client_id,
                     login: self.plan.login(),
                     keep_alive: KEEP_ALIVE,
-                    clean: true,
+                    clean: !(self.plan.persistent && matches!(client.role, Role::Subscriber(..))),
                 },
             );
             client.stage = Stage::Greeted;

@@ -52,6 +52,9 @@ pub struct Options {
     /// Most messages published; the run ends early there.
     #[arg(long, global = true, default_value_t = 50_000_000)]
     pub messages: u32,
+    /// Subscribers' sessions outlive their connections.
+    #[arg(long, global = true)]
+    pub persistent: bool,
     /// First levels of every topic.
     #[arg(long, global = true, default_value = "load")]
     pub topic: String,
@@ -145,6 +148,7 @@ pub struct Plan {
     pub(super) duration: Duration,
     pub(super) timeout: Duration,
     pub(super) messages: u32,
+    pub(super) persistent: bool,
     pub(super) topic: String,
     pub(super) login: Option<(String, String)>,
     pub(super) pid: Option<u32>,
@@ -194,6 +198,7 @@ impl TryFrom<Options> for Plan {
             duration: seconds("--duration", o.duration, 0)?,
             timeout: seconds("--timeout", o.timeout, 1)?,
             messages: o.messages,
+            persistent: o.persistent,
             topic: o.topic,
             login: o.username.zip(o.password),
             pid: o.pid,

@@ -265,6 +265,8 @@ pub struct Recipient {
     pub sid: MessageId,
     pub qos: QoS,
     pub retain: bool,
+    /// It was on its way to the session's device before it was written, and may have been sent.
+    pub maybe_sent: bool,
     pub subscription_ids: Option<Box<[u32]>>,
 }
 

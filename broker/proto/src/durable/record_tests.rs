@@ -79,7 +79,8 @@ fn session(random: &mut Random) -> Session {
 fn recipient(random: &mut Random) -> Recipient {
     let ids: Box<[u32]> = (0..random.below(3)).map(|_| number(random) as u32).collect();
     let subscription_ids = (!ids.is_empty()).then_some(ids);
-    Recipient { sid: id(random), qos: qos(random), retain: flag(random), subscription_ids }
+    let (retain, maybe_sent) = (flag(random), flag(random));
+    Recipient { sid: id(random), qos: qos(random), retain, maybe_sent, subscription_ids }
 }
 
 fn record<'a>(random: &mut Random, pool: &'a Pool) -> (Key, Value<'a>) {

@@ -258,7 +258,7 @@ fn put_message(out: &mut Writer, message: &QueuedMessage<'_>) {
     for recipient in recipients {
         out.id(recipient.sid);
         out.u8(recipient.qos as u8);
-        out.u8(recipient.retain.into());
+        out.u8(u8::from(recipient.retain) | u8::from(recipient.maybe_sent) << 1);
         let ids = recipient.subscription_ids.as_deref().unwrap_or_default();
         let ids = ids.get(..MOST_SUBSCRIPTION_IDS).unwrap_or(ids);
         out.u16(u16::try_from(ids.len()).unwrap_or(u16::MAX));
@@ -268,13 +268,17 @@ fn put_message(out: &mut Writer, message: &QueuedMessage<'_>) {
 }
 
 fn recipient(from: &mut Reader<'_>) -> Option<Recipient> {
-    let (sid, qos, retain) = (from.id()?, qos(from)?, from.flag()?);
+    let (sid, qos) = (from.id()?, qos(from)?);
+    let (retain, maybe_sent) = match from.u8()? {
+        flags @ 0..4 => (flags & 1 != 0, flags & 2 != 0),
+        _ => return None,
+    };
     let count = usize::from(from.u16()?);
     if count > MOST_SUBSCRIPTION_IDS {
         return None;
     }
     let ids = (0..count).map(|_| from.u32()).collect::<Option<Box<[u32]>>>()?;
-    Some(Recipient { sid, qos, retain, subscription_ids: (count > 0).then_some(ids) })
+    Some(Recipient { sid, qos, retain, maybe_sent, subscription_ids: (count > 0).then_some(ids) })
 }
 
 fn progress(from: &mut Reader<'_>) -> Option<Progress> {

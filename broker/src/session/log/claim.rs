@@ -275,13 +275,14 @@ impl SessionLog {
                 .collect(),
             holding,
         };
+        let partition = resumed.holding.partition;
         let attaches = phase == Phase::Online && is_kept;
         if attaches {
-            slot.mailbox.attach();
+            self.attach(partition, &slot.mailbox);
         }
         if told.send(Some(resumed)).is_err() && attaches {
             // It came too late for its connection; the sweep finds that nobody is there.
-            slot.mailbox.detach();
+            self.detach(partition, &slot.mailbox, node.wall());
         }
     }
 }

@@ -10,7 +10,7 @@ use std::{
 use mqtt_proto::{
     acl::Grants,
     durable::{
-        record::{Key, Offset, Phase, Session, Subscription, Value, Why},
+        record::{Boot, Key, Offset, Phase, Session, Subscription, Value, Why},
         view::{Change, Entry},
     },
     message::{Delivery, Message, MessageId},
@@ -121,6 +121,11 @@ impl SessionLog {
                 self.act(node, partition, state, &mut record, change, &mut wake);
             }
             self.tell_waiting(node, state, &key, &value, former, stored.offset);
+            if let (Key::Message { boot, chunk, .. }, Some(partition)) = (&key, self.partition(partition))
+                && *boot == self.boot
+            {
+                partition.has_read(*chunk);
+            }
             Ok::<_, LogError>(())
         })
         .unwrap_or(Ok(()))?;
@@ -308,6 +313,11 @@ impl SessionLog {
         // A connection here that another node took the client from gets nothing more.
         let is_held = || state.view.head(client).is_some_and(|head| head.session.boot == self.boot);
         if mailbox.is_online() && is_held() {
+            if entry.maybe_sent
+                && record.number(self.boot).is_some_and(|number| mailbox.has_already(entry.mid, number))
+            {
+                return;
+            }
             let Some(message) = record.message() else { return };
             let surplus = mailbox.post_logged(delivery(entry, message), node.settings().caps(), wake);
             let to = Logged { sid, partition };
@@ -333,6 +343,7 @@ impl SessionLog {
         // What its device may have does not count, and what it may have of QoS 2 must not go.
         let waits = session.queue().iter().filter(|(order, entry)| {
             **order >= sent_below
+                && !entry.maybe_sent
                 && entry.received.is_none()
                 && !state.dropping.contains(&(to.sid, entry.mid))
         });
@@ -419,7 +430,15 @@ impl Taken<'_> {
         self.message.clone()
     }
 
-    fn boot(&self) -> Option<u64> {
+    /// Of a message that this process run wrote.
+    fn number(&self, own: Boot) -> Option<u64> {
+        match self.key {
+            Key::Message { boot, chunk, .. } if *boot == own => Some(*chunk),
+            _ => None,
+        }
+    }
+
+    fn boot(&self) -> Option<Boot> {
         match self.key {
             Key::Message { boot, .. } => Some(*boot),
             _ => None,

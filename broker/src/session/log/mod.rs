@@ -12,6 +12,7 @@
 //! | [`claim`] | takes a client for a connection, or to end what is due |
 //! | [`lives`] | which process runs live, which of them does what only one should |
 //! | [`write`](mod@write) | what is appended besides claims |
+//! | [`direct`] | messages, in order with what a device is sent before it is in the log |
 //! | [`announce`] | tells other nodes which filters sessions in no log have here |
 //! | [`barrier`] | makes sure that nothing is missing that another node promised |
 //! | [`bodies`] | finds the messages of a queue again |
@@ -22,6 +23,7 @@ mod announce;
 mod barrier;
 mod bodies;
 mod claim;
+mod direct;
 mod follow;
 mod lives;
 mod pass_on;
@@ -55,6 +57,7 @@ pub(crate) use self::replay::summaries;
 pub(crate) use self::{
     barrier::{BarrierPart, BarrierWaits, barriers, write_barrier},
     claim::{ClaimFailed, Online, Resumed, may_resume},
+    direct::DIRECT_PATIENCE,
     follow::{delivery, follow},
     pass_on::gather,
     replay::{Begins, Reads, parse, read_to_tick},
@@ -100,8 +103,6 @@ pub(crate) struct SessionLog {
     partitions: Vec<Partition>,
     /// Numbers the writings of keys that are written more than once.
     sequence: AtomicU64,
-    /// Numbers the messages.
-    chunk: AtomicU64,
     surely: Arc<write::Surely>,
     /// Wills that sessions have which are in no log, by nonce, with their clients: until the log says that they are published.
     wills: Mutex<HashMap<MessageId, Box<str>, RandomState>>,
@@ -112,6 +113,11 @@ struct Partition {
     state: Mutex<State>,
     /// All records before this one have been read.
     next: AtomicU64,
+    /// The number of the last message that this process run has written here. Held while one is written: they stand in the
+    /// log as they are numbered. Whoever has it may lock a mailbox, and nothing else.
+    written: Mutex<u64>,
+    /// The number of the last of them that was read back.
+    read_back: AtomicU64,
 }
 
 #[derive(Default)]
@@ -180,13 +186,15 @@ impl SessionLog {
 
     /// There is one for each partition that the topic has had since the start.
     fn with<R>(&self, partition: u32, act: impl FnOnce(&mut State) -> R) -> Option<R> {
-        let partition = self.partitions.get(usize::try_from(partition).ok()?)?;
-        Some(act(&mut partition.state.lock()))
+        Some(act(&mut self.partition(partition)?.state.lock()))
+    }
+
+    fn partition(&self, partition: u32) -> Option<&Partition> {
+        self.partitions.get(usize::try_from(partition).ok()?)
     }
 
     fn position(&self, partition: u32) -> Offset {
-        let partition = usize::try_from(partition).ok().and_then(|index| self.partitions.get(index));
-        partition.map_or(0, |partition| partition.next.load(Ordering::Acquire))
+        self.partition(partition).map_or(0, |partition| partition.next.load(Ordering::Acquire))
     }
 
     /// Sessions that live.

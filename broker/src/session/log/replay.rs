@@ -58,7 +58,7 @@ impl SessionLog {
                 let begins = Begins { boot, node: name, shared, outside };
                 let next = read_to_tick(&*log, &topic, partition, begins, &mut reading).await?;
                 let state = Mutex::new(State { view: reading.view, ..State::default() });
-                Ok::<_, LogError>(Partition { state, next: next.into() })
+                Ok::<_, LogError>(Partition { state, next: next.into(), ..Partition::default() })
             }
         }))
         .await?;
@@ -74,7 +74,6 @@ impl SessionLog {
             end: End::default(),
             partitions,
             sequence: AtomicU64::new(1),
-            chunk: AtomicU64::new(1),
             surely: Arc::new(Surely::default()),
             wills: Mutex::default(),
         };

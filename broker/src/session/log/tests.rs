@@ -110,7 +110,8 @@ fn write_messages(log: &dyn Log, sessions: &SessionLog, now: u64, messages: &[(Q
     let sid = MessageId { boot: 1, counter: 1 };
     let partition = sessions.partition_of("meter-0");
     for (counter, &(qos, expires_at)) in (1..).zip(messages) {
-        let recipients = vec![Recipient { sid, qos, retain: false, subscription_ids: None }];
+        let recipients =
+            vec![Recipient { sid, qos, retain: false, maybe_sent: false, subscription_ids: None }];
         let content =
             Content { qos, retain: false, expires_at, forwarded: &[], topic: "meter-0/0/x", payload: b"x" };
         let message = QueuedMessage { once: qos == QoS::ExactlyOnce, group: None, recipients, content };

@@ -5,9 +5,7 @@ use std::sync::{Arc, atomic::Ordering};
 
 use mqtt_proto::{
     codec::QoS,
-    durable::record::{
-        self, Content, Inbound, Key, Progress, QueuedMessage, Recipient, Session, Subscription, Value, Why,
-    },
+    durable::record::{self, Content, Inbound, Key, Progress, Recipient, Session, Subscription, Value},
     message::{Message, MessageId, Millis},
 };
 use parking_lot::{Mutex, MutexGuard};
@@ -135,13 +133,15 @@ impl SessionLog {
         self.append(holding.partition, &key, Some(value), now, Completion { sink, token: 0 });
     }
 
-    /// Appends a message for each partition in which sessions get it at QoS > 0; how many records that are.
+    /// Appends a message for each partition in which sessions get it at QoS > 0 and have not gone without it: `is_sent` is asked of
+    /// each once. How many records that are.
     pub(crate) fn enqueue(
         &self,
         route: &Route,
         message: &Message,
         once: bool,
         now: Millis,
+        mut is_sent: impl FnMut(&router::Recipient) -> bool,
         mut done: impl FnMut() -> Completion,
     ) -> usize {
         if message.qos == QoS::AtMostOnce {
@@ -151,45 +151,16 @@ impl SessionLog {
         for (partition, indices) in &route.logged {
             let recipients = indices.iter().filter_map(|index| route.recipients.get(*index));
             let recipients = recipients.filter(|to| !message.online_only || to.mailbox.is_reachable());
-            let recipients: Vec<Recipient> = recipients.filter_map(|to| recipient(to, message)).collect();
+            let recipients = recipients.filter_map(|to| Some((to, recipient(to, message)?)));
+            let recipients = recipients.filter(|(to, _)| !is_sent(to));
+            let recipients: Vec<_> = recipients.map(|(to, recipient)| (&*to.mailbox, recipient)).collect();
             for chunk in recipients.chunks(CHUNK) {
                 let to = Queueing { partition: *partition, once, group: None };
-                self.append_message(to, chunk.to_vec(), message, now, done());
+                self.append_message(to, chunk, message, now, done());
                 appended += 1;
             }
         }
         appended
-    }
-
-    pub(crate) fn append_message(
-        &self,
-        Queueing { partition, once, group }: Queueing<'_>,
-        recipients: Vec<Recipient>,
-        message: &Message,
-        now: Millis,
-        done: Completion,
-    ) {
-        let chunk = self.chunk.fetch_add(1, Ordering::Relaxed);
-        let key = Key::Message { mid: message.id, boot: self.boot, chunk };
-        let message = QueuedMessage { once, group, recipients, content: content(message) };
-        self.append(partition, &key, Some(Value::Message(message)), now, done);
-    }
-
-    /// A session needs this message no more.
-    pub(crate) fn finish(&self, to: router::Logged, mid: MessageId, why: Why, now: Millis) {
-        let sole = |state: &mut State| state.view.message(mid).and_then(|message| message.sole_copy());
-        match self.with(to.partition, sole).flatten() {
-            Some((boot, chunk)) if why == Why::Acknowledged => {
-                self.append_surely(to.partition, &Key::Message { mid, boot, chunk }, None, now);
-            }
-            _ => self.done(to, mid, why, now),
-        }
-    }
-
-    /// The same, without a look at what else the message is for.
-    pub(crate) fn done(&self, to: router::Logged, mid: MessageId, why: Why, now: Millis) {
-        let key = Key::Progress { mid, sid: to.sid, boot: self.boot };
-        self.append_surely(to.partition, &key, Some(Value::Progress(Progress::Done(why))), now);
     }
 
     /// A session's device has taken a QoS 2 message under this packet identifier.
@@ -266,6 +237,7 @@ pub(crate) fn recipient(to: &router::Recipient, message: &Message) -> Option<Rec
         sid: logged.sid,
         qos,
         retain: to.retain_as_published && message.retain,
+        maybe_sent: false,
         subscription_ids: to.subscription_ids.clone(),
     })
 }

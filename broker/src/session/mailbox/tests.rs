@@ -49,8 +49,8 @@ fn of_a_device_that_is_away_a_mailbox_takes_hardly_any_memory() {
     let bytes = size_of::<Mailbox>();
     assert!(bytes <= 56, "{bytes}");
     let mailbox = Mailbox::new(7);
-    mailbox.attach();
-    mailbox.detach();
+    mailbox.attach(0);
+    mailbox.detach(&mut 0);
     assert!(mailbox.inner.lock().open.is_none());
 }
 
@@ -91,7 +91,7 @@ fn a_full_window_holds_qos_1_back_in_order() {
 #[test]
 fn of_a_session_in_the_log_only_qos_0_comes_beside_the_log() {
     let mailbox = Arc::new(Mailbox::new(7));
-    mailbox.attach();
+    mailbox.attach(0);
     let logged = Some(Logged { sid: MessageId { boot: 1, counter: 1 }, partition: 0 });
     let to = Recipient { logged, ..Recipient::plain(mailbox.clone(), QoS::ExactlyOnce) };
     let message =
@@ -107,7 +107,7 @@ fn of_a_session_in_the_log_only_qos_0_comes_beside_the_log() {
     mailbox.post_logged(delivery(3), CAPS, &mut Vec::new());
     mailbox.prepend(vec![delivery(4)]);
     assert_eq!(taken(&mailbox, 1), [4, 2]);
-    assert_eq!(mailbox.detach().map(|mid| mid.counter), Some(3));
+    assert_eq!(mailbox.detach(&mut 0).unsent.map(|mid| mid.counter), Some(3));
     assert_eq!((mailbox.len(), mailbox.presence()), (0, Presence::Offline));
 }
 
@@ -119,14 +119,14 @@ fn what_waits_for_a_member_in_no_log_is_left_to_others_when_it_goes() {
     let to = Recipient { share, ..Recipient::plain(mailbox.clone(), QoS::AtLeastOnce) };
     let message = Message::new(MessageId { boot: 0, counter: 1 }, 9, "t", b"", QoS::AtLeastOnce, false);
     mailbox.post(&to, &[Arc::new(message)], CAPS, &mut Vec::new());
-    assert_eq!(mailbox.detach(), None);
+    assert_eq!(mailbox.detach(&mut 0).unsent, None);
     assert_eq!(mailbox.end().len(), 1);
 }
 
 #[test]
 fn publishers_wait_for_a_session_in_the_log_a_while_then_its_oldest_go() {
     let mailbox = Arc::new(Mailbox::new(7));
-    mailbox.attach();
+    mailbox.attach(0);
     let post = |counter| {
         let id = MessageId { boot: 0, counter };
         let message = Arc::new(Message::new(id, 9, "t", b"", QoS::AtLeastOnce, false));

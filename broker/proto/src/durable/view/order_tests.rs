@@ -18,8 +18,13 @@ fn a_message_that_its_client_repeats_to_a_later_run_moves_no_other() {
         let key = Key::Session { nonce: session, client: "c".into() };
         view.apply(0, 0, 100, key, Some(Value::Session(claim)), &mut Vec::new());
         for &(offset, mid, boot, chunk) in records {
-            let recipient =
-                Recipient { sid: session, qos: QoS::ExactlyOnce, retain: false, subscription_ids: None };
+            let recipient = Recipient {
+                sid: session,
+                qos: QoS::ExactlyOnce,
+                retain: false,
+                maybe_sent: false,
+                subscription_ids: None,
+            };
             let content = Content {
                 qos: QoS::ExactlyOnce,
                 retain: false,
@@ -53,8 +58,13 @@ fn a_message_that_two_nodes_write_waits_until_it_is_done_for_both() {
     let (session, mid) = (MessageId { boot: 1, counter: 1 }, MessageId { boot: 9, counter: 1 });
     let key = |boot| Key::Message { mid, boot, chunk: 1 };
     let written = || {
-        let recipient =
-            Recipient { sid: session, qos: QoS::AtLeastOnce, retain: false, subscription_ids: None };
+        let recipient = Recipient {
+            sid: session,
+            qos: QoS::AtLeastOnce,
+            retain: false,
+            maybe_sent: false,
+            subscription_ids: None,
+        };
         let content = Content {
             qos: QoS::AtLeastOnce,
             retain: false,

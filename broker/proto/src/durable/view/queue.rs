@@ -21,6 +21,8 @@ pub struct Entry {
     pub size: u32,
     pub qos: QoS,
     pub retain: bool,
+    /// See [`crate::durable::record::Recipient::maybe_sent`].
+    pub maybe_sent: bool,
     pub subscription_ids: Option<Box<[u32]>>,
     pub expires_at: Option<Millis>,
     /// The packet identifier under which its device has taken it, if it is a QoS 2 message.
@@ -193,6 +195,7 @@ impl View {
                 size,
                 qos: recipient.qos,
                 retain: recipient.retain,
+                maybe_sent: recipient.maybe_sent,
                 subscription_ids: recipient.subscription_ids.clone(),
                 expires_at: written.content.expires_at,
                 received,

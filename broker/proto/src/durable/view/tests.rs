@@ -362,7 +362,7 @@ impl World {
         };
         let recipients = live
             .into_iter()
-            .map(|sid| Recipient { sid, qos, retain: false, subscription_ids: None })
+            .map(|sid| Recipient { sid, qos, retain: false, maybe_sent: false, subscription_ids: None })
             .collect();
         let content =
             Content { qos, retain: false, expires_at: None, forwarded: &[], topic: "t", payload: b"p" };

@@ -33,7 +33,13 @@ impl Left<'_> {
 
     /// The run with this boot has chosen a member for a message.
     fn message(&self, number: u64, boot: u64, member: u64, qos: QoS) {
-        let recipients = vec![Recipient { sid: id(member), qos, retain: false, subscription_ids: None }];
+        let recipients = vec![Recipient {
+            sid: id(member),
+            qos,
+            retain: false,
+            maybe_sent: false,
+            subscription_ids: None,
+        }];
         let content =
             Content { qos, retain: false, expires_at: None, forwarded: &[], topic: "work/x", payload: b"x" };
         let once = qos == QoS::ExactlyOnce;
