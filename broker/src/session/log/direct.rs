@@ -120,7 +120,7 @@ impl SessionLog {
                 Some((self.boot, number))
             }
             Finished::Logged => {
-                let sole = |state: &mut State| state.view.message(mid)?.sole_copy();
+                let sole = |state: &mut State| state.view.message(mid)?.sole_copy(to.sid);
                 self.with(to.partition, sole).flatten()
             }
         };

@@ -111,10 +111,10 @@ impl Entry {
 }
 
 impl Message {
-    /// The boot and chunk of its one copy with one recipient: whose deletion says that it is done.
-    pub fn sole_copy(&self) -> Option<(Boot, u64)> {
+    /// The boot and chunk of its one copy, if that is for this session alone: whose deletion says that it is done.
+    pub fn sole_copy(&self, sid: MessageId) -> Option<(Boot, u64)> {
         match self.copies.as_slice() {
-            [copy] if copy.recipients.len() == 1 && !copy.once => Some((copy.boot, copy.chunk)),
+            [copy] if *copy.recipients == [sid] && !copy.once => Some((copy.boot, copy.chunk)),
             _ => None,
         }
     }

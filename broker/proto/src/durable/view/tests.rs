@@ -314,7 +314,7 @@ impl World {
         let Some(entry) = state.queue().values().next() else { return };
         let (mid, qos, received) = (entry.mid, entry.qos, entry.received);
         let boot = self.nodes[node].boot;
-        let sole = self.nodes[node].view.message(mid).and_then(Message::sole_copy);
+        let sole = self.nodes[node].view.message(mid).and_then(|message| message.sole_copy(sid));
         let progress = match (qos, received) {
             (QoS::ExactlyOnce, None) => Progress::Received(mid.counter as u16),
             _ => Progress::Done(Why::Acknowledged),
