@@ -95,13 +95,14 @@ impl Client {
         link.up = true;
         link.ping_at = (self.kind.keep_alive > 0)
             .then(|| Instant::now() + Duration::from_secs(self.kind.keep_alive.into()) / 2);
-        let (clean, boot, since) = (link.clean, link.boot, link.since);
+        let (clean, boot, begun, since) = (link.clean, link.boot, link.begun, link.since);
         if !self.stale.is_empty() {
             // One of them may have ended the session, and begun another.
             self.end_session(ledger);
         }
         self.stale.append(&mut self.given_up);
-        self.stale.retain(|wire| wire.node_closed().is_none());
+        // What was carried out may be what closed it, and this connection before its CONNACK came here.
+        self.stale.retain(|wire| wire.node_closed().is_none_or(|at| at >= begun));
         let (index, is_clean) =
             (self.kind.index, self.kind.expiry == 0 || clean && self.kind.version != Version::V5);
         ledger.event("client", index, "online", present.into());
