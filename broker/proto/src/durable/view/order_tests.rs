@@ -93,3 +93,36 @@ fn a_message_that_two_nodes_write_waits_until_it_is_done_for_both() {
     check(&[(1, true), (2, true), (1, false), (2, false)], &[queued(1), remains, finished.clone()]);
     check(&[(1, true), (1, false), (2, true)], &[queued(1), finished, queued(3)]);
 }
+
+#[test]
+fn only_the_session_that_alone_gets_a_message_may_finish_it_by_deleting_it() {
+    let [one, other] = [1, 2].map(|counter| MessageId { boot: 1, counter });
+    let mid = MessageId { boot: 9, counter: 1 };
+    let check = |recipients: &[MessageId], asks: MessageId, expected: Option<(Boot, u64)>| {
+        let mut view = View::default();
+        let to = |sid: &MessageId| Recipient {
+            sid: *sid,
+            qos: QoS::AtLeastOnce,
+            retain: false,
+            maybe_sent: false,
+            subscription_ids: None,
+        };
+        let content = Content {
+            qos: QoS::AtLeastOnce,
+            retain: false,
+            expires_at: None,
+            forwarded: &[],
+            topic: "t",
+            payload: &[],
+        };
+        let recipients: Vec<_> = recipients.iter().map(to).collect();
+        let message = QueuedMessage { once: false, group: None, recipients, content };
+        let key = Key::Message { mid, boot: 3, chunk: 4 };
+        view.apply(0, 0, 100, key, Some(Value::Message(message)), &mut Vec::new());
+        assert_eq!(view.message(mid).and_then(|message| message.sole_copy(asks)), expected);
+    };
+    check(&[one], one, Some((3, 4)));
+    check(&[one, other], one, None);
+    // It was sent this one beside the log, under the same name.
+    check(&[other], one, None);
+}
