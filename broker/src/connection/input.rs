@@ -11,8 +11,11 @@ use mqtt_proto::{
 };
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::{Connection, Scratch, closing::Close, millis};
+use super::{BACKLOG_LIMIT, Connection, Scratch, closing::Close, millis};
 use crate::{counters::Tally, limits::notice};
+
+/// Bytes that may be read of a client whose publishes wait, to find its acknowledgements.
+const READ_AHEAD: usize = 256 * 1024;
 
 /// Publishes after which recipients and the rate are looked at.
 const RUN: u64 = 128;
@@ -23,13 +26,23 @@ where
 {
     /// Reads once, unless paused, and works on all whole packets. True if there was anything to do.
     pub(super) fn read(&mut self, scratch: &mut Scratch, context: &mut Context<'_>) -> Result<bool, Close> {
-        if self.paused(context) {
+        let paused = self.paused(context);
+        if paused && !self.may_read_ahead() {
             return Ok(false);
         }
         let mut input = std::mem::take(&mut scratch.read);
-        let outcome = self.read_into(&mut input, scratch, context);
+        let outcome = match paused {
+            true => self.read_ahead(&mut input, scratch, context),
+            false => self.read_into(&mut input, scratch, context),
+        };
         scratch.read = input;
         outcome
+    }
+
+    /// Whether nothing but the number of its publishes keeps this client from being read.
+    fn may_read_ahead(&self) -> bool {
+        let waits = self.pauses.log.is_some() || self.pauses.rate_until.is_some();
+        !self.leaves && !waits && self.backlog.len() < BACKLOG_LIMIT && self.unread.len() < READ_AHEAD
     }
 
     fn read_into(
@@ -66,6 +79,44 @@ where
         Ok(true)
     }
 
+    /// While so many publishes wait that no more may be taken in: looks among what follows them for acknowledgements. Recipients
+    /// may have no room for want of those, this client itself or one that waits for it in turn.
+    fn read_ahead(
+        &mut self,
+        input: &mut [u8],
+        scratch: &mut Scratch,
+        context: &mut Context<'_>,
+    ) -> Result<bool, Close> {
+        let mut buffer = ReadBuf::new(input);
+        match Pin::new(&mut self.stream).poll_read(context, &mut buffer) {
+            Poll::Pending => return Ok(false),
+            Poll::Ready(Err(error)) => return Err(Close::Socket(error)),
+            // Its last words are among what was read.
+            Poll::Ready(Ok(())) if buffer.filled().is_empty() => return Ok(false),
+            Poll::Ready(Ok(())) => {}
+        }
+        let mut unread = std::mem::take(&mut self.unread);
+        unread.extend_from_slice(buffer.filled());
+        let largest = self.settings.limits().packet_size;
+        let mut kept = Vec::with_capacity(unread.len());
+        let mut rest = unread.as_slice();
+        while let Some((frame, length)) = codec::split_frame(rest, largest)? {
+            let (packet, others) = rest.split_at_checked(length).unwrap_or((rest, &[]));
+            if frame.is_answer() {
+                let packet = codec::decode(frame, self.session.version())?;
+                let effect = self.session.receive(packet, self.now, &mut scratch.out)?;
+                self.follow(effect, scratch)?;
+            } else {
+                kept.extend_from_slice(packet);
+            }
+            rest = others;
+        }
+        kept.extend_from_slice(rest);
+        self.unread = kept;
+        self.resume = true;
+        Ok(true)
+    }
+
     /// Works on the whole packets in `input`, until a pause is asked for; returns the bytes used.
     fn work(
         &mut self,
@@ -97,7 +148,7 @@ where
                 || self.session.publish_window_full()
                 || self.pauses.log.is_some()
                 || self.pauses.rate_until.is_some()
-                || scratch.out.len() > super::BACKLOG_LIMIT
+                || scratch.out.len() > BACKLOG_LIMIT
             {
                 self.resume = true;
                 break;

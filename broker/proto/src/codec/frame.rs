@@ -19,6 +19,12 @@ impl<'a> Frame<'a> {
     pub fn new(first: u8, body: &'a [u8]) -> Self {
         Frame { first, body, padded_length: false }
     }
+
+    /// Whether it says how far its sender is with a message that it was sent: PUBACK, PUBREC, PUBCOMP. Such a one stands in no
+    /// order with what its sender publishes.
+    pub fn is_answer(&self) -> bool {
+        matches!(self.first >> 4, kind::PUBACK | kind::PUBREC | kind::PUBCOMP)
+    }
 }
 
 /// Splits one whole packet off the front of `input`: the frame and how many bytes it took, or `None` when
