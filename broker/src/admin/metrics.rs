@@ -50,7 +50,7 @@ const FAMILIES: &[Family] = &[
         one(real(node.settings().limits().connections))
     }),
     family("mqtt_connections_elsewhere", "Connections of the instance's other nodes.", |node| {
-        one(real(node.relay.as_ref().map_or(0, |relay| relay.used_elsewhere().connections)))
+        one(real(node.used_elsewhere().connections))
     }),
     family("mqtt_connections_refused_total", "Connections that were not let in, by reason.", |node| {
         let of = &node.counters;
@@ -94,6 +94,11 @@ const FAMILIES: &[Family] = &[
     family("mqtt_subscriptions", "Subscriptions of sessions in the log, and of the node's others.", |node| {
         one(real(node.router.subscriptions() as u64))
     }),
+    family(
+        "mqtt_subscriptions_elsewhere",
+        "Subscriptions of sessions in no log at the instance's other nodes.",
+        |node| one(real(node.used_elsewhere().subscriptions)),
+    ),
     family("mqtt_subscriptions_limit", "How many the instance may have.", |node| {
         one(real(node.settings().limits().subscriptions))
     }),
