@@ -39,7 +39,7 @@ const TICK: Duration = Duration::from_millis(100);
 const STEP: Duration = Duration::from_secs(2);
 /// Between two attempts; doubled with each that fails.
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
-const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
 /// Why there is no link.
 #[derive(Debug, thiserror::Error)]
@@ -70,8 +70,14 @@ enum NoLink {
 
 impl From<Status> for NoLink {
     fn from(status: Status) -> NoLink {
-        NoLink::Broke(format!("{}: {}", status.code(), status.message()))
+        NoLink::Broke(root(&status))
     }
+}
+
+/// What is behind an error that says little by itself.
+fn root(error: &(dyn std::error::Error + 'static)) -> String {
+    let last = std::iter::successors(Some(error), |error| error.source()).last();
+    last.unwrap_or(error).to_string()
 }
 
 /// Keeps a link to each other process run, until it is aborted.
@@ -187,7 +193,7 @@ async fn greet(
         Some((next, requests))
     });
     let mut grpc = tonic::client::Grpc::new(channel);
-    grpc.ready().await.map_err(|error| NoLink::Broke(error.to_string()))?;
+    grpc.ready().await.map_err(|error| NoLink::Broke(root(&error)))?;
     let codec = ProstCodec::<ToPeer, FromPeer>::default();
     let path = PathAndQuery::from_static(wire::PASS);
     let mut answers = grpc.streaming(Request::new(requests), path, codec).await?.into_inner();
@@ -213,7 +219,7 @@ async fn connect(settings: &Settings, address: &str) -> Result<Channel, NoLink> 
         let opened = opened.take().ok_or_else(|| std::io::Error::other("the connection has ended"));
         std::future::ready(opened)
     });
-    let failed = |error: tonic::transport::Error| NoLink::NotReached(address.to_owned(), error.to_string());
+    let failed = |error: tonic::transport::Error| NoLink::NotReached(address.to_owned(), root(&error));
     Endpoint::from_shared(format!("http://{address}"))
         .map_err(failed)?
         .http2_keep_alive_interval(ASK_AFTER)

@@ -115,7 +115,9 @@ async fn apply<S: Source>(steered: &Steered, documents: Documents) -> bool {
     }
     match (peers, documents.peers) {
         (Some(current), Some(new)) => {
-            if new.listen != current.swap(Arc::new(new.clone())).listen {
+            let new = Arc::new(new);
+            let former = current.swap(new.clone());
+            if former.listen != new.listen {
                 tracing::warn!("the listener for peers stays where it is until the broker is started again");
             }
         }

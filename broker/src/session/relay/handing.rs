@@ -127,7 +127,6 @@ impl Relay {
             self.append(sequence, through_log, message, group, now, done);
         }
         drop(outgoing);
-        handing.by_link.fetch_add(linked as u64, Ordering::Relaxed);
         if linked > 0 {
             handing.handed.send_replace(());
         }
@@ -159,7 +158,7 @@ impl Relay {
         let _ = self.handing.room.subscribe().wait_for(|has_room| *has_room).await;
     }
 
-    /// Links in use; messages that went by links, and those that went through the log, counted for each peer.
+    /// Links in use; messages that links have brought, and those that went through the log, counted for each peer.
     pub(crate) fn figures(&self) -> [(&'static str, u64); 3] {
         let Handing { outgoing, by_link, through_log, .. } = &self.handing;
         [
@@ -301,6 +300,7 @@ impl Standing {
         let done = outgoing.taken(self.to, sequence);
         relay.look_for_room(&outgoing);
         drop(outgoing);
+        relay.handing.by_link.fetch_add(done.len() as u64, Ordering::Relaxed);
         done.into_iter().for_each(|handed| handed.parts.settle(1, Outcome::Durable(0)));
     }
 
