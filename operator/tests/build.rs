@@ -349,17 +349,31 @@ fn lets_in(rule: &Value) -> (Vec<u64>, Vec<&str>) {
 
 #[test]
 fn devices_come_from_anywhere_and_to_the_admin_port_only_who_must() {
-    for (instance, devices, admin, from, kafka) in [
-        (MINIMAL, vec![1883], 9090, vec!["mqtt-operator"], vec![9092]),
-        (FULL, vec![2883, 443, 8083, 444], 9091, vec!["monitoring", "mqtt-operator"], vec![9093, 9094]),
+    for (instance, devices, admin, from, kafka, peers) in [
+        (MINIMAL, vec![1883], 9090, vec!["mqtt-operator"], vec![9092], None),
+        (
+            FULL,
+            vec![2883, 443, 8083, 444],
+            9091,
+            vec!["monitoring", "mqtt-operator"],
+            vec![9093, 9094],
+            Some(7884),
+        ),
     ] {
         let policy = serde_json::to_value(good(instance, &options()).1.network_policy).unwrap();
         let spec = &policy["spec"];
         let all = |rules: &Value| rules.as_array().unwrap().clone();
-        let ingress = all(&spec["ingress"]);
+        let (mut ingress, mut egress) = (all(&spec["ingress"]), all(&spec["egress"]));
+        if let Some(port) = peers {
+            for (rules, whom) in [(&mut ingress, "from"), (&mut egress, "to")] {
+                let rule = rules.pop().unwrap();
+                assert_eq!(rule["ports"][0]["port"], port);
+                assert_eq!(rule[whom][0]["podSelector"], spec["podSelector"]);
+                assert!(rule[whom][0].get("namespaceSelector").is_none());
+            }
+        }
         assert_eq!(ingress.iter().map(lets_in).collect::<Vec<_>>(), [(devices, vec![]), (vec![admin], from)]);
         assert!(ingress[0].get("from").is_none());
-        let egress = all(&spec["egress"]);
         assert_eq!(egress.iter().map(lets_in).collect::<Vec<_>>(), [(vec![53, 53], vec![]), (kafka, vec![])]);
         assert_eq!(spec["policyTypes"], serde_json::json!(["Ingress", "Egress"]));
     }

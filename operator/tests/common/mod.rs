@@ -47,6 +47,7 @@ spec:
       userFromCertificate: true
     ws: {port: 8083}
     wss: {port: 444}
+    peers: {port: 7884, secretRef: {name: peers}}
     origins: [\"https://app.example\", \"http://localhost:3000\"]
     proxyProtocol: [mqtts, wss]
     serverReference: mqtt.example:443
@@ -82,6 +83,14 @@ metadata: {name: meters-tls, namespace: plant}
 stringData:
   tls.crt: \"-----BEGIN CERTIFICATE-----\\ns3cret-certificate\\n\"
   tls.key: \"-----BEGIN PRIVATE KEY-----\\ns3cret-key\\n\"
+---
+apiVersion: v1
+kind: Secret
+metadata: {name: peers, namespace: plant}
+stringData:
+  tls.crt: \"-----BEGIN CERTIFICATE-----\\ns3cret-peers-certificate\\n\"
+  tls.key: \"-----BEGIN PRIVATE KEY-----\\ns3cret-peers-key\\n\"
+  ca.crt: \"-----BEGIN CERTIFICATE-----\\ns3cret-peers-ca\\n\"
 ---
 apiVersion: v1
 kind: Secret

@@ -52,6 +52,11 @@ impl<'a> Frame<'a> {
         format!("{}-tls", self.broker())
     }
 
+    /// The Secret with what brokers show each other.
+    pub(super) fn peers(&self) -> String {
+        format!("{}-peers", self.broker())
+    }
+
     /// The Service that devices meet.
     pub(super) fn client_service(&self) -> String {
         format!("{}-mqtt", self.name.name)

@@ -19,7 +19,7 @@ use super::{names::Frame, services::device_ports};
 const DNS_PORT: u16 = 53;
 
 /// Devices come from anywhere; to the admin port, which asks for no password, only the operator comes, and Prometheus
-/// if the instance says where it is. Out go DNS and Kafka alone.
+/// if the instance says where it is, and to that for peers only the instance's own pods. Out go DNS, Kafka and that alone.
 pub(super) fn network_policy(frame: &Frame<'_>) -> NetworkPolicy {
     let spec = frame.spec();
     let devices = NetworkPolicyIngressRule {
@@ -42,13 +42,19 @@ pub(super) fn network_policy(frame: &Frame<'_>) -> NetworkPolicy {
         ports: Some(ports.into_iter().map(|number| port("TCP", number)).collect()),
         to: None,
     };
+    let own =
+        NetworkPolicyPeer { pod_selector: Some(frame.label_selector()), ..NetworkPolicyPeer::default() };
+    let peers = spec.listeners.peers.as_ref().map(|peers| (vec![own], vec![port("TCP", peers.port)]));
+    let from_peers =
+        peers.clone().map(|(from, ports)| NetworkPolicyIngressRule { from: Some(from), ports: Some(ports) });
+    let to_peers = peers.map(|(to, ports)| NetworkPolicyEgressRule { to: Some(to), ports: Some(ports) });
     NetworkPolicy {
         metadata: frame.meta(frame.broker()),
         spec: Some(NetworkPolicySpec {
             pod_selector: Some(frame.label_selector()),
             policy_types: Some(vec!["Ingress".into(), "Egress".into()]),
-            ingress: Some(vec![devices, admin]),
-            egress: Some(vec![dns, kafka]),
+            ingress: Some([devices, admin].into_iter().chain(from_peers).collect()),
+            egress: Some([dns, kafka].into_iter().chain(to_peers).collect()),
         }),
     }
 }

@@ -14,6 +14,7 @@ pub(super) const MQTTS: &str = "mqtts";
 pub(super) const WS: &str = "ws";
 pub(super) const WSS: &str = "wss";
 pub(super) const ADMIN: &str = "admin";
+pub(super) const PEERS: &str = "peers";
 
 /// The ports that devices may use.
 pub(super) fn device_ports(frame: &Frame<'_>) -> Vec<(&'static str, u16)> {
