@@ -140,7 +140,7 @@ impl<'a> FilterRecord<'a> {
         out.small(self.generation ^ before.generation);
         out.small(sequence ^ before.sequence);
         // Mostly it is made soon after its generation began.
-        out.small(self.generation / 1000 ^ u64::from(self.created));
+        out.small((self.generation / 1000) ^ u64::from(self.created));
         if let Some(id) = id {
             out.u32(id);
         }
@@ -155,7 +155,7 @@ impl<'a> FilterRecord<'a> {
         let generation = from.small()? ^ before.generation;
         let sequence = from.small()? ^ before.sequence;
         *before = Before { generation, sequence };
-        let created = u32::try_from(from.small()? ^ generation / 1000).ok()?;
+        let created = u32::try_from(from.small()? ^ (generation / 1000)).ok()?;
         let id = if has(0) { Some(from.u32()?) } else { None };
         let subscription = Subscription {
             sequence,
