@@ -139,8 +139,8 @@ impl View {
     pub fn with_left(&self) -> impl Iterator<Item = MessageId> {
         let has_left = |session: &SessionState| session.queue().values().any(Entry::moves);
         let over =
-            self.sessions.iter().filter(move |(_, session)| session.client.is_none() && has_left(session));
-        over.map(|(sid, _)| *sid)
+            self.sessions.iter().filter(move |session| session.client.is_none() && has_left(session));
+        over.map(|session| session.sid)
     }
 
     /// What waits for a session and has expired, by the places in its queue. Until more expires the session is none of
