@@ -17,6 +17,18 @@ use crate::{counters::Tally, limits::notice};
 /// Bytes that may be read of a client whose publishes wait, to find its acknowledgements.
 const READ_AHEAD: usize = 256 * 1024;
 
+/// What is kept of a client's bytes that were not worked on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Kept {
+    /// No whole packet.
+    #[default]
+    Part,
+    /// Packets, as a pause left them.
+    Packets,
+    /// Packets without acknowledgements: it was looked for those.
+    Looked,
+}
+
 /// Publishes after which recipients and the rate are looked at.
 const RUN: u64 = 128;
 
@@ -52,19 +64,15 @@ where
         context: &mut Context<'_>,
     ) -> Result<bool, Close> {
         // What a pause kept back comes before what the socket has.
-        let kept_back = std::mem::take(&mut self.resume) && !self.unread.is_empty();
-        let mut length = 0;
-        if !kept_back {
-            let mut buffer = ReadBuf::new(input);
-            match Pin::new(&mut self.stream).poll_read(context, &mut buffer) {
-                Poll::Pending => return Ok(false),
-                Poll::Ready(Err(error)) => return Err(Close::Socket(error)),
-                Poll::Ready(Ok(())) => length = buffer.filled().len(),
-            }
-            if length == 0 {
-                return Err(Close::Gone);
-            }
-        }
+        let kept_back = std::mem::take(&mut self.kept) != Kept::Part && !self.unread.is_empty();
+        let length = match kept_back {
+            true => 0,
+            false => match self.poll_socket(input, context)? {
+                None => return Ok(false),
+                Some(0) => return Err(Close::Gone),
+                Some(length) => length,
+            },
+        };
         let arrived = input.get(..length).unwrap_or_default();
         let mut unread = std::mem::take(&mut self.unread);
         if unread.is_empty() {
@@ -87,16 +95,13 @@ where
         scratch: &mut Scratch,
         context: &mut Context<'_>,
     ) -> Result<bool, Close> {
-        let mut buffer = ReadBuf::new(input);
-        match Pin::new(&mut self.stream).poll_read(context, &mut buffer) {
-            Poll::Pending => return Ok(false),
-            Poll::Ready(Err(error)) => return Err(Close::Socket(error)),
-            // Its last words are among what was read.
-            Poll::Ready(Ok(())) if buffer.filled().is_empty() => return Ok(false),
-            Poll::Ready(Ok(())) => {}
+        // After its end its last words are among what was read.
+        let length = self.poll_socket(input, context)?.unwrap_or(0);
+        if length == 0 && self.kept != Kept::Packets {
+            return Ok(false);
         }
         let mut unread = std::mem::take(&mut self.unread);
-        unread.extend_from_slice(buffer.filled());
+        unread.extend_from_slice(input.get(..length).unwrap_or_default());
         let largest = self.settings.limits().packet_size;
         let mut kept = Vec::with_capacity(unread.len());
         let mut rest = unread.as_slice();
@@ -113,8 +118,18 @@ where
         }
         kept.extend_from_slice(rest);
         self.unread = kept;
-        self.resume = true;
+        self.kept = Kept::Looked;
         Ok(true)
+    }
+
+    /// How many bytes came, 0 at the client's end; nothing if none has come so far.
+    fn poll_socket(&mut self, input: &mut [u8], context: &mut Context<'_>) -> Result<Option<usize>, Close> {
+        let mut buffer = ReadBuf::new(input);
+        match Pin::new(&mut self.stream).poll_read(context, &mut buffer) {
+            Poll::Pending => Ok(None),
+            Poll::Ready(Err(error)) => Err(Close::Socket(error)),
+            Poll::Ready(Ok(())) => Ok(Some(buffer.filled().len())),
+        }
     }
 
     /// Works on the whole packets in `input`, until a pause is asked for; returns the bytes used.
@@ -150,7 +165,7 @@ where
                 || self.pauses.rate_until.is_some()
                 || scratch.out.len() > BACKLOG_LIMIT
             {
-                self.resume = true;
+                self.kept = Kept::Packets;
                 break;
             }
         }

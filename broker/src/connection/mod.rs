@@ -42,6 +42,7 @@ use tokio::{
 
 use self::{
     closing::Close,
+    input::Kept,
     publish::{Intake, Topics},
     subscribe::Asked,
     will::Will,
@@ -99,8 +100,8 @@ pub(crate) struct Connection<S> {
     settling: Arc<dyn AppendSink>,
     /// Read, not yet parsed.
     unread: Vec<u8>,
-    /// `unread` may hold whole packets: a pause kept them back.
-    resume: bool,
+    /// What is in `unread`.
+    kept: Kept,
     /// Encoded, not yet taken by the socket.
     backlog: BytesMut,
     pauses: Pauses,
@@ -222,7 +223,7 @@ where
             expiry,
             will: will.map(Box::new),
             settings,
-            resume: !unread.is_empty(),
+            kept: if unread.is_empty() { Kept::Part } else { Kept::Packets },
             unread,
             now,
             wall: None,

@@ -110,34 +110,42 @@ fn a_connection_that_says_nothing_takes_little_memory() {
 #[tokio::test(start_paused = true)]
 async fn a_client_that_acknowledges_behind_much_that_it_publishes_is_not_held_up_by_itself() {
     const COUNT: u16 = 3000;
-    let Rig { node, tasks, .. } = Rig::new().await;
-    let (mut client, stream) = tokio::io::duplex(1 << 20);
-    let (newcomer, _) = node.admission.meet(SocketAddr::from((Ipv4Addr::LOCALHOST, 1)), 1000);
-    let served = tokio::spawn(serve(node.clone(), stream, newcomer));
-    client.write_all(b"\x10\x0d\0\x04MQTT\x04\x02\0\0\0\x01c\x82\x06\0\x01\0\x01t\x01").await.unwrap();
-    assert_eq!(read(&mut client, 9).await, b"\x20\x02\0\0\x90\x03\0\x01\x01");
-    let began = tokio::time::Instant::now();
-    let mut publishes = Vec::new();
-    for number in 1..=COUNT {
-        publishes.extend_from_slice(&[0x32, 7, 0, 1, b't']);
-        publishes.extend_from_slice(&number.to_be_bytes());
-        publishes.extend_from_slice(&number.to_be_bytes());
-    }
-    client.write_all(&publishes).await.unwrap();
-    let (mut answered, mut delivered) = (0, 0);
-    while answered < COUNT || delivered < COUNT {
-        let head = read(&mut client, 2).await;
-        let body = read(&mut client, head[1].into()).await;
-        match head[0] {
-            0x40 => answered += 1,
-            _ => {
-                delivered += 1;
-                assert_eq!(body[5..], delivered.to_be_bytes(), "after {answered} answers");
-                client.write_all(&[0x40, 2, body[3], body[4]]).await.unwrap();
+    // How many deliveries it takes before it sends the rest of its publishes, and all acknowledgements behind them at once.
+    for held_back in [0, 1000] {
+        let Rig { node, tasks, .. } = Rig::new().await;
+        let (mut client, stream) = tokio::io::duplex(1 << 20);
+        let (newcomer, _) = node.admission.meet(SocketAddr::from((Ipv4Addr::LOCALHOST, 1)), 1000);
+        let served = tokio::spawn(serve(node.clone(), stream, newcomer));
+        let greeting = b"\x10\x0d\0\x04MQTT\x04\x02\0\0\0\x01c\x82\x06\0\x01\0\x01t\x01";
+        client.write_all(greeting).await.unwrap();
+        assert_eq!(read(&mut client, 9).await, b"\x20\x02\0\0\x90\x03\0\x01\x01");
+        let publishes = |numbers: std::ops::RangeInclusive<u16>| {
+            let one = |number: u16| [&[0x32, 7, 0, 1, b't'][..], &number.to_be_bytes().repeat(2)].concat();
+            numbers.flat_map(one).collect::<Vec<u8>>()
+        };
+        let began = tokio::time::Instant::now();
+        let first = if held_back == 0 { COUNT } else { held_back };
+        client.write_all(&publishes(1..=first)).await.unwrap();
+        let (mut answered, mut delivered) = (0, 0);
+        let mut acknowledgements = Vec::new();
+        while answered < COUNT || delivered < COUNT {
+            let head = read(&mut client, 2).await;
+            let body = read(&mut client, head[1].into()).await;
+            if head[0] == 0x40 {
+                answered += 1;
+                continue;
+            }
+            delivered += 1;
+            assert_eq!(body[5..], delivered.to_be_bytes(), "after {answered} answers");
+            acknowledgements.extend_from_slice(&[0x40, 2, body[3], body[4]]);
+            if delivered >= held_back {
+                let rest = if delivered == held_back { publishes(held_back + 1..=COUNT) } else { Vec::new() };
+                let sent = [rest, std::mem::take(&mut acknowledgements)].concat();
+                client.write_all(&sent).await.unwrap();
             }
         }
+        assert!(began.elapsed() < crate::session::mailbox::PATIENCE, "{:?}", began.elapsed());
+        served.abort();
+        tasks.iter().for_each(|task| task.abort());
     }
-    assert!(began.elapsed() < crate::session::mailbox::PATIENCE, "{:?}", began.elapsed());
-    served.abort();
-    tasks.iter().for_each(|task| task.abort());
 }
