@@ -6,6 +6,20 @@ use crate::{
     durable::record::{Boot, Content, QueuedMessage, Recipient},
 };
 
+/// For these sessions.
+fn message(qos: QoS, recipients: &[MessageId]) -> Value<'static> {
+    let to = |sid: &MessageId| Recipient {
+        sid: *sid,
+        qos,
+        retain: false,
+        maybe_sent: false,
+        subscription_ids: None,
+    };
+    let recipients = recipients.iter().map(to).collect();
+    let content = Content { qos, retain: false, expires_at: None, forwarded: &[], topic: "t", payload: &[] };
+    Value::Message(QueuedMessage { once: qos == QoS::ExactlyOnce, group: None, recipients, content })
+}
+
 #[test]
 fn a_message_that_its_client_repeats_to_a_later_run_moves_no_other() {
     let session = MessageId { boot: 1, counter: 1 };
@@ -18,24 +32,9 @@ fn a_message_that_its_client_repeats_to_a_later_run_moves_no_other() {
         let key = Key::Session { nonce: session, client: "c".into() };
         view.apply(0, 0, 100, key, Some(Value::Session(claim)), &mut Vec::new());
         for &(offset, mid, boot, chunk) in records {
-            let recipient = Recipient {
-                sid: session,
-                qos: QoS::ExactlyOnce,
-                retain: false,
-                maybe_sent: false,
-                subscription_ids: None,
-            };
-            let content = Content {
-                qos: QoS::ExactlyOnce,
-                retain: false,
-                expires_at: None,
-                forwarded: &[],
-                topic: "t",
-                payload: &[],
-            };
-            let message = QueuedMessage { once: true, group: None, recipients: vec![recipient], content };
             let key = Key::Message { mid, boot, chunk };
-            view.apply(offset, 0, 100, key, Some(Value::Message(message)), &mut Vec::new());
+            let message = message(QoS::ExactlyOnce, &[session]);
+            view.apply(offset, 0, 100, key, Some(message), &mut Vec::new());
         }
         let (_, state) = view.session(session).unwrap();
         let order: Vec<MessageId> = state.in_order().iter().map(|entry| entry.mid).collect();
@@ -57,24 +56,7 @@ fn a_message_that_its_client_repeats_to_a_later_run_moves_no_other() {
 fn a_message_that_two_nodes_write_waits_until_it_is_done_for_both() {
     let (session, mid) = (MessageId { boot: 1, counter: 1 }, MessageId { boot: 9, counter: 1 });
     let key = |boot| Key::Message { mid, boot, chunk: 1 };
-    let written = || {
-        let recipient = Recipient {
-            sid: session,
-            qos: QoS::AtLeastOnce,
-            retain: false,
-            maybe_sent: false,
-            subscription_ids: None,
-        };
-        let content = Content {
-            qos: QoS::AtLeastOnce,
-            retain: false,
-            expires_at: None,
-            forwarded: &[],
-            topic: "t",
-            payload: &[],
-        };
-        Some(Value::Message(QueuedMessage { once: false, group: None, recipients: vec![recipient], content }))
-    };
+    let written = || Some(message(QoS::AtLeastOnce, &[session]));
     let remains = Change::Remains { sid: session, mid };
     let finished = Change::Finished { sid: session, mid, why: Why::Acknowledged };
     let queued = |order| Change::Queued { sid: session, order };
@@ -100,25 +82,9 @@ fn only_the_session_that_alone_gets_a_message_may_finish_it_by_deleting_it() {
     let mid = MessageId { boot: 9, counter: 1 };
     let check = |recipients: &[MessageId], asks: MessageId, expected: Option<(Boot, u64)>| {
         let mut view = View::default();
-        let to = |sid: &MessageId| Recipient {
-            sid: *sid,
-            qos: QoS::AtLeastOnce,
-            retain: false,
-            maybe_sent: false,
-            subscription_ids: None,
-        };
-        let content = Content {
-            qos: QoS::AtLeastOnce,
-            retain: false,
-            expires_at: None,
-            forwarded: &[],
-            topic: "t",
-            payload: &[],
-        };
-        let recipients: Vec<_> = recipients.iter().map(to).collect();
-        let message = QueuedMessage { once: false, group: None, recipients, content };
         let key = Key::Message { mid, boot: 3, chunk: 4 };
-        view.apply(0, 0, 100, key, Some(Value::Message(message)), &mut Vec::new());
+        let message = message(QoS::AtLeastOnce, recipients);
+        view.apply(0, 0, 100, key, Some(message), &mut Vec::new());
         assert_eq!(view.message(mid).and_then(|message| message.sole_copy(asks)), expected);
     };
     check(&[one], one, Some((3, 4)));

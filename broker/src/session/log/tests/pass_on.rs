@@ -120,14 +120,15 @@ async fn what_waits_at_the_end_of_a_session_goes_to_another_once_the_log_takes_i
             false => log.set_away(true),
         }
         let tasks: Vec<_> = crate::server::background(&node).into_iter().map(tokio::spawn).collect();
-        tokio::time::sleep(super::super::pass_on::PATIENCE * 2).await;
+        // Of the clock that jumps: the first try is under way, and will have been in vain.
+        tokio::time::sleep(super::super::pass_on::PATIENCE / 2).await;
         assert_eq!(waits(&node, 2), vec![21], "nobody else has it so far");
         log.set_weather(Weather::default());
         log.set_away(false);
         wait_until("it goes to another", || waits(&node, 2).is_empty()).await;
         // What came too late may be there, too.
         let copies = waits(&node, 1).len();
-        assert!((1..=1 + 2 * usize::from(slow)).contains(&copies), "{copies}");
+        assert!((1..=1 + usize::from(slow)).contains(&copies), "{copies}");
         tasks.iter().for_each(|task| task.abort());
     }
 }
