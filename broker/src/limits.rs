@@ -31,16 +31,16 @@ impl Rate {
             return None;
         }
         let cost = count.saturating_mul(1_000_000_000) / per_second;
-        let earliest = now_nanos.saturating_sub(BURST_NANOS);
         if self.per_second.swap(per_second, Ordering::Relaxed) != per_second {
-            self.paid_at.store(earliest, Ordering::Relaxed);
+            self.paid_at.store(now_nanos, Ordering::Relaxed);
         }
         let mut paid_at = self.paid_at.load(Ordering::Relaxed);
         loop {
-            let next = paid_at.max(earliest).saturating_add(cost);
+            let next = paid_at.max(now_nanos).saturating_add(cost);
             match self.paid_at.compare_exchange_weak(paid_at, next, Ordering::Relaxed, Ordering::Relaxed) {
                 Ok(_) => {
-                    let wait = next.saturating_sub(now_nanos);
+                    // The clock may have begun just now: the burst is added here, where it can't be cut off at zero.
+                    let wait = next.saturating_sub(now_nanos.saturating_add(BURST_NANOS));
                     return (wait > 0).then(|| Duration::from_nanos(wait));
                 }
                 Err(current) => paid_at = current,
@@ -186,6 +186,13 @@ mod tests {
         assert_eq!(rate.spend(1, 1000, 10 * second), Some(Duration::from_millis(1)));
         assert_eq!(rate.spend(99, 1000, 10 * second), Some(Duration::from_millis(100)));
         assert_eq!(rate.spend(1, 1000, 20 * second), None);
+    }
+
+    #[test]
+    fn the_burst_is_there_when_the_clock_has_only_begun() {
+        let rate = Rate::default();
+        assert_eq!(rate.spend(100, 1000, 0), None);
+        assert_eq!(rate.spend(1, 1000, 0), Some(Duration::from_millis(1)));
     }
 
     #[test]
