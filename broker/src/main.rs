@@ -13,6 +13,7 @@ mod listener;
 mod log;
 mod node;
 mod outside;
+mod peers;
 mod process;
 mod router;
 mod run;

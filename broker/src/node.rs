@@ -243,15 +243,32 @@ impl Node {
     }
 
     /// Passes a message on to other nodes, for those there who do not get it through the session log; true if there are any.
-    /// `done` is told once it is durable.
-    pub(crate) fn pass(&self, route: &Route, message: &Message, done: impl FnOnce() -> Completion) -> bool {
+    /// `done` is told once they have it, or it is durable.
+    pub(crate) fn pass(
+        &self,
+        route: &Route,
+        message: &Arc<Message>,
+        done: impl FnOnce() -> Completion,
+    ) -> bool {
         let Some(relay) = &self.relay else { return false };
         let boots = elsewhere(route, message);
         if boots.is_empty() {
             return false;
         }
-        relay.pass(message, boots, None, self.wall(), done());
+        relay.pass(message, &boots, None, self.wall(), done());
         true
+    }
+
+    /// False while more waits for the log, or for links to other nodes, than should.
+    pub(crate) fn has_room(&self) -> bool {
+        self.log.room() && self.relay.as_ref().is_none_or(Relay::has_room)
+    }
+
+    pub(crate) async fn wait_for_room(&self) {
+        self.log.wait_for_room().await;
+        if let Some(relay) = &self.relay {
+            relay.wait_for_room().await;
+        }
     }
 
     /// Publishes what a device left behind (its will): stored like its own messages. True once all of it is durable.

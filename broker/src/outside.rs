@@ -42,6 +42,10 @@ pub(crate) enum Mistake {
     DropNewest,
     /// What waits for a member of a shared subscription ends with its session.
     EndWithoutPassing,
+    /// What comes by a link is taken though what went through the log before it is not there.
+    LinkAheadOfLog,
+    /// What a link has not brought when it breaks is not passed on through the log.
+    ForgetUnconfirmed,
 }
 
 /// What stands in for the machine in a simulation.

@@ -14,6 +14,7 @@ use crate::{
     listener::{self, Listener, tls},
     log::BoxFuture,
     node::Node,
+    peers,
     session::{self, relay::Relay, retained::RetainedLog},
 };
 
@@ -50,9 +51,13 @@ impl Server {
         self.stage.store(Arc::new(Stage::Starting(what.to_owned())));
     }
 
-    /// Does what a node does besides serving connections.
-    pub(crate) fn begin(&mut self, node: &Arc<Node>) {
+    /// Does what a node does besides serving connections. `links`: those to other nodes.
+    pub(crate) fn begin(&mut self, node: &Arc<Node>, links: Option<(TcpListener, Arc<peers::Current>)>) {
         self.tasks.spawn(memory::watch(node.clone()));
+        if let Some((socket, settings)) = links {
+            self.tasks.spawn(peers::listen(node.clone(), socket, settings.clone()));
+            self.tasks.spawn(peers::dial_all(node.clone(), settings));
+        }
         for task in background(node) {
             self.tasks.spawn(task);
         }
@@ -92,6 +97,9 @@ impl Server {
         }
         self.tasks.shutdown().await;
         if let Some(node) = node {
+            if let Some(relay) = &node.relay {
+                relay.retreat(&node);
+            }
             if node.sessions.shared {
                 // Nobody need wait until its silence has lasted long enough.
                 node.sessions.say_down(node.boot, node.wall());

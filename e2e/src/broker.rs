@@ -90,15 +90,16 @@ impl Broker {
         Self::start_in(home, data, manifests, &[])
     }
 
-    /// One node of several on the same Kafka, whose topics stay. Its addresses are settled at once: it may begin anew by itself.
-    pub fn start_beside(store: &Store, manifests: &Manifests, node: &str) -> Result<Self> {
+    /// One node of several on the same Kafka, whose topics stay, with further flags. Its addresses are settled at once: it may
+    /// begin anew by itself.
+    pub fn start_beside(store: &Store, manifests: &Manifests, node: &str, flags: &[String]) -> Result<Self> {
         let home = tempfile::tempdir()?;
         let Store::Kafka(kafka, listener) = store else { bail!("several brokers share a Kafka only") };
         let data = Data::Kafka(Arc::clone(kafka), *listener);
         data.fit(manifests)?.write_to(&home.path().join("manifests"))?;
-        let flags = vec!["--node".to_owned(), node.to_owned()];
-        let free = || Ok::<_, anyhow::Error>(TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string());
-        let mut process = serve(home.path(), &data, &free()?, &free()?, &flags)?;
+        let flags = [&["--node".to_owned(), node.to_owned()], flags].concat();
+        let [mqtt, admin] = [free_address()?, free_address()?].map(|address| address.to_string());
+        let mut process = serve(home.path(), &data, &mqtt, &admin, &flags)?;
         let ready = wait_for_ready(home.path(), &mut process, 1)?;
         Ok(Self::new(home, data, process, &ready, flags))
     }
@@ -437,6 +438,11 @@ pub fn value<T: DeserializeOwned>(record: &RecordView) -> Result<T> {
     }
 }
 
+/// An address of this machine that nobody listens on.
+pub(crate) fn free_address() -> Result<SocketAddr> {
+    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?)
+}
+
 /// The broker under test: `MQTT_BROKER_BIN`, or what cargo built beside this test.
 pub fn binary() -> Result<PathBuf> {
     std::env::var_os("MQTT_BROKER_BIN").map_or_else(|| built("mqtt-broker"), |path| Ok(path.into()))
@@ -512,6 +518,8 @@ fn parse_ready(line: &str) -> Result<Ready> {
     let mut take = |name| addresses.remove(name);
     let (mqtt, admin) = (take("mqtt").context("no mqtt")?, take("admin").context("no admin")?);
     let ready = Ready { mqtt, admin, mqtts: take("mqtts"), ws: take("ws"), wss: take("wss") };
+    // Who needs to know has said it.
+    take("peers");
     ensure!(addresses.is_empty(), "unknown listeners: {addresses:?}");
     Ok(ready)
 }

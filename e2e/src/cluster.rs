@@ -1,9 +1,11 @@
-//! Several brokers on one Kafka, and before them what a Service is in a cluster: one address that leads to any node that answers.
+//! Several brokers on one Kafka, with links between each two, and before them what a Service is in a cluster: one address that leads
+//! to any node that answers.
 
 use std::{
     collections::BTreeMap,
     io,
     net::{SocketAddr, TcpListener, TcpStream},
+    path::Path,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
@@ -15,9 +17,11 @@ use std::{
 use anyhow::{Context, Result};
 
 use crate::{
-    Broker, Manifests, Store,
+    Broker, Manifests, PATIENCE, Store,
+    broker::free_address,
     kafka::Listener,
-    passage::{Gate, join},
+    passage::{Gate, Passage, join},
+    wait_until,
 };
 
 /// How often nodes are asked whether they take devices, and how long an answer may take.
@@ -28,20 +32,54 @@ const ANSWER: Duration = Duration::from_millis(500);
 pub struct Cluster {
     pub nodes: Vec<Broker>,
     pub front: Front,
+    /// By the number of the node that calls, and of the one that is called.
+    links: BTreeMap<(usize, usize), Passage>,
 }
 
 impl Cluster {
     /// Returns when all nodes serve. The store must be Kafka; each node goes there a way of its own.
     pub fn start(store: &Store, manifests: &Manifests, count: usize) -> Result<Self> {
+        Self::start_with(store, manifests, &vec![None; count])
+    }
+
+    /// The same with a node for each folder with its certificate for others, if it has one.
+    pub fn start_with(store: &Store, manifests: &Manifests, tls: &[Option<&Path>]) -> Result<Self> {
         let kafka = store.cluster()?;
         kafka.clear()?;
-        let start = |number: usize| {
+        let peers = tls.iter().map(|_| free_address()).collect::<Result<Vec<_>>>()?;
+        let mut links = BTreeMap::new();
+        let mut start = |(number, (own, tls)): (usize, (&SocketAddr, &Option<&Path>))| {
             let way = Store::Kafka(kafka.clone(), Listener::Way(number));
-            Broker::start_beside(&way, manifests, &format!("node-{number}"))
+            let mut flags = vec!["--peers".to_owned(), own.to_string()];
+            for (other, to) in peers.iter().enumerate().filter(|(other, _)| *other != number) {
+                let passage = Passage::open(TcpListener::bind("127.0.0.1:0")?, *to)?;
+                flags.extend(["--peer".to_owned(), format!("node-{other}={}", passage.address)]);
+                links.insert((number, other), passage);
+            }
+            if let Some(folder) = tls {
+                flags.extend(["--peers-tls".to_owned(), folder.display().to_string()]);
+            }
+            Broker::start_beside(&way, manifests, &format!("node-{number}"), &flags)
         };
-        let nodes = (0..count).map(start).collect::<Result<Vec<_>>>()?;
+        let nodes = peers.iter().zip(tls).enumerate().map(&mut start).collect::<Result<Vec<_>>>()?;
         let addresses = nodes.iter().map(|node| (node.mqtt, node.admin)).collect();
-        Ok(Self { nodes, front: Front::open(addresses)? })
+        Ok(Self { nodes, front: Front::open(addresses)?, links })
+    }
+
+    /// Lets nothing through between two nodes but what goes through Kafka, in either direction and without a word, or lets it
+    /// through again.
+    pub fn cut(&self, one: usize, other: usize, cut: bool) {
+        for pair in [(one, other), (other, one)] {
+            self.links.get(&pair).into_iter().for_each(|link| link.gate.shut(cut));
+        }
+    }
+
+    /// Waits until a node has so many links to others in use.
+    pub fn wait_for_links(&self, number: usize, count: u64) -> Result<()> {
+        let node = self.nodes.get(number).with_context(|| format!("no node {number}"))?;
+        wait_until(&format!("{count} links of node {number}"), PATIENCE, || {
+            Ok((node.counter("peer_links")? == count).then_some(()))
+        })
     }
 
     /// The node with this number.

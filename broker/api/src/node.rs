@@ -26,6 +26,9 @@ pub struct NodeConfig {
     /// There if and only if `instance.listeners.mqtts` or `wss` is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tls: Option<TlsFiles>,
+    /// Links between the nodes of an instance that share its Kafka; absent: all goes through Kafka.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peers: Option<Peers>,
     /// The folder of the embedded store: there if and only if `instance.kafka` is not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data: Option<PathBuf>,
@@ -48,6 +51,27 @@ pub struct TlsFiles {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub client_ca_file: Option<PathBuf>,
 }
+
+/// How nodes of an instance find each other, and know that it is they.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Peers {
+    /// Where this node listens for others, HOST:PORT.
+    pub listen: String,
+    /// Where another node listens, HOST:PORT, in which `${node}` stands for its name.
+    pub address: String,
+    /// A folder with the certificate that this node shows to others, whether it listens or calls, its key, and the CA that theirs
+    /// come from, under the names [`PEERS_CERTIFICATE`], [`PEERS_KEY`] and [`PEERS_CA`]. The certificate must name the host
+    /// of `address`.
+    pub secrets: PathBuf,
+}
+
+/// The certificate of a node, with those between it and its CA, in PEM.
+pub const PEERS_CERTIFICATE: &str = "tls.crt";
+/// Its private key, in PEM, not encrypted.
+pub const PEERS_KEY: &str = "tls.key";
+/// The CA of all nodes of an instance, in PEM.
+pub const PEERS_CA: &str = "ca.crt";
 
 /// The CAs of Kafka's certificates.
 pub const KAFKA_CA: &str = "ca.crt";

@@ -119,6 +119,8 @@ async fn counters(Serving(node): Serving) -> Json<Value> {
     all.insert("memory_bound_bytes".to_owned(), Value::from(bound));
     all.insert("connections".to_owned(), Value::from(node.connections.count()));
     all.insert("subscriptions".to_owned(), Value::from(node.router.subscriptions()));
+    let figures = node.relay.iter().flat_map(|relay| relay.figures());
+    all.extend(figures.map(|(name, value)| (name.to_owned(), Value::from(value))));
     all.insert("sessions_logged".to_owned(), Value::from(node.sessions.live()));
     Json(Value::Object(all))
 }

@@ -519,11 +519,11 @@ where
         self.turns
     }
 
-    /// Who hands records to a log that is behind reads on once it has caught up; others are not concerned.
+    /// Who hands records to a log that is behind, or to a link that is, reads on once it has caught up; others are not concerned.
     pub(super) fn mind_the_log(&mut self) {
-        if self.pauses.log.is_none() && !self.node.log.room() {
-            let log = self.node.log.clone();
-            self.pauses.log = Some(Box::pin(async move { log.wait_for_room().await }));
+        if self.pauses.log.is_none() && !self.node.has_room() {
+            let node = self.node.clone();
+            self.pauses.log = Some(Box::pin(async move { node.wait_for_room().await }));
         }
     }
 

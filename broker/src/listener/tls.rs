@@ -14,7 +14,7 @@ use tokio::{
 use tokio_rustls::{
     TlsAcceptor,
     rustls::{
-        self, RootCertStore, ServerConfig,
+        self, RootCertStore, ServerConfig, SupportedProtocolVersion,
         crypto::ring::{Ticketer, default_provider},
         pki_types::{
             CertificateDer, PrivateKeyDer,
@@ -69,7 +69,7 @@ impl fmt::Display for Part {
         f.write_str(match self {
             Part::Certificate => "the certificate",
             Part::Key => "the private key",
-            Part::ClientCa => "the CA of devices",
+            Part::ClientCa => "the CA",
         })
     }
 }
@@ -96,24 +96,29 @@ impl Compiler {
 fn compile(secrets: &TlsSecrets) -> Result<Terms, Unusable> {
     let chain = certificates(&secrets.certificate, Part::Certificate)?;
     let expires_at = chain.first().and_then(|own| parsed(own, |own| own.validity().not_after.timestamp()));
-    let key = PrivateKeyDer::from_pem_slice(secrets.key.as_bytes())
-        .map_err(|error| Unusable { part: Part::Key, why: pem_error(&error) })?;
+    let mut config = server_config(secrets, &[&rustls::version::TLS12, &rustls::version::TLS13], ALPN)?;
+    // Clients keep what they resume with: the broker remembers nothing of them.
+    config.ticketer =
+        Ticketer::new().map_err(|error| Unusable { part: Part::Key, why: error.to_string() })?;
+    Ok(Terms { config: Arc::new(config), expires_at: expires_at.unwrap_or(i64::MAX) })
+}
+
+/// What a server shows, and asks for where there is a CA for that.
+pub(crate) fn server_config(
+    secrets: &TlsSecrets,
+    versions: &[&'static SupportedProtocolVersion],
+    alpn: &[u8],
+) -> Result<ServerConfig, Unusable> {
+    let (chain, key) = pair(secrets)?;
     let provider = Arc::new(default_provider());
     let verifier: Arc<dyn ClientCertVerifier> = match &secrets.client_ca {
         None => Arc::new(NoClientAuth),
-        Some(ca) => {
-            let unusable = |why: String| Unusable { part: Part::ClientCa, why };
-            let mut roots = RootCertStore::empty();
-            for certificate in certificates(ca, Part::ClientCa)? {
-                roots.add(certificate).map_err(|error| unusable(error.to_string()))?;
-            }
-            WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
-                .build()
-                .map_err(|error| unusable(error.to_string()))?
-        }
+        Some(ca) => WebPkiClientVerifier::builder_with_provider(Arc::new(roots(ca)?), provider.clone())
+            .build()
+            .map_err(|error| Unusable { part: Part::ClientCa, why: error.to_string() })?,
     };
     let mut config = ServerConfig::builder_with_provider(provider)
-        .with_protocol_versions(&[&rustls::version::TLS12, &rustls::version::TLS13])
+        .with_protocol_versions(versions)
         .and_then(|builder| builder.with_client_cert_verifier(verifier).with_single_cert(chain, key))
         .map_err(|error| match error {
             rustls::Error::InconsistentKeys(_) => {
@@ -124,11 +129,28 @@ fn compile(secrets: &TlsSecrets) -> Result<Terms, Unusable> {
             }
             error => Unusable { part: Part::Key, why: error.to_string() },
         })?;
-    config.alpn_protocols = vec![ALPN.to_vec()];
-    // Clients keep what they resume with: the broker remembers nothing of them.
-    config.ticketer =
-        Ticketer::new().map_err(|error| Unusable { part: Part::Key, why: error.to_string() })?;
-    Ok(Terms { config: Arc::new(config), expires_at: expires_at.unwrap_or(i64::MAX) })
+    config.alpn_protocols = vec![alpn.to_vec()];
+    Ok(config)
+}
+
+/// A certificate, with those between it and its CA, and its key.
+pub(crate) fn pair(
+    secrets: &TlsSecrets,
+) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), Unusable> {
+    let chain = certificates(&secrets.certificate, Part::Certificate)?;
+    let key = PrivateKeyDer::from_pem_slice(secrets.key.as_bytes())
+        .map_err(|error| Unusable { part: Part::Key, why: pem_error(&error) })?;
+    Ok((chain, key))
+}
+
+/// The CAs that certificates must come from.
+pub(crate) fn roots(ca: &str) -> Result<RootCertStore, Unusable> {
+    let mut roots = RootCertStore::empty();
+    for certificate in certificates(ca, Part::ClientCa)? {
+        let added = roots.add(certificate);
+        added.map_err(|error| Unusable { part: Part::ClientCa, why: error.to_string() })?;
+    }
+    Ok(roots)
 }
 
 fn certificates(text: &str, part: Part) -> Result<Vec<CertificateDer<'static>>, Unusable> {

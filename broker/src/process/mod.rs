@@ -35,6 +35,7 @@ use crate::{
     log::{Log, LogError},
     node::{Node, Replayed},
     outside::Outside,
+    peers,
     server::Server,
     session::{
         log::{Place, SessionLog},
@@ -64,6 +65,8 @@ pub(crate) struct Documents {
     pub(crate) data: Option<PathBuf>,
     /// The name of this node among those that serve devices from the same Kafka; absent: it serves alone.
     pub(crate) node: Option<String>,
+    /// Links to the other nodes; there only where this one has a name.
+    pub(crate) peers: Option<peers::Settings>,
     /// One line each: what has no effect, is doubtful, or is waited for.
     pub(crate) warnings: Vec<String>,
 }
@@ -141,7 +144,7 @@ async fn serve<S: Source>(mut watcher: Watcher<S>, documents: Documents) -> anyh
             return signal.map(|()| Ended::With(ExitCode::SUCCESS));
         }
     };
-    let Prepared { store, node, listeners, tls } = match prepared {
+    let Prepared { store, node, listeners, tls, peers } = match prepared {
         Ok(prepared) => prepared,
         Err(problems) => {
             problems.lines.iter().for_each(|problem| eprintln!("{problem}"));
@@ -166,7 +169,22 @@ async fn serve<S: Source>(mut watcher: Watcher<S>, documents: Documents) -> anyh
         open.push(Listener { name, socket, tls: terms.clone().filter(|_| name.is_tls()) });
     }
     ready.insert(1, format!("admin={}", server.admin));
-    server.begin(&node);
+    let peers = match peers {
+        Some(settings) => {
+            let socket = bind::<S>(&settings.listen, "peers").await?;
+            let address = socket.local_addr()?;
+            if !settings.allow(address) {
+                bail!(
+                    "plain text is for loopback addresses, and {address} is none: name a certificate for peers"
+                );
+            }
+            ready.push(format!("peers={address}"));
+            Some((socket, Arc::new(peers::Current::from_pointee(settings))))
+        }
+        None => None,
+    };
+    let links = peers.as_ref().map(|(_, settings)| settings.clone());
+    server.begin(&node, peers);
     let wait = company::wait(&server, &node);
     if let Some(ended) = until_end(&node, wait).await? {
         server.stop().await;
@@ -175,7 +193,7 @@ async fn serve<S: Source>(mut watcher: Watcher<S>, documents: Documents) -> anyh
     server.serve(node.clone(), open);
     println!("ready {}", ready.join(" "));
 
-    let steered = watch::Steered { node: node.clone(), store, terms, listeners };
+    let steered = watch::Steered { node: node.clone(), store, terms, listeners, peers: links };
     let watching = tokio::spawn(watch::run(watcher, steered));
     let ended = until_end(&node, std::future::pending()).await?;
     tracing::info!("stopping");
@@ -205,6 +223,7 @@ struct Prepared {
     node: Arc<Node>,
     listeners: Listeners,
     tls: Option<Arc<tls::Terms>>,
+    peers: Option<peers::Settings>,
 }
 
 /// Everything that is needed before devices are let in. Waits for a log that can't be asked, and for the first ACL.
@@ -243,8 +262,9 @@ async fn prepare<S: Source>(
             {
                 Ok(Ok(node)) => {
                     node.config_hash.store(documents.config_hash.clone().map(Arc::new));
-                    let Documents { config: InstanceConfig { listeners, .. }, tls, .. } = steering.documents;
-                    return Ok(Ok(Prepared { store, node, listeners, tls }));
+                    let Documents { config: InstanceConfig { listeners, .. }, tls, peers, .. } =
+                        steering.documents;
+                    return Ok(Ok(Prepared { store, node, listeners, tls, peers }));
                 }
                 Ok(Err(problems)) if !problems.may_pass => return Ok(Err(problems)),
                 Ok(Err(problems)) => problems.lines,

@@ -16,7 +16,7 @@ use parking_lot::Mutex;
 use tokio::time::sleep;
 
 use super::{Documents, Source, store::Store};
-use crate::{listener::tls::Current, node::Node, settings::Settings};
+use crate::{listener::tls::Current, node::Node, peers, settings::Settings};
 
 const TRY_AGAIN: Duration = Duration::from_secs(5);
 const LOOK_EVERY: Duration = Duration::from_millis(100);
@@ -34,6 +34,8 @@ pub(super) struct Steered {
     pub(super) terms: Option<Arc<Current>>,
     /// Where the sockets are: they stay.
     pub(super) listeners: Listeners,
+    /// Of the links to other nodes, if there are to be any.
+    pub(super) peers: Option<Arc<peers::Current>>,
 }
 
 /// Finds changes of a source.
@@ -99,7 +101,7 @@ pub(super) async fn run<S: Source>(mut watcher: Watcher<S>, steered: Steered) {
 
 /// True unless the settings could not be put in force.
 async fn apply<S: Source>(steered: &Steered, documents: Documents) -> bool {
-    let Steered { node, store, terms, listeners } = steered;
+    let Steered { node, store, terms, listeners, peers } = steered;
     for warning in &documents.warnings {
         tracing::warn!("{warning}");
     }
@@ -110,6 +112,21 @@ async fn apply<S: Source>(steered: &Steered, documents: Documents) -> bool {
     if documents.config.kafka.is_some() && documents.node.is_some() != node.sessions.shared {
         tracing::info!("whether other nodes serve from the same Kafka has changed");
         node.sessions.end_here();
+    }
+    match (peers, documents.peers) {
+        (Some(current), Some(new)) => {
+            let new = Arc::new(new);
+            let former = current.swap(new.clone());
+            if former.listen != new.listen {
+                tracing::warn!("the listener for peers stays where it is until the broker is started again");
+            }
+        }
+        (None, None) => {}
+        _ if node.sessions.shared => {
+            tracing::info!("whether there are links to other nodes has changed");
+            node.sessions.end_here();
+        }
+        _ => {}
     }
     if let (Some(terms), Some(new)) = (terms, documents.tls) {
         let old = terms.swap(new.clone());

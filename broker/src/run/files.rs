@@ -12,6 +12,8 @@ use mqtt_broker_api::{
     yaml::{self, Document},
 };
 
+use crate::peers::settings::NODE;
+
 /// The config file, with the lines that its fields stand in.
 pub(super) struct File {
     path: PathBuf,
@@ -46,7 +48,7 @@ impl File {
 
     /// What each field says by itself, but not beside the others.
     pub(super) fn contradictions(&self, config: &NodeConfig) -> Vec<String> {
-        let NodeConfig { instance, shared, acl, tls, data, .. } = config;
+        let NodeConfig { instance, shared, acl, tls, peers, data, .. } = config;
         let mut found = Vec::new();
         if acl.is_empty() {
             found.push(("acl", "is empty; name the folder that the shards of the ACL document are in"));
@@ -77,6 +79,12 @@ impl File {
                 "shared",
                 "is true, and there is no Kafka to share; set instance.kafka, or remove this",
             ));
+        }
+        if peers.is_some() && !shared {
+            found.push(("peers", "is for nodes that share a Kafka; set shared, or remove this"));
+        }
+        if peers.as_ref().is_some_and(|peers| !peers.address.contains(NODE)) {
+            found.push(("peers.address", "is the same for all nodes; write ${node} where their names stand"));
         }
         found.into_iter().map(|(field, message)| self.problem(field, message)).collect()
     }

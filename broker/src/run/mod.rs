@@ -8,17 +8,25 @@ mod files;
 #[cfg(test)]
 mod tests;
 
-use std::{path::PathBuf, process::ExitCode, sync::Arc};
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+    sync::Arc,
+};
 
 use mqtt_broker_api::{
     acl::AclDocument,
     config::{InstanceConfig, KafkaSecrets, TlsSecrets},
-    node::{KAFKA_CA, KAFKA_CERTIFICATE, KAFKA_KEY, KAFKA_PASSWORD, NodeConfig, TlsFiles},
+    node::{
+        KAFKA_CA, KAFKA_CERTIFICATE, KAFKA_KEY, KAFKA_PASSWORD, NodeConfig, PEERS_CA, PEERS_CERTIFICATE,
+        PEERS_KEY, Peers, TlsFiles,
+    },
 };
 
 use self::files::{File, read_acl, read_text};
 use crate::{
     listener::tls::{self, Part},
+    peers::{self, Addresses},
     process::{self, Documents, Source},
     standalone::node_name,
 };
@@ -46,20 +54,32 @@ struct Run {
     acl: Option<AclDocument>,
     compiler: tls::Compiler,
     terms: Option<Arc<tls::Terms>>,
+    identities: peers::tls::Compiler,
+    identity: Option<Arc<peers::tls::Identity>>,
 }
 
 impl Run {
     fn new(file: PathBuf) -> Run {
         let (watched, compiler) = (Vec::new(), tls::Compiler::default());
-        let mut run = Run { watched, file, node: None, acl: None, compiler, terms: None };
+        let mut run = Run {
+            watched,
+            file,
+            node: None,
+            acl: None,
+            compiler,
+            terms: None,
+            identities: peers::tls::Compiler::default(),
+            identity: None,
+        };
         run.watch(File::read(&run.file).and_then(|file| file.node_config()).ok().as_ref());
         run
     }
 
     fn watch(&mut self, config: Option<&NodeConfig>) {
         self.watched = vec![self.file.clone()];
-        let Some(NodeConfig { acl, kafka_secrets, tls, .. }) = config else { return };
-        self.watched.extend(acl.iter().chain(kafka_secrets).cloned());
+        let Some(NodeConfig { acl, kafka_secrets, tls, peers, .. }) = config else { return };
+        let peers = peers.as_ref().map(|peers| &peers.secrets);
+        self.watched.extend(acl.iter().chain(kafka_secrets).chain(peers).cloned());
         if let Some(TlsFiles { certificate_file, key_file, client_ca_file }) = tls {
             self.watched.extend([certificate_file, key_file].into_iter().chain(client_ca_file).cloned());
         }
@@ -83,6 +103,18 @@ impl Run {
             (Err(problem), None) => Err(vec![problem]),
         }
     }
+
+    /// How other nodes are reached; a problem with the certificate is a warning, as in [`Self::terms`].
+    fn peers(&mut self, peers: &Peers, warnings: &mut Vec<String>) -> Result<peers::Settings, Vec<String>> {
+        match (read_identity(&mut self.identities, &peers.secrets), &self.identity) {
+            (Ok(identity), _) => self.identity = Some(identity),
+            (Err(problem), Some(_)) => warnings.push(format!("{problem}; the last good one stays in use")),
+            (Err(problem), None) => return Err(vec![problem]),
+        }
+        let Peers { listen, address, .. } = peers;
+        let (listen, addresses) = (listen.clone(), Addresses::Pattern(address.clone()));
+        Ok(peers::Settings { listen, addresses, identity: self.identity.clone() })
+    }
 }
 
 impl Source for Run {
@@ -97,7 +129,7 @@ impl Source for Run {
         let config = file.node_config().map_err(|problem| vec![problem])?;
         self.watch(Some(&config));
         let mut problems = file.contradictions(&config);
-        let NodeConfig { instance, shared, acl, kafka_secrets, tls, data } = config;
+        let NodeConfig { instance, shared, acl, kafka_secrets, tls, peers, data } = config;
         let kafka_secrets = kafka_secrets_of(&file, &instance, kafka_secrets.as_ref(), &mut problems);
         let node = self.node.clone().filter(|_| shared);
         if shared && node.is_none() {
@@ -109,6 +141,7 @@ impl Source for Run {
         }
         let mut warnings = Vec::new();
         let tls = tls.map(|files| self.terms(&files, &mut warnings)).transpose()?;
+        let peers = peers.map(|peers| self.peers(&peers, &mut warnings)).transpose()?;
         match (read_acl(&acl), &self.acl) {
             (Ok(acl), _) => self.acl = Some(acl),
             (Err(why), Some(last)) => {
@@ -118,11 +151,14 @@ impl Source for Run {
             (Err(why), None) => warnings.push(format!("acl: {why}; nobody is let in before it is complete")),
         }
         let (config, config_hash, acl) = (instance, Some(file.hash().to_owned()), self.acl.clone());
-        Ok(Documents { config, config_hash, kafka_secrets, tls, acl, data, node, warnings })
+        Ok(Documents { config, config_hash, kafka_secrets, tls, acl, data, node, peers, warnings })
     }
 
     fn address_is_set(listener: &str) -> String {
-        format!("in instance.listeners.{listener}")
+        match listener {
+            "peers" => "in peers.listen".to_owned(),
+            listener => format!("in instance.listeners.{listener}"),
+        }
     }
 }
 
@@ -140,6 +176,27 @@ fn read_terms(compiler: &mut tls::Compiler, files: &TlsFiles) -> Result<Arc<tls:
             Part::ClientCa => client_ca_file.as_ref(),
         };
         format!("{}: {error}", file.unwrap_or(certificate_file).display())
+    })
+}
+
+/// What a node shows to others, of a folder.
+pub(crate) fn read_identity(
+    compiler: &mut peers::tls::Compiler,
+    folder: &Path,
+) -> Result<Arc<peers::tls::Identity>, String> {
+    let [certificate, key, ca] = [PEERS_CERTIFICATE, PEERS_KEY, PEERS_CA].map(|name| folder.join(name));
+    let secrets = TlsSecrets {
+        certificate: read_text(&certificate)?,
+        key: read_text(&key)?,
+        client_ca: Some(read_text(&ca)?),
+    };
+    compiler.compile(secrets).map_err(|error| {
+        let file = match error.part {
+            Part::Certificate => certificate,
+            Part::Key => key,
+            Part::ClientCa => ca,
+        };
+        format!("{}: {error}", file.display())
     })
 }
 

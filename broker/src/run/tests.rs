@@ -179,7 +179,7 @@ fn a_bad_config_is_told_in_one_line_a_problem() {
     check(
         "no CA of devices",
         |_, dir| fs::write(dir.join("clients.crt"), "").unwrap(),
-        &["DIR/clients.crt: the CA of devices can't be used: there is no certificate in PEM in it"],
+        &["DIR/clients.crt: the CA can't be used: there is no certificate in PEM in it"],
     );
 }
 

@@ -127,8 +127,8 @@ impl Node {
                 return Given::Appended(key);
             }
             if let (Some(boot), Some(relay)) = (member.mailbox.elsewhere(), &self.relay) {
-                let named = message.renamed(handing.mid);
-                relay.pass(&named, vec![boot], Some(&share.name), self.wall(), done());
+                let named = Arc::new(message.renamed(handing.mid));
+                relay.pass(&named, &[boot], Some(&share.name), self.wall(), done());
                 return Given::Appended(key);
             }
             if fanout.hand(member, message, caps, &self.counters) {

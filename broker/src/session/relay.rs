@@ -1,9 +1,13 @@
 //! What passes between nodes that share a log besides sessions: messages for sessions that are in no log, and signs of life.
 //! Owns the topic `__mqtt-relay`.
 //!
-//! A message is for the process runs that it names; each of them looks up by itself who gets it there. A node that says
+//! A message is for the process runs that it names; each of them looks up by itself who gets it there. It goes by a link
+//! between the two nodes where there is one, and through the log else: see [`handing`]. A node that says
 //! nothing for some seconds is said to be over, by whoever hears itself and not the other. Whoever reads that of
 //! itself lets its clients go, and begins anew.
+
+mod handing;
+mod rising;
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
@@ -17,21 +21,23 @@ use std::{
 use foldhash::fast::RandomState;
 use mqtt_proto::{
     codec::QoS,
-    durable::record::{Alive, Boot, Key, Passed, Value},
+    durable::record::{Alive, Boot, Key, Value},
     message::{Message, MessageId, Millis},
 };
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
+use self::handing::{Handing, Origin};
+pub(crate) use self::rising::Rising;
 use super::{
     groups::Left,
-    log::{BarrierPart, BarrierWaits, Place, content, message_of, parse, record, write_barrier},
+    log::{BarrierPart, BarrierWaits, Place, message_of, parse, record, write_barrier},
     mailbox::Mailbox,
 };
 use crate::{
     limits::Trouble,
     log::{
-        Cleanup, Completion, Log, LogError, Outcome, ReadLimit, Record, StoredRecord, Topic, TopicSettings,
+        Cleanup, Log, LogError, Outcome, ReadLimit, Record, StoredRecord, Topic, TopicSettings,
         append_and_wait,
     },
     node::Node,
@@ -60,9 +66,9 @@ pub(crate) struct Relay {
     name: Box<str>,
     began: Instant,
     /// All records before this one have been read.
-    next: AtomicU64,
-    /// Of the last message that was passed on. Held while one is appended: they are numbered as they stand.
-    sequence: Mutex<u64>,
+    next: Rising,
+    handing: Handing,
+    origins: Mutex<HashMap<Boot, Arc<Origin>, RandomState>>,
     heard: Mutex<Heard>,
     recent: Mutex<Recent>,
     barriers: Mutex<BarrierWaits>,
@@ -73,8 +79,6 @@ pub(crate) struct Relay {
 /// What was read of each process run.
 struct Heard {
     alive: HashMap<Boot, Sign, RandomState>,
-    /// The last message of each. What shows again is no later one.
-    passed: HashMap<Boot, u64, RandomState>,
     /// When this process run read its own sign last, and since when it has done so in time.
     own: Instant,
     in_time_since: Instant,
@@ -128,21 +132,17 @@ impl Relay {
         let Outcome::Durable(next) = append_and_wait(&*log, &topic, 0, first).await else {
             return Err(LogError::Store(format!("topic {TOPIC} takes no records")));
         };
-        let heard = Heard {
-            alive: HashMap::default(),
-            passed: HashMap::default(),
-            own: began,
-            in_time_since: began,
-            said: HashSet::default(),
-        };
+        let heard =
+            Heard { alive: HashMap::default(), own: began, in_time_since: began, said: HashSet::default() };
         Ok(Relay {
             log,
             topic,
             boot,
             name: place.node.into(),
             began,
-            next: next.into(),
-            sequence: Mutex::new(0),
+            next: Rising::new(next),
+            handing: Handing::default(),
+            origins: Mutex::default(),
             heard: Mutex::new(heard),
             recent: Mutex::default(),
             barriers: Mutex::default(),
@@ -157,22 +157,6 @@ impl Relay {
         Relay::open(node.log.clone(), node.boot, place, packet_size, node.wall()).await
     }
 
-    /// Passes a message on to other process runs: to who gets it there, or to one member of a shared subscription.
-    pub(crate) fn pass(
-        &self,
-        message: &Message,
-        to: Vec<Boot>,
-        group: Option<&str>,
-        now: Millis,
-        done: Completion,
-    ) {
-        let value = Value::Passed(Passed { mid: message.id, to, group, content: content(message) });
-        let mut sequence = self.sequence.lock();
-        *sequence += 1;
-        let key = Key::Passed { boot: self.boot, sequence: *sequence };
-        self.log.append(&self.topic, 0, record(&key, Some(value), now), done);
-    }
-
     /// Writes a barrier: who publishes behind it is not ahead of what was passed on before.
     pub(crate) fn write_barrier(&self, number: u64, now: Millis) -> BarrierPart {
         let waits = &mut self.barriers.lock();
@@ -182,6 +166,11 @@ impl Relay {
     /// False if sessions in no log have had this message here; from now on they have.
     pub(crate) fn is_new(&self, message: &Message) -> bool {
         message.qos != QoS::ExactlyOnce || self.recent.lock().insert(message.id)
+    }
+
+    /// What this node is called.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
     }
 
     /// What the other nodes that live use, as they said last.
@@ -203,14 +192,14 @@ impl Relay {
         let until = Instant::now() + SILENCE + LATE;
         let mut heard = HashSet::default();
         while Instant::now() < until {
-            let from = self.next.load(Ordering::Acquire);
+            let from = self.next.get();
             let batch = self.log.read(&self.topic, 0, from, READ).await?;
             for stored in &batch.records {
                 if let (Key::Alive { boot }, Some(_)) = parse(&self.topic, 0, stored)? {
                     heard.insert(boot);
                 }
             }
-            self.next.store(batch.next, Ordering::Release);
+            self.next.raise(batch.next);
         }
         Ok(heard)
     }
@@ -251,6 +240,8 @@ impl Relay {
             let sign = sign(relay.boot, &relay.name, relay.began, used, node.wall());
             relay.log.append(&relay.topic, 0, sign, node.bridge.nobody());
             relay.nodes.store(relay.heard.lock().live().count() as u64 + 1, Ordering::Relaxed);
+            let others = node.sessions.others();
+            relay.forget(|boot| !others.contains_key(&boot));
             for boot in relay.silent(&node.sessions.current_runs()) {
                 tracing::warn!(boot, "a node has said nothing for {} s: it is over", SILENCE.as_secs());
                 node.sessions.say_down(boot, node.wall());
@@ -281,14 +272,14 @@ impl Relay {
 
     async fn read_on(&self, node: &Arc<Node>) -> Result<std::convert::Infallible, LogError> {
         loop {
-            let from = self.next.load(Ordering::Acquire);
+            let from = self.next.get();
             let batch = self.log.read(&self.topic, 0, from, READ).await?;
             let mut fanout = Fanout::default();
             for stored in &batch.records {
                 self.take(node, stored, &mut fanout)?;
             }
             relieve(node, &mut fanout);
-            self.next.store(batch.next, Ordering::Release);
+            self.next.raise(batch.next);
         }
     }
 
@@ -296,15 +287,9 @@ impl Relay {
         match parse(&self.topic, 0, stored)? {
             (Key::Alive { boot }, Some(Value::Alive(alive))) => self.hear(boot, &alive),
             (Key::Passed { boot, sequence }, Some(Value::Passed(passed))) => {
-                let is_later = {
-                    let mut heard = self.heard.lock();
-                    let last = heard.passed.entry(boot).or_insert(0);
-                    let is_later = sequence > *last;
-                    *last = sequence.max(*last);
-                    is_later
-                };
-                if is_later && boot != self.boot && passed.to.contains(&self.boot) {
-                    self.deliver(node, &passed, fanout);
+                self.seen(&passed.to, stored.offset);
+                if boot != self.boot && passed.to.contains(&self.boot) {
+                    self.take_logged(node, (boot, sequence), &passed, fanout);
                 }
             }
             (Key::Barrier { boot }, Some(Value::Barrier(number))) if boot == self.boot => {
@@ -313,6 +298,11 @@ impl Relay {
             _ => {}
         }
         Ok(())
+    }
+
+    /// Milliseconds since this began; steady.
+    fn elapsed(&self) -> Millis {
+        u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
     fn hear(&self, boot: Boot, alive: &Alive<'_>) {
@@ -334,14 +324,13 @@ impl Relay {
     }
 
     /// To the sessions here that get it by no other way.
-    fn deliver(&self, node: &Arc<Node>, passed: &Passed<'_>, fanout: &mut Fanout) {
-        let message = Arc::new(message_of(passed.mid, &passed.content));
+    fn deliver(&self, node: &Arc<Node>, message: Arc<Message>, group: Option<&str>, fanout: &mut Fanout) {
         if !self.is_new(&message) {
             return;
         }
         let settings = node.settings();
         let caps = settings.caps();
-        let Some(group) = passed.group else {
+        let Some(group) = group else {
             let route = Arc::new(node.router.route(message.topic()));
             fanout.push(&route, message, caps, &node.counters);
             return fanout.flush(caps, &node.counters);

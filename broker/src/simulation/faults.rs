@@ -107,9 +107,32 @@ async fn strike_node(world: &Arc<World>, fault: Fault, index: usize) {
             sleep(world.millis(1000..10_000)).await;
             log.set_weather(calm());
         }
-        _ => {
+        Fault::Compaction => {
             world.cluster.compact();
         }
+        _ => strike_links(world, fault, index).await,
+    }
+}
+
+/// Between this node and another.
+async fn strike_links(world: &World, fault: Fault, index: usize) {
+    let other = world.below(world.places.len());
+    if other == index {
+        return;
+    }
+    let path = world.path(index, other);
+    match fault {
+        Fault::Apart => {
+            path.cut(true);
+            sleep(world.millis(500..15_000)).await;
+            path.cut(false);
+        }
+        Fault::SlowLinks => {
+            path.set_delay(Some(100..1500));
+            sleep(world.millis(1000..8000)).await;
+            path.set_delay(None);
+        }
+        _ => path.break_links(),
     }
 }
 

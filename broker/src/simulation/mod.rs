@@ -5,6 +5,7 @@
 //! |---|---|
 //! | [`machine`] | clock, chance and tasks of one process run; freezes and kills it |
 //! | [`net`] | connections in memory |
+//! | [`links`] | what nodes pass on to each other beside the store |
 //! | [`client`] | a device that keeps to the protocol |
 //! | [`ledger`] | what was promised, the rules, and what of them was exercised |
 //! | [`faults`] | what goes wrong |
@@ -16,6 +17,7 @@
 mod client;
 mod faults;
 mod ledger;
+mod links;
 mod machine;
 mod net;
 pub(crate) mod world;
@@ -31,7 +33,7 @@ use self::{
     ledger::{Event, Exercised, FAULTS, RULES},
     world::World,
 };
-use crate::outside::Mistake;
+use crate::{outside::Mistake, session::relay::Relay};
 
 const SEEDS: u64 = 1000;
 const OPERATIONS: usize = 2000;
@@ -48,6 +50,8 @@ struct Report {
     exercised: Exercised,
     violation: Option<String>,
     faults: usize,
+    /// Messages that links have brought.
+    by_links: u64,
 }
 
 /// `kept`: events that are kept.
@@ -69,22 +73,26 @@ fn run(seed: u64, kept: usize, mistake: Option<Mistake>) -> Report {
                 break;
             }
         }
+        let relays = (0..world.places.len())
+            .filter_map(|index| world.running(index)?.node.relay.as_ref().map(Relay::figures));
+        let by_links =
+            relays.flatten().filter(|(name, _)| *name == "passed_by_links").map(|(_, times)| times).sum();
         let mut ledger = world.ledger.lock();
         let exercised = std::mem::take(&mut ledger.exercised);
         let (hash, events, faults) = (ledger.hash(), ledger.events(), ledger.faults());
-        Report { hash, events, exercised, violation: ledger.violation.take(), faults }
+        Report { hash, events, exercised, violation: ledger.violation.take(), faults, by_links }
     })
 }
 
-/// Runs seeds on all cores; stops at the first violation, and at `until`.
-fn run_all(seeds: std::ops::Range<u64>, kept: usize, until: Option<Instant>) -> Exercised {
+/// Runs seeds on all cores; stops at the first violation, and at `until`. Returns what was exercised, and how many messages links brought.
+fn run_all(seeds: std::ops::Range<u64>, kept: usize, until: Option<Instant>) -> (Exercised, u64) {
     let next = AtomicU64::new(seeds.start);
     let work = || {
-        let mut exercised = Exercised::new();
+        let (mut exercised, mut by_links) = (Exercised::new(), 0);
         loop {
             let seed = next.fetch_add(1, Ordering::Relaxed);
             if seed >= seeds.end || until.is_some_and(|until| Instant::now() > until) {
-                return exercised;
+                return (exercised, by_links);
             }
             let report = run(seed, kept, None);
             if let Some(violation) = report.violation {
@@ -94,6 +102,7 @@ fn run_all(seeds: std::ops::Range<u64>, kept: usize, until: Option<Instant>) -> 
                 );
             }
             assert!(report.faults >= 20, "seed {seed} has only {} faults", report.faults);
+            by_links += report.by_links;
             for (what, times) in report.exercised {
                 *exercised.entry(what).or_default() += times;
             }
@@ -102,14 +111,16 @@ fn run_all(seeds: std::ops::Range<u64>, kept: usize, until: Option<Instant>) -> 
     std::thread::scope(|scope| {
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
         let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
-        let mut all = Exercised::new();
+        let (mut all, mut all_by_links) = (Exercised::new(), 0);
         for worker in workers {
-            let exercised = worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            let (exercised, by_links) =
+                worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            all_by_links += by_links;
             for (what, times) in exercised {
                 *all.entry(what).or_default() += times;
             }
         }
-        all
+        (all, all_by_links)
     })
 }
 
@@ -129,9 +140,10 @@ fn the_rules_hold_whatever_goes_wrong() {
         drop(run_all(first..u64::MAX, SHOWN, Some(Instant::now() + Duration::from_secs(minutes * 60))));
         return;
     }
-    let exercised = run_all(0..from_env("SIM_SEEDS").unwrap_or(SEEDS), SHOWN, None);
+    let (exercised, by_links) = run_all(0..from_env("SIM_SEEDS").unwrap_or(SEEDS), SHOWN, None);
     // How often what was judged while what was wrong, for who asks with --nocapture.
-    println!("{FAULTS:?}");
+    println!("{FAULTS:?}; links brought {by_links} messages");
+    assert!(by_links > 0, "no link has ever brought a message");
     for rule in RULES {
         let times = FAULTS.map(|fault| exercised.get(&(rule, fault)).copied().unwrap_or(0));
         println!("{rule:?}: {times:?}");
@@ -159,6 +171,8 @@ fn mistakes_are_noticed() {
         Mistake::SubackBeforeAnnouncement,
         Mistake::DropNewest,
         Mistake::EndWithoutPassing,
+        Mistake::LinkAheadOfLog,
+        Mistake::ForgetUnconfirmed,
     ] {
         let noticed = (0..SEEDS).find(|seed| run(*seed, 0, Some(mistake)).violation.is_some());
         // For who asks with --nocapture.

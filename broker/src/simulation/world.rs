@@ -28,6 +28,7 @@ use super::{
     client::{Client, Kind},
     faults,
     ledger::{GROUPS, Ledger, NO_CAP, Rule},
+    links::{self, Path},
     machine::Machine,
     net::{self, ClientEnd, Wire},
 };
@@ -59,6 +60,8 @@ pub(super) struct World {
     pub(super) cluster: Arc<Cluster>,
     pub(super) devices: Vec<Device>,
     pub(super) places: Vec<Place>,
+    /// Between two nodes, the lower first.
+    paths: BTreeMap<(usize, usize), Arc<Path>>,
     /// Faults that go on.
     pub(super) troubles: AtomicUsize,
     began: Instant,
@@ -80,6 +83,8 @@ pub(super) struct Device {
 /// Where a node runs, or will run again.
 #[derive(Default)]
 pub(super) struct Place {
+    /// It has links, with others that have.
+    pub(super) linked: bool,
     pub(super) running: Mutex<Option<Running>>,
     pub(super) away: Mutex<bool>,
 }
@@ -120,7 +125,8 @@ impl World {
             cluster: Cluster::new(random.fork(), landed),
             ledger,
             devices: (0..CLIENTS).map(|index| Device::new(index, &mut random)).collect(),
-            places: (0..nodes).map(|_| Place::default()).collect(),
+            places: (0..nodes).map(|_| Place { linked: random.u32(0..5) > 0, ..Place::default() }).collect(),
+            paths: (0..nodes).flat_map(|to| (0..to).map(move |from| ((from, to), Arc::default()))).collect(),
             troubles: AtomicUsize::new(0),
             began,
             connections: AtomicU32::new(0),
@@ -160,6 +166,10 @@ impl World {
         Duration::from_millis(self.random.lock().u64(range))
     }
 
+    pub(super) fn path(&self, one: usize, other: usize) -> Arc<Path> {
+        self.paths[&(one.min(other), one.max(other))].clone()
+    }
+
     pub(super) fn running(&self, index: usize) -> Option<Running> {
         self.places[index].running.lock().clone()
     }
@@ -193,7 +203,11 @@ impl World {
         server::background(&node).into_iter().for_each(|task| machine.spawn(task));
         self.ledger.lock().serves(index, node.boot);
         tokio::spawn(faults::follow_end(self.clone(), index, node.clone()));
-        *self.places[index].running.lock() = Some(Running { node, log, machine });
+        let running = Running { node, log, machine };
+        if self.places[index].linked {
+            running.machine.spawn(Box::pin(links::keep_all(self.clone(), index, running.clone())));
+        }
+        *self.places[index].running.lock() = Some(running);
     }
 
     /// A connection to a node, and the process run that it leads to.

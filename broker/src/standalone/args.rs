@@ -20,6 +20,16 @@ pub(crate) struct Args {
     /// The name of this node, if others serve devices from the same Kafka; each has one of its own, and keeps it.
     #[arg(long, value_name = "NAME", requires = "kafka", value_parser = node_name)]
     pub(super) node: Option<String>,
+    /// Where this node takes what others pass on to it by links, HOST:PORT; without it all goes through Kafka. Without --peers-tls
+    /// it is a loopback address, and so are those of the others.
+    #[arg(long, value_name = "HOST:PORT", requires = "node", value_parser = host_and_port_or_none)]
+    pub(super) peers: Option<String>,
+    /// Where another node does, once for each.
+    #[arg(long, value_name = "NAME=HOST:PORT", requires = "peers", value_parser = named_address)]
+    pub(super) peer: Vec<(String, String)>,
+    /// Folder with the certificate that this node shows to others (tls.crt, tls.key) and the CA that theirs come from (ca.crt).
+    #[arg(long, value_name = "FOLDER", requires = "peers")]
+    pub(super) peers_tls: Option<PathBuf>,
     /// Where devices connect, HOST:PORT; port 0 picks one. Overrides the manifest.
     #[arg(long)]
     pub(super) mqtt: Option<String>,
@@ -48,6 +58,21 @@ pub(crate) fn node_name(text: &str) -> Result<String, &'static str> {
     let is_name = text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte));
     let wrong = "write 1 to 63 letters, digits, '.', '_' or '-'";
     if is_name && (1..=63).contains(&text.len()) { Ok(text.to_owned()) } else { Err(wrong) }
+}
+
+/// A node's name, and where it is.
+fn named_address(text: &str) -> Result<(String, String), &'static str> {
+    let (name, address) =
+        text.split_once('=').ok_or("write it as NAME=HOST:PORT, such as b=10.0.0.2:7883")?;
+    Ok((node_name(name)?, host_and_port(address)?))
+}
+
+/// An address to listen on; port 0 picks one.
+fn host_and_port_or_none(text: &str) -> Result<String, &'static str> {
+    match text.strip_suffix(":0") {
+        Some(host) => host_and_port(&format!("{host}:1")).map(|_| text.to_owned()),
+        None => host_and_port(text),
+    }
 }
 
 /// Holds an address to what spec.kafka.bootstrapServers may hold, and its port to what a port may be.

@@ -7,11 +7,15 @@ use std::{path::PathBuf, process::ExitCode};
 
 pub(crate) use self::args::{Args, node_name};
 use self::manifests::Manifests;
-use crate::process::{self, Documents, Source};
+use crate::{
+    peers::{self, Addresses},
+    process::{self, Documents, Source},
+    run::read_identity,
+};
 
 pub(crate) fn run(args: Args) -> ExitCode {
     match Manifests::new(&args.manifests, args.store()) {
-        Ok(manifests) => process::run(Standalone { args, manifests }),
+        Ok(manifests) => process::run(Standalone { args, manifests, identities: Default::default() }),
         Err(error) => {
             eprintln!("mqtt-broker: {error}");
             ExitCode::FAILURE
@@ -23,13 +27,25 @@ pub(crate) fn run(args: Args) -> ExitCode {
 struct Standalone {
     args: Args,
     manifests: Manifests,
+    identities: peers::tls::Compiler,
+}
+
+impl Standalone {
+    /// How other nodes are reached, if by links.
+    fn peers(&mut self) -> Result<Option<peers::Settings>, Vec<String>> {
+        let Args { peers: Some(listen), peer, peers_tls, .. } = &self.args else { return Ok(None) };
+        let addresses = Addresses::Named(peer.iter().cloned().collect());
+        let identity = peers_tls.as_ref().map(|folder| read_identity(&mut self.identities, folder));
+        let identity = identity.transpose().map_err(|problem| vec![problem])?;
+        Ok(Some(peers::Settings { listen: listen.clone(), addresses, identity }))
+    }
 }
 
 impl Source for Standalone {
     const NAME: &'static str = "manifests";
 
     fn watched(&self) -> Vec<PathBuf> {
-        vec![self.args.manifests.clone()]
+        [&self.args.manifests].into_iter().chain(&self.args.peers_tls).cloned().collect()
     }
 
     fn load(&mut self) -> Result<Documents, Vec<String>> {
@@ -57,7 +73,8 @@ impl Source for Standalone {
             }
         }
         let (acl, data, config_hash) = (Some(acl), data.clone(), None);
-        Ok(Documents { config, config_hash, kafka_secrets, tls, acl, data, node: node.clone(), warnings })
+        let (node, peers) = (node.clone(), self.peers()?);
+        Ok(Documents { config, config_hash, kafka_secrets, tls, acl, data, node, peers, warnings })
     }
 
     fn address_is_set(listener: &str) -> String {

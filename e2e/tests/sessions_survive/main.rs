@@ -40,6 +40,8 @@ const NODES: usize = 3;
 const FAULTS: u32 = 30;
 /// How long a node is frozen, or cut off from Kafka.
 const FROZEN: Duration = Duration::from_secs(10);
+/// How long two nodes can't reach each other.
+const APART: Duration = Duration::from_secs(5);
 /// After so many faults all comes to rest, and the promises are held against what came.
 const ROUND: u32 = 10;
 /// Acknowledgements between a restart and the next kill.
@@ -77,7 +79,8 @@ fn nothing_acknowledged_is_lost_and_qos_2_comes_once_though_the_broker_is_killed
     })
 }
 
-/// A node dies, ends in order, or is frozen or cut off from Kafka for longer than the others wait for it; or Kafka restarts.
+/// A node dies, ends in order, or is frozen or cut off from Kafka for longer than the others wait for it; two can't reach each
+/// other; or Kafka restarts.
 #[test]
 fn nothing_acknowledged_is_lost_and_qos_2_comes_once_whatever_befalls_three_nodes() -> Result<()> {
     on_kafka(|store| {
@@ -86,8 +89,16 @@ fn nothing_acknowledged_is_lost_and_qos_2_comes_once_whatever_befalls_three_node
         let address = cluster.front.address;
         play(address, FAULTS, |chance| {
             let number = chance.usize(0..NODES);
+            let kind = chance.u32(0..14);
+            if kind > 11 {
+                let other = (number + chance.usize(1..NODES)) % NODES;
+                cluster.cut(number, other, true);
+                sleep(APART);
+                cluster.cut(number, other, false);
+                return Ok("two nodes could not reach each other");
+            }
             let node = cluster.node(number)?;
-            Ok(match chance.u32(0..12) {
+            Ok(match kind {
                 0..=1 => {
                     node.freeze(true)?;
                     sleep(FROZEN);

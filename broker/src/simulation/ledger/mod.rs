@@ -86,9 +86,12 @@ pub(in crate::simulation) enum Fault {
     Takeover,
     Stall,
     Compaction,
+    Apart,
+    SlowLinks,
+    BrokenLinks,
 }
 
-pub(in crate::simulation) const FAULTS: [Fault; 15] = [
+pub(in crate::simulation) const FAULTS: [Fault; 18] = [
     Fault::Crash,
     Fault::Freeze,
     Fault::ClockSkew,
@@ -104,6 +107,9 @@ pub(in crate::simulation) const FAULTS: [Fault; 15] = [
     Fault::Takeover,
     Fault::Stall,
     Fault::Compaction,
+    Fault::Apart,
+    Fault::SlowLinks,
+    Fault::BrokenLinks,
 ];
 
 /// How often a rule was judged about something that a fault came in between.
@@ -573,6 +579,9 @@ impl Fault {
             Fault::Takeover => "takeover",
             Fault::Stall => "stall",
             Fault::Compaction => "compaction",
+            Fault::Apart => "apart",
+            Fault::SlowLinks => "slow links",
+            Fault::BrokenLinks => "broken links",
         }
     }
 }

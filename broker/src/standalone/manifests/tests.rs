@@ -484,7 +484,7 @@ fn the_certificate_for_devices_is_held_to_what_tls_needs() {
         "a CA that is none",
         &[("a.yaml", &instance), ("b.yaml", &secret(&made.signing_key.serialize_pem(), empty))],
         &[&format!(
-            "{at}.clientCaSecretRef.key: the CA of devices can't be used: invalid peer certificate: BadEncoding; put another one there"
+            "{at}.clientCaSecretRef.key: the CA can't be used: invalid peer certificate: BadEncoding; put another one there"
         )],
     );
 }

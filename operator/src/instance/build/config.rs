@@ -53,6 +53,7 @@ fn node_config(frame: &Frame<'_>, config: &InstanceConfig) -> NodeConfig {
         acl: vec![ACL_FOLDER.into()],
         kafka_secrets: has_kafka_secrets(config.kafka.as_ref()).then(|| KAFKA_FOLDER.into()),
         tls,
+        peers: None,
         data: None,
     }
 }

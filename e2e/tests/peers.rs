@@ -1,0 +1,162 @@
+//! Links between the nodes of a cluster: what clean devices get from other nodes comes over them, and through Kafka while two
+//! nodes can't reach each other; once and in order, whichever way it takes.
+
+use std::{fs, path::Path, thread, time::Duration};
+
+use anyhow::{Context, Result, anyhow, ensure};
+use mqtt_e2e::{Authority, Cluster, Dialogue, Login, Manifests, Packet, Store, Version, on_kafka, wire};
+
+/// Longer than a node waits for a link.
+const CUT: Duration = Duration::from_secs(3);
+/// Messages that are published at a time.
+const WINDOW: usize = 20;
+
+fn manifests() -> Manifests {
+    Manifests::new().user("fleet", "fleet-secret").grant("fleet-all", "fleet", &[("pubsub", "to/#")])
+}
+
+fn connect(cluster: &Cluster, node: usize, client_id: &str) -> Result<Dialogue> {
+    let address = cluster.nodes.get(node).with_context(|| format!("no node {node}"))?.mqtt;
+    let login = Login::new(Version::V5, client_id).user("fleet", "fleet-secret");
+    Ok(Dialogue::connect(address, &login)?.0)
+}
+
+fn subscriber(cluster: &Cluster, node: usize, filter: &str) -> Result<Dialogue> {
+    let mut device = connect(cluster, node, &format!("subscriber-{node}"))?;
+    ensure!(device.subscribe(filter, 2)? < 0x80);
+    Ok(device)
+}
+
+/// Publishes these numbers, some at a time, QoS 1 and 2 in turn; returns when all are acknowledged.
+fn publish(device: &mut Dialogue, numbers: std::ops::Range<u16>) -> Result<()> {
+    let numbers: Vec<u16> = numbers.collect();
+    for some in numbers.chunks(WINDOW) {
+        for number in some {
+            let qos = 1 + u8::try_from(number % 2)?;
+            device.publish("to/all", number.to_string().as_bytes(), qos, number + 1)?;
+        }
+        let mut left = some.len();
+        while left > 0 {
+            match device.read()? {
+                Packet::PubAck { reason: 0, .. } | Packet::PubComp { reason: 0, .. } => left -= 1,
+                Packet::PubRec { id, reason: 0 } => device.send(&wire::packet(0x62, &id.to_be_bytes()))?,
+                other => return Err(anyhow!("{other:?}")),
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Reads these numbers, each once, in order within its QoS, and acknowledges them.
+fn receive(device: &mut Dialogue, numbers: std::ops::Range<u16>) -> Result<()> {
+    let (mut even, mut odd): (Vec<u16>, Vec<u16>) =
+        numbers.rev().partition(|number| number.is_multiple_of(2));
+    while !even.is_empty() || !odd.is_empty() {
+        match device.read()? {
+            Packet::Publish { payload, id: Some(id), .. } => {
+                let number: u16 = std::str::from_utf8(&payload)?.parse()?;
+                let is_even = number.is_multiple_of(2);
+                let next = if is_even { even.pop() } else { odd.pop() };
+                ensure!(next == Some(number), "{number} came, {next:?} was due");
+                let receipt = if is_even { 0x40 } else { 0x50 };
+                device.send(&wire::packet(receipt, &id.to_be_bytes()))?;
+            }
+            Packet::PubRel { id, .. } => device.send(&wire::packet(0x70, &id.to_be_bytes()))?,
+            other => return Err(anyhow!("{other:?}")),
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn what_passes_between_nodes_takes_their_links_and_kafka_while_they_are_cut() -> Result<()> {
+    on_kafka(|store: &Store| {
+        let cluster = Cluster::start(store, &manifests(), 3)?;
+        (0..3).try_for_each(|node| cluster.wait_for_links(node, 2))?;
+        let mut b = subscriber(&cluster, 1, "to/#")?;
+        let mut c = subscriber(&cluster, 2, "to/all")?;
+        let mut publisher = connect(&cluster, 0, "publisher")?;
+        let counters = || -> Result<(u64, u64)> {
+            let node = cluster.nodes.first().context("no node")?;
+            Ok((node.counter("passed_by_links")?, node.counter("passed_through_log")?))
+        };
+        publish(&mut publisher, 0..50)?;
+        let (by_links, through_log) = counters()?;
+        ensure!(
+            by_links > 0 && by_links + through_log == 100,
+            "{by_links} by links, {through_log} through Kafka"
+        );
+        // One of them can't be reached any more: the first message finds out, and all take the other way.
+        cluster.cut(0, 1, true);
+        publish(&mut publisher, 50..100)?;
+        let apart = counters()?;
+        ensure!(apart.1 >= through_log + 50, "{} through Kafka, {through_log} before", apart.1);
+        cluster.cut(0, 1, false);
+        cluster.wait_for_links(0, 2)?;
+        publish(&mut publisher, 100..150)?;
+        let together = counters()?;
+        ensure!(together.0 >= apart.0 + 50, "{} by links, {} before", together.0, apart.0);
+        receive(&mut b, 0..150)?;
+        receive(&mut c, 0..150)?;
+        for device in [&mut b, &mut c] {
+            let more = device.ping()?;
+            ensure!(!more.iter().any(|packet| matches!(packet, Packet::Publish { .. })), "{more:?}");
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn messages_under_way_come_once_and_in_order_while_a_link_is_cut_again_and_again() -> Result<()> {
+    const MESSAGES: u16 = 6000;
+    on_kafka(|store: &Store| {
+        let cluster = Cluster::start(store, &manifests(), 3)?;
+        (0..3).try_for_each(|node| cluster.wait_for_links(node, 2))?;
+        let mut subscribers = [subscriber(&cluster, 1, "to/#")?, subscriber(&cluster, 2, "to/all")?];
+        let mut publisher = connect(&cluster, 0, "publisher")?;
+        let cluster = &cluster;
+        thread::scope(|scope| {
+            let publishing = scope.spawn(move || publish(&mut publisher, 0..MESSAGES));
+            let receiving = subscribers.each_mut().map(|device| scope.spawn(|| receive(device, 0..MESSAGES)));
+            while !publishing.is_finished() {
+                cluster.cut(0, 1, true);
+                thread::sleep(CUT);
+                cluster.cut(0, 1, false);
+                cluster.wait_for_links(0, 2)?;
+            }
+            publishing.join().map_err(|_| anyhow!("the publisher panicked"))??;
+            for receiving in receiving {
+                receiving.join().map_err(|_| anyhow!("a subscriber panicked"))??;
+            }
+            Ok(())
+        })
+    })
+}
+
+#[test]
+fn links_are_made_between_nodes_alone_that_show_a_certificate_of_their_ca() -> Result<()> {
+    let folder = |authority: &Authority, name: &str| -> Result<tempfile::TempDir> {
+        let folder = tempfile::tempdir()?;
+        let pair = authority.issue(name)?;
+        let write = |file: &str, text: &str| fs::write(folder.path().join(file), text);
+        write("tls.crt", &pair.certificate)?;
+        write("tls.key", &pair.key)?;
+        write("ca.crt", &authority.pem())?;
+        Ok(folder)
+    };
+    on_kafka(|store: &Store| {
+        let (ours, others) = (Authority::new("ours")?, Authority::new("others")?);
+        let folders = [folder(&ours, "a")?, folder(&ours, "b")?, folder(&others, "c")?];
+        let folders: Vec<Option<&Path>> = folders.iter().map(|folder| Some(folder.path())).collect();
+        let cluster = Cluster::start_with(store, &manifests(), &folders)?;
+        cluster.wait_for_links(0, 1)?;
+        cluster.wait_for_links(1, 1)?;
+        let [a, _, c] = &cluster.nodes[..] else { unreachable!() };
+        a.wait_for_log(&["no link to node node-2", "certificate"])?;
+        ensure!(c.counter("peer_links")? == 0);
+        // It serves all the same.
+        let mut device = subscriber(&cluster, 2, "to/all")?;
+        publish(&mut connect(&cluster, 0, "publisher")?, 0..10)?;
+        receive(&mut device, 0..10)
+    })
+}
