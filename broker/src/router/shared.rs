@@ -130,12 +130,23 @@ impl Share {
         Some(chosen)
     }
 
-    /// What a message is called in the session log for this group: its members may get it for themselves, too. The same in every
-    /// process run.
+    /// See [`id_for`].
     pub(crate) fn id_of(&self, message: MessageId) -> MessageId {
-        let name = self.name.as_bytes();
-        MessageId { boot: message.boot ^ mixed(1, name), counter: message.counter ^ mixed(2, name) }
+        id_for(&self.name, message)
     }
+}
+
+/// Of counters that follow from others, and of no others.
+const FOLLOWS: u64 = 1 << 63;
+
+/// What a message is called in the session log for this group: its members may get it for themselves, too. The same in every
+/// process run; and one that is called so already, as another node passed it on, keeps its name.
+pub(crate) fn id_for(group: &str, message: MessageId) -> MessageId {
+    if message.counter & FOLLOWS != 0 {
+        return message;
+    }
+    let group = group.as_bytes();
+    MessageId { boot: message.boot ^ mixed(1, group), counter: (message.counter ^ mixed(2, group)) | FOLLOWS }
 }
 
 /// FNV-1a, its bits mixed once more as SplitMix64 does: the same for ever.
@@ -188,6 +199,14 @@ mod tests {
         check(Sharing::RoundRobin, &[], &same, &[0; 6]);
         check(Sharing::Sticky, &[2, 3], &same, &[2; 6]);
         check(Sharing::HashClientId, &[1, 2, 3, 4], &["p", "s", "t", "p", "s"], &[2, 1, 3, 2, 1]);
+    }
+
+    #[test]
+    fn a_message_has_one_name_for_a_group_however_often_it_is_asked_for() {
+        let id = MessageId { boot: u64::MAX, counter: 7 };
+        let names = ["$share/g/a", "$share/h/a"].map(|group| id_for(group, id));
+        assert!(names[0] != names[1] && names[0] != id);
+        assert_eq!(id_for("$share/g/a", names[0]), names[0]);
     }
 
     #[test]

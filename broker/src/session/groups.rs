@@ -15,7 +15,11 @@ use super::{
 use crate::{
     log::{Completion, Outcome},
     node::Node,
-    router::{Recipient, fanout::Fanout, shared::Share},
+    router::{
+        Recipient,
+        fanout::Fanout,
+        shared::{Share, id_for},
+    },
 };
 
 /// Until what the log did not take is handed out again.
@@ -28,6 +32,8 @@ pub(crate) struct Handing<'a> {
     pub(crate) by: &'a str,
     /// Its name in the session log.
     pub(crate) mid: MessageId,
+    /// Its name on the way to another node, which takes a name once.
+    pub(crate) passed_as: MessageId,
     /// Not the member with this mailbox key.
     pub(crate) without: u64,
     pub(crate) among: Among,
@@ -43,11 +49,12 @@ pub(crate) enum Among {
     LoggedAndThere,
 }
 
-/// A message that a member of this shared subscription is to get, by the name that it has in the session log then.
+/// A message that a member of this shared subscription is to get, by the names as in [`Handing`].
 pub(crate) struct Left {
     pub(crate) name: Arc<str>,
     pub(crate) message: Arc<Message>,
     pub(crate) mid: MessageId,
+    pub(crate) passed_as: MessageId,
 }
 
 /// How far it is with what is handed out.
@@ -127,7 +134,7 @@ impl Node {
                 return Given::Appended(key);
             }
             if let (Some(boot), Some(relay)) = (member.mailbox.elsewhere(), &self.relay) {
-                let named = Arc::new(message.renamed(handing.mid));
+                let named = Arc::new(message.renamed(handing.passed_as));
                 relay.pass(&named, &[boot], Some(&share.name), self.wall(), done());
                 return Given::Appended(key);
             }
@@ -141,8 +148,15 @@ impl Node {
     /// Gives to others what a member leaves behind that was in no log.
     pub(crate) fn hand_on(self: &Arc<Self>, left: impl IntoIterator<Item = Delivery>, without: u64) {
         let left = left.into_iter().filter(|delivery| delivery.qos > QoS::AtMostOnce);
-        let left = left.filter_map(|Delivery { message, share, .. }| {
-            Some(Left { name: share?, message, mid: self.next_message_id() })
+        let left = left.filter_map(|Delivery { message, share, qos, .. }| {
+            let (name, passed_as) = (share?, self.next_message_id());
+            let mid = match qos {
+                // No member in the log has had it. Its publisher may send it again, and it must be found then.
+                QoS::ExactlyOnce => id_for(&name, message.id),
+                // One may have had it, and get it back: then it must not count as done.
+                _ => passed_as,
+            };
+            Some(Left { name, message, mid, passed_as })
         });
         self.hand_out(left.collect(), without);
     }
@@ -184,7 +198,8 @@ impl Node {
         for left in left {
             let Some(share) = self.router.share(&left.name) else { continue };
             let by = left.message.topic();
-            let handing = Handing { by, mid: left.mid, without, among: Among::All };
+            let Left { mid, passed_as, .. } = left;
+            let handing = Handing { by, mid, passed_as, without, among: Among::All };
             let (done, outcome) = Completion::awaited();
             if let Given::Appended(_) = self.hand(&share, &left.message, handing, &mut fanout, || done) {
                 appended.push((left, outcome));

@@ -344,7 +344,8 @@ impl Relay {
         let chosen = share.as_ref().and_then(|share| share.choose(sharing, message.topic(), is_here));
         if !chosen.is_some_and(|member| fanout.hand(member, &message, caps, &node.counters)) {
             // It has gone meanwhile.
-            node.hand_out(vec![Left { name: group.into(), mid: message.id, message }], 0);
+            let passed_as = node.next_message_id();
+            node.hand_out(vec![Left { name: group.into(), mid: message.id, passed_as, message }], 0);
         }
     }
 }

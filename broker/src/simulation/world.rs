@@ -232,6 +232,14 @@ impl World {
         self.devices[index].client.lock()
     }
 
+    /// The nodes that a client has a connection to.
+    fn connected(&self, index: usize) -> Vec<usize> {
+        let client = self.client(index);
+        // Who was told nothing so far has not been let in.
+        let is_open = |wire: &&Arc<Wire>| wire.node_closed().is_none() && wire.node_wrote().is_some();
+        client.wires.iter().filter(is_open).map(|wire| wire.node).collect()
+    }
+
     /// One thing that a device or its owner does.
     pub(super) fn operate(&self) {
         let index = self.below(CLIENTS);
@@ -302,14 +310,11 @@ impl World {
         }
         self.ledger.lock().settle();
         for index in 0..CLIENTS {
-            let open = {
-                let client = self.client(index);
-                // Who was told nothing so far has not been let in.
-                let is_open = |wire: &&Arc<Wire>| wire.node_closed().is_none() && wire.node_wrote().is_some();
-                client.wires.iter().filter(is_open).count()
-            };
-            self.judge(Rule::OneConnection, since, open == 1, || {
-                format!("client {index} has {open} connections")
+            // A former one may wait a moment for its client to hear the last word.
+            self.eventually(Duration::from_secs(3), || self.connected(index).len() == 1).await;
+            let open = self.connected(index);
+            self.judge(Rule::OneConnection, since, open.len() == 1, || {
+                format!("client {index} has connections to the nodes {open:?}")
             });
         }
         for index in 0..self.places.len() {
