@@ -232,7 +232,7 @@ impl Node {
                 // A member has it, or had.
                 continue;
             }
-            let handing = Handing { by: client_id, mid, passed_as: mid, without: 0, among: Among::All };
+            let handing = Handing { by: client_id, mid, without: 0, among: Among::All };
             let (done, outcome) = Completion::awaited();
             if let Given::Appended(_) = self.hand(share, message, handing, &mut fanout, || done) {
                 outcomes.push(outcome);

@@ -495,7 +495,7 @@ where
                 _ => Among::All,
             };
             let by = &*self.held.slot.client_id;
-            let handing = Handing { by, mid, passed_as: mid, without: 0, among };
+            let handing = Handing { by, mid, without: 0, among };
             let done = || match ticket {
                 Some(ticket) => self.completion(ticket.0),
                 None => self.node.bridge.nobody(),

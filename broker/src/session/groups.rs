@@ -30,10 +30,8 @@ const RETRY: Duration = Duration::from_secs(1);
 pub(crate) struct Handing<'a> {
     /// The client that published it.
     pub(crate) by: &'a str,
-    /// Its name in the session log.
+    /// Its name in the session log, and on the way to another node.
     pub(crate) mid: MessageId,
-    /// Its name on the way to another node, which takes a name once.
-    pub(crate) passed_as: MessageId,
     /// Not the member with this mailbox key.
     pub(crate) without: u64,
     pub(crate) among: Among,
@@ -49,12 +47,11 @@ pub(crate) enum Among {
     LoggedAndThere,
 }
 
-/// A message that a member of this shared subscription is to get, by the names as in [`Handing`].
+/// A message that a member of this shared subscription is to get, by the name as in [`Handing`].
 pub(crate) struct Left {
     pub(crate) name: Arc<str>,
     pub(crate) message: Arc<Message>,
     pub(crate) mid: MessageId,
-    pub(crate) passed_as: MessageId,
 }
 
 /// How far it is with what is handed out.
@@ -134,7 +131,7 @@ impl Node {
                 return Given::Appended(key);
             }
             if let (Some(boot), Some(relay)) = (member.mailbox.elsewhere(), &self.relay) {
-                let named = Arc::new(message.renamed(handing.passed_as));
+                let named = Arc::new(message.renamed(handing.mid));
                 relay.pass(&named, &[boot], Some(&share.name), self.wall(), done());
                 return Given::Appended(key);
             }
@@ -149,14 +146,17 @@ impl Node {
     pub(crate) fn hand_on(self: &Arc<Self>, left: impl IntoIterator<Item = Delivery>, without: u64) {
         let left = left.into_iter().filter(|delivery| delivery.qos > QoS::AtMostOnce);
         let left = left.filter_map(|Delivery { message, share, qos, .. }| {
-            let (name, passed_as) = (share?, self.next_message_id());
+            let name = share?;
             let mid = match qos {
-                // No member in the log has had it. Its publisher may send it again, and it must be found then.
+                // No other member has had it. Its publisher may send it again, and it must be found then.
                 QoS::ExactlyOnce => id_for(&name, message.id),
                 // One may have had it, and get it back: then it must not count as done.
-                _ => passed_as,
+                _ => self.next_message_id(),
             };
-            Some(Left { name, message, mid, passed_as })
+            if let Some(relay) = &self.relay {
+                relay.was_not_given(mid);
+            }
+            Some(Left { name, message, mid })
         });
         self.hand_out(left.collect(), without);
     }
@@ -198,8 +198,7 @@ impl Node {
         for left in left {
             let Some(share) = self.router.share(&left.name) else { continue };
             let by = left.message.topic();
-            let Left { mid, passed_as, .. } = left;
-            let handing = Handing { by, mid, passed_as, without, among: Among::All };
+            let handing = Handing { by, mid: left.mid, without, among: Among::All };
             let (done, outcome) = Completion::awaited();
             if let Given::Appended(_) = self.hand(&share, &left.message, handing, &mut fanout, || done) {
                 appended.push((left, outcome));

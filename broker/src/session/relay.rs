@@ -168,6 +168,11 @@ impl Relay {
         message.qos != QoS::ExactlyOnce || self.recent.lock().insert(message.id)
     }
 
+    /// No session here has had this message after all: it may come back from another node.
+    pub(crate) fn was_not_given(&self, mid: MessageId) {
+        self.recent.lock().known.remove(&mid);
+    }
+
     /// What this node is called.
     pub(crate) fn name(&self) -> &str {
         &self.name
@@ -344,8 +349,8 @@ impl Relay {
         let chosen = share.as_ref().and_then(|share| share.choose(sharing, message.topic(), is_here));
         if !chosen.is_some_and(|member| fanout.hand(member, &message, caps, &node.counters)) {
             // It has gone meanwhile.
-            let passed_as = node.next_message_id();
-            node.hand_out(vec![Left { name: group.into(), mid: message.id, passed_as, message }], 0);
+            self.was_not_given(message.id);
+            node.hand_out(vec![Left { name: group.into(), mid: message.id, message }], 0);
         }
     }
 }

@@ -245,7 +245,6 @@ fn give(
 ) -> Given {
     let Some(share) = share_of(node, entry) else { return Given::Nobody };
     // A name of its own: it may come back to this member, which has done with it under the former.
-    let mid = node.next_message_id();
-    let handing = Handing { by: message.topic(), mid, passed_as: mid, without, among };
+    let handing = Handing { by: message.topic(), mid: node.next_message_id(), without, among };
     node.hand(&share, message, handing, fanout, || done)
 }
