@@ -1,13 +1,26 @@
 //! Links between the nodes of a cluster: what clean devices get from other nodes comes over them, and through Kafka while two
-//! nodes can't reach each other; once and in order, whichever way it takes.
+//! nodes can't reach each other; once and in order, whichever way it takes. And by them a node knows whether it alone can't
+//! reach Kafka.
 
-use std::{fs, path::Path, thread, time::Duration};
+use std::{
+    fs,
+    path::Path,
+    thread,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result, anyhow, ensure};
-use mqtt_e2e::{Authority, Cluster, Dialogue, Login, Manifests, Packet, Store, Version, on_kafka, wire};
+use mqtt_e2e::{
+    Authority, Broker, Cluster, Dialogue, Login, Manifests, PATIENCE, Packet, Store, Version, on_kafka,
+    wait_until, wire,
+};
 
 /// Longer than a node waits for a link.
 const CUT: Duration = Duration::from_secs(3);
+/// Longer than a node stays that is cut off from Kafka while others are not.
+const WEATHER: Duration = Duration::from_secs(8);
+/// How often it is looked at whether nodes are ready, while they must be.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// Messages that are published at a time.
 const WINDOW: usize = 20;
 
@@ -68,6 +81,13 @@ fn receive(device: &mut Dialogue, numbers: std::ops::Range<u16>) -> Result<()> {
     Ok(())
 }
 
+/// It has its connection, and no message comes.
+fn nothing_more(device: &mut Dialogue) -> Result<()> {
+    let more = device.ping()?;
+    ensure!(!more.iter().any(|packet| matches!(packet, Packet::Publish { .. })), "{more:?}");
+    Ok(())
+}
+
 #[test]
 fn what_passes_between_nodes_takes_their_links_and_kafka_while_they_are_cut() -> Result<()> {
     on_kafka(|store: &Store| {
@@ -98,11 +118,7 @@ fn what_passes_between_nodes_takes_their_links_and_kafka_while_they_are_cut() ->
         ensure!(together.0 >= apart.0 + 50, "{} by links, {} before", together.0, apart.0);
         receive(&mut b, 0..150)?;
         receive(&mut c, 0..150)?;
-        for device in [&mut b, &mut c] {
-            let more = device.ping()?;
-            ensure!(!more.iter().any(|packet| matches!(packet, Packet::Publish { .. })), "{more:?}");
-        }
-        Ok(())
+        [&mut b, &mut c].into_iter().try_for_each(nothing_more)
     })
 }
 
@@ -158,5 +174,48 @@ fn links_are_made_between_nodes_alone_that_show_a_certificate_of_their_ca() -> R
         let mut device = subscriber(&cluster, 2, "to/all")?;
         publish(&mut connect(&cluster, 0, "publisher")?, 0..10)?;
         receive(&mut device, 0..10)
+    })
+}
+
+#[test]
+fn a_node_that_alone_is_cut_off_from_kafka_sends_its_devices_away_and_where_all_are_they_stay() -> Result<()>
+{
+    on_kafka(|store: &Store| {
+        let kafka = store.cluster()?;
+        let cluster = Cluster::start(store, &manifests(), 3)?;
+        (0..3).try_for_each(|node| cluster.wait_for_links(node, 2))?;
+        let is_ready = |node: &Broker| Ok::<_, anyhow::Error>(node.get("/readyz")?.0 == 200);
+        let all_are_ready = || -> Result<bool> {
+            Ok(cluster.nodes.iter().map(is_ready).collect::<Result<Vec<_>>>()?.iter().all(|ready| *ready))
+        };
+        let [alone, others @ ..] = &cluster.nodes[..] else { unreachable!() };
+        let mut device = subscriber(&cluster, 0, "to/all")?;
+
+        kafka.cut(0, true)?;
+        let told = device.read()?;
+        ensure!(told == Packet::Disconnect { reason: 0x8B } && device.read()? == Packet::Closed, "{told:?}");
+        alone.wait_for_log(&["the log has been out of reach", "devices are better off there"])?;
+        ensure!(!is_ready(alone)?, "it is ready though it can do nothing");
+        for other in others {
+            ensure!(is_ready(other)?, "one that can be reached is not ready");
+        }
+        // The device finds all that is published meanwhile elsewhere.
+        let mut device = subscriber(&cluster, 1, "to/all")?;
+        publish(&mut connect(&cluster, 2, "publisher")?, 0..10)?;
+        receive(&mut device, 0..10)?;
+        kafka.cut(0, false)?;
+        wait_until("all nodes to be ready", PATIENCE, || Ok(all_are_ready()?.then_some(())))?;
+
+        (0..3).try_for_each(|node| cluster.wait_for_links(node, 2))?;
+        (0..3).try_for_each(|node| kafka.cut(node, true))?;
+        let until = Instant::now() + WEATHER;
+        while Instant::now() < until {
+            ensure!(all_are_ready()?, "one is not ready though no other could do better");
+            thread::sleep(LOOK_EVERY);
+        }
+        nothing_more(&mut device)?;
+        (0..3).try_for_each(|node| kafka.cut(node, false))?;
+        publish(&mut connect(&cluster, 2, "publisher")?, 10..20)?;
+        receive(&mut device, 10..20)
     })
 }

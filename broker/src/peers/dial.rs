@@ -29,7 +29,7 @@ use tonic_prost::ProstCodec;
 use super::{
     ASK_AFTER, STREAM_WINDOW, UNANSWERED,
     settings::{Current, Settings},
-    wire::{self, Answer, Call, FromPeer, Hello, SPOKEN, Taken, ToPeer, Versions, Welcome},
+    wire::{self, Answer, Call, FromPeer, Hello, InTouch, SPOKEN, Taken, ToPeer, Versions, Welcome},
 };
 use crate::{limits::Trouble, node::Node, session::relay::Relay};
 
@@ -152,6 +152,7 @@ async fn pass_on(
             answer = answers.message() => {
                 match answer?.ok_or(NoLink::Closed)?.answer {
                     Some(Answer::Taken(Taken { sequence })) => link.taken(sequence),
+                    Some(Answer::InTouch(InTouch {})) => relay.peer_is_in_touch(name),
                     // Of a later version.
                     Some(Answer::Welcome(_)) | None => {}
                 }

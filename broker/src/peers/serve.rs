@@ -13,7 +13,7 @@ use tokio::{
     net::{TcpListener, TcpStream},
     sync::Semaphore,
     task::JoinSet,
-    time::{sleep, timeout},
+    time::{Interval, MissedTickBehavior, interval, sleep, timeout},
 };
 use tokio_rustls::TlsAcceptor;
 use tonic::{
@@ -26,11 +26,11 @@ use super::{
     ASK_AFTER, STREAM_WINDOW, UNANSWERED,
     outgoing::BATCH_BYTES,
     settings::{Current, Settings},
-    wire::{self, Answer, Call, FromPeer, Hello, SPOKEN, Taken, ToPeer, Versions, Welcome},
+    wire::{self, Answer, Call, FromPeer, Hello, InTouch, SPOKEN, Taken, ToPeer, Versions, Welcome},
 };
 use crate::{
     node::Node,
-    session::relay::{Relay, Rising},
+    session::relay::{BEAT, Relay, Rising},
 };
 
 /// Connections at a time; each peer has one.
@@ -141,6 +141,8 @@ struct Taking {
     taken: Arc<Rising>,
     /// Up to which number the peer was told that it is taken.
     told: u64,
+    /// When it is said whether this node is in touch with the log.
+    ticks: Interval,
     welcome: Option<Welcome>,
     is_over: bool,
 }
@@ -156,8 +158,10 @@ impl Taking {
         tracing::debug!(version, "node {name} passes on over a link");
         let taken = relay.taken_of(*from);
         let told = taken.get();
+        let mut ticks = interval(BEAT);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let welcome = Some(Welcome { version, boot: node.boot, taken: told });
-        Ok(Taking { from: *from, calls, taken, told, welcome, is_over: false, node })
+        Ok(Taking { from: *from, calls, taken, told, ticks, welcome, is_over: false, node })
     }
 
     async fn next(&mut self) -> Option<Result<FromPeer, Status>> {
@@ -170,6 +174,11 @@ impl Taking {
                 sequence = self.taken.reach(self.told + 1) => {
                     self.told = sequence;
                     return Some(Ok(FromPeer { answer: Some(Answer::Taken(Taken { sequence })) }));
+                }
+                _ = self.ticks.tick() => {
+                    if self.node.relay.as_ref()?.is_in_touch() {
+                        return Some(Ok(FromPeer { answer: Some(Answer::InTouch(InTouch {})) }));
+                    }
                 }
                 call = self.calls.message() => {
                     if let Err(why) = self.take(call).await {

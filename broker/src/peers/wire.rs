@@ -100,6 +100,10 @@ pub(crate) struct Taken {
     pub(crate) sequence: u64,
 }
 
+/// This process run reads back from the log what it writes there. Said each second as long as that is so, to whom it may not.
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+pub(crate) struct InTouch {}
+
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 pub(crate) struct ToPeer {
     #[prost(oneof = "Call", tags = "1, 2")]
@@ -116,7 +120,7 @@ pub(crate) enum Call {
 
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 pub(crate) struct FromPeer {
-    #[prost(oneof = "Answer", tags = "1, 2")]
+    #[prost(oneof = "Answer", tags = "1, 2, 3")]
     pub(crate) answer: Option<Answer>,
 }
 
@@ -126,6 +130,8 @@ pub(crate) enum Answer {
     Welcome(Welcome),
     #[prost(message, tag = "2")]
     Taken(Taken),
+    #[prost(message, tag = "3")]
+    InTouch(InTouch),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

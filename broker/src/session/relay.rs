@@ -50,9 +50,11 @@ const RECORD_BYTES: u32 = 64 * 1024;
 const KEPT: Duration = Duration::from_secs(3600);
 const READ: ReadLimit = ReadLimit { records: 500, bytes: 1 << 20, wait: Duration::from_secs(1) };
 const RETRY: Duration = Duration::from_secs(1);
-const BEAT: Duration = Duration::from_secs(1);
+pub(crate) const BEAT: Duration = Duration::from_secs(1);
 /// A node is said to be over when it has been silent for this long.
 const SILENCE: Duration = Duration::from_secs(3);
+/// Who has not heard itself for this long, though others do, is over for them, and can't read that it is.
+const CUT_OFF: Duration = Duration::from_secs(5);
 /// Who hears itself later than this after it spoke, or not as often, can't tell who is silent.
 const LATE: Duration = Duration::from_millis(1500);
 /// QoS 2 messages that are known, should they come again.
@@ -79,6 +81,8 @@ pub(crate) struct Relay {
 /// What was read of each process run.
 struct Heard {
     alive: HashMap<Boot, Sign, RandomState>,
+    /// The node that said last that it is in touch with the log, by a link, and when.
+    in_touch: Option<(String, Instant)>,
     /// When this process run read its own sign last, and since when it has done so in time.
     own: Instant,
     in_time_since: Instant,
@@ -132,8 +136,13 @@ impl Relay {
         let Outcome::Durable(next) = append_and_wait(&*log, &topic, 0, first).await else {
             return Err(LogError::Store(format!("topic {TOPIC} takes no records")));
         };
-        let heard =
-            Heard { alive: HashMap::default(), own: began, in_time_since: began, said: HashSet::default() };
+        let heard = Heard {
+            alive: HashMap::default(),
+            in_touch: None,
+            own: began,
+            in_time_since: began,
+            said: HashSet::default(),
+        };
         Ok(Relay {
             log,
             topic,
@@ -231,9 +240,29 @@ impl Relay {
         }
     }
 
-    /// Says that this node lives, and which does not, until the task is aborted.
+    /// Whether this node reads back from the log what it writes there.
+    pub(crate) fn is_in_touch(&self) -> bool {
+        self.heard.lock().own.elapsed() < BEAT + LATE
+    }
+
+    /// That node is, as it says by a link.
+    pub(crate) fn peer_is_in_touch(&self, name: &str) {
+        self.heard.lock().in_touch = Some((name.to_owned(), Instant::now()));
+    }
+
+    /// The node that is in touch with the log, should this one not be; `since`: when it began to look.
+    fn cut_off(&self, since: Instant) -> Option<String> {
+        let heard = self.heard.lock();
+        let (name, said) = heard.in_touch.as_ref()?;
+        let is_cut_off = heard.own.max(since).elapsed() > CUT_OFF && said.elapsed() < BEAT + LATE;
+        is_cut_off.then(|| name.clone())
+    }
+
+    /// Says that this node lives, and which does not, until the task is aborted; ends this process run when others are in touch
+    /// with the log and it is not: where none is, no other could do better.
     pub(crate) async fn watch(node: Arc<Node>) {
         let Some(relay) = &node.relay else { return };
+        let since = Instant::now();
         let mut ticks = tokio::time::interval(BEAT);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -245,6 +274,13 @@ impl Relay {
             let sign = sign(relay.boot, &relay.name, relay.began, used, node.wall());
             relay.log.append(&relay.topic, 0, sign, node.bridge.nobody());
             relay.nodes.store(relay.heard.lock().live().count() as u64 + 1, Ordering::Relaxed);
+            if let Some(other) = relay.cut_off(since) {
+                tracing::error!(
+                    "the log has been out of reach for {} s, and node {other} reaches it: devices are better off there",
+                    CUT_OFF.as_secs()
+                );
+                return node.sessions.end_here();
+            }
             let others = node.sessions.others();
             relay.forget(|boot| !others.contains_key(&boot));
             for boot in relay.silent(&node.sessions.current_runs()) {

@@ -20,7 +20,11 @@ use tokio::{
 };
 
 use super::world::{Running, World};
-use crate::{outside::Simulated, peers::wire::Batch, session::relay::Relay};
+use crate::{
+    outside::Simulated,
+    peers::wire::Batch,
+    session::relay::{BEAT, Relay},
+};
 
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 const TICK: Duration = Duration::from_millis(100);
@@ -34,6 +38,14 @@ pub(super) struct Path {
     broken: Notify,
     /// In milliseconds, one way.
     delay: Mutex<Range<u64>>,
+}
+
+/// What the peer says.
+enum Word {
+    /// See [`crate::peers::wire::Taken`].
+    Taken(u64),
+    /// See [`crate::peers::wire::InTouch`].
+    InTouch,
 }
 
 /// One end of a link in one direction.
@@ -150,7 +162,7 @@ async fn pass_on(world: &World, path: &Arc<Path>, running: &Running, peer: &Runn
     let (mut batches, arriving) = pipe(path, world.fork());
     let (answers, mut answered) = pipe(path, world.fork());
     peer.machine.spawn(Box::pin(take(peer.clone(), running.node.boot, arriving, answers)));
-    let Some(taken) = answered.receive().await else { return };
+    let Some(Word::Taken(taken)) = answered.receive().await else { return };
     let (Some(relay), Some(link)) = (&running.node.relay, Relay::join(&running.node, peer.node.boot, taken))
     else {
         return;
@@ -165,8 +177,9 @@ async fn pass_on(world: &World, path: &Arc<Path>, running: &Running, peer: &Runn
         }
         tokio::select! {
             biased;
-            taken = answered.receive() => match taken {
-                Some(taken) => link.taken(taken),
+            word = answered.receive() => match word {
+                Some(Word::Taken(taken)) => link.taken(taken),
+                Some(Word::InTouch) => relay.peer_is_in_touch("another"),
                 None => return,
             },
             () = handed => {}
@@ -180,13 +193,14 @@ async fn pass_on(world: &World, path: &Arc<Path>, running: &Running, peer: &Runn
 }
 
 /// The peer's end: says first what it has, then takes what comes.
-async fn take(peer: Running, from: Boot, mut arriving: Arrivals<Batch>, mut answers: Departures<u64>) {
+async fn take(peer: Running, from: Boot, mut arriving: Arrivals<Batch>, mut answers: Departures<Word>) {
     let Some(relay) = &peer.node.relay else { return };
     let path = arriving.path.clone();
     let mut broken = pin!(path.broken.notified());
     let taken = relay.taken_of(from);
     let mut told = taken.get();
-    answers.send(told);
+    answers.send(Word::Taken(told));
+    let mut ticks = interval(BEAT);
     loop {
         tokio::select! {
             biased;
@@ -194,7 +208,12 @@ async fn take(peer: Running, from: Boot, mut arriving: Arrivals<Batch>, mut answ
             number = taken.reach(told + 1) => {
                 told = number;
                 // Nobody may be there to hear it. What has been sent is taken all the same.
-                answers.send(told);
+                answers.send(Word::Taken(told));
+            }
+            _ = ticks.tick() => {
+                if relay.is_in_touch() {
+                    answers.send(Word::InTouch);
+                }
             }
             batch = arriving.receive() => match batch {
                 Some(batch) if relay.take_linked(&peer.node, from, &batch).await.is_ok() => {}
