@@ -221,7 +221,7 @@ impl Node {
         fanout
             .congested
             .extend(logged.map(|to| &to.mailbox).filter(|mailbox| mailbox.is_congested(caps)).cloned());
-        let is_new = self.relay.as_ref().is_none_or(|relay| relay.is_new(message));
+        let is_new = self.relay.as_ref().is_none_or(|relay| relay.is_new(message.qos, message.id));
         if how != Delivered::OnceAgain && is_new {
             fanout.push(&route, message.clone(), caps, &self.counters);
         }

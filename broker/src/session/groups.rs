@@ -135,9 +135,13 @@ impl Node {
                 relay.pass(&named, &[boot], Some(&share.name), self.wall(), done());
                 return Given::Appended(key);
             }
-            if fanout.hand(member, message, caps, &self.counters) {
+            // Another node may have passed it on to a member here before its publisher came here with it.
+            let relay = self.relay.as_ref();
+            let is_new = relay.is_none_or(|relay| relay.is_new(message.qos, handing.mid));
+            if !is_new || fanout.hand(member, message, caps, &self.counters) {
                 return Given::Queued(key);
             }
+            relay.inspect(|relay| relay.was_not_given(handing.mid));
         }
         Given::Nobody
     }

@@ -172,9 +172,9 @@ impl Relay {
         write_barrier(&*self.log, (&self.topic, 0), (self.boot, number), now, waits)
     }
 
-    /// False if sessions in no log have had this message here; from now on they have.
-    pub(crate) fn is_new(&self, message: &Message) -> bool {
-        message.qos != QoS::ExactlyOnce || self.recent.lock().insert(message.id)
+    /// False if sessions in no log have had a message of this QoS and name here; from now on they have.
+    pub(crate) fn is_new(&self, qos: QoS, mid: MessageId) -> bool {
+        qos != QoS::ExactlyOnce || self.recent.lock().insert(mid)
     }
 
     /// No session here has had this message after all: it may come back from another node.
@@ -366,7 +366,7 @@ impl Relay {
 
     /// To the sessions here that get it by no other way.
     fn deliver(&self, node: &Arc<Node>, message: Arc<Message>, group: Option<&str>, fanout: &mut Fanout) {
-        if !self.is_new(&message) {
+        if !self.is_new(message.qos, message.id) {
             return;
         }
         let settings = node.settings();
