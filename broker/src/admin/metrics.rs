@@ -156,6 +156,19 @@ const FAMILIES: &[Family] = &[
             )
         },
     ),
+    family("mqtt_peer_links", "Links to other nodes in use.", |node| passed(node, "peer_links")),
+    family(
+        "mqtt_messages_passed_total",
+        "Messages passed on to other nodes, counted for each, by way.",
+        |node| {
+            let ways = [("link", "passed_by_links"), ("log", "passed_through_log")];
+            let of = |(way, name)| {
+                let labelled = move |sample: Sample| Sample { labels: vec![("way", way)], ..sample };
+                passed(node, name).into_iter().map(labelled)
+            };
+            ways.into_iter().flat_map(of).collect()
+        },
+    ),
     family("mqtt_memory_resident_bytes", "Memory of the process.", |node| {
         one(real(node.admission.memory.figures().0))
     }),
@@ -296,6 +309,12 @@ fn by_qos(figures: [u64; 3]) -> Vec<Sample> {
 /// A figure of the store, if it has it.
 fn figure(node: &Node, name: &str) -> Vec<Sample> {
     scaled(node, name, 1.0)
+}
+
+/// A figure of what passes between nodes, where there are several.
+fn passed(node: &Node, name: &str) -> Vec<Sample> {
+    let figures = node.relay.iter().flat_map(|relay| relay.figures());
+    figures.filter(|(figure, _)| *figure == name).flat_map(|(_, value)| one(real(value))).collect()
 }
 
 fn scaled(node: &Node, name: &str, unit: f64) -> Vec<Sample> {
