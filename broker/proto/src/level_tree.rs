@@ -87,7 +87,7 @@ struct Wild<T> {
 #[derive(Debug)]
 #[expect(clippy::box_collection, reason = "the size of the rare map would be the size of every branch")]
 enum Children<T> {
-    Few(Vec<(Box<str>, Node<T>)>),
+    Few(Box<[(Box<str>, Node<T>)]>),
     Many(Box<HashMap<Box<str>, Node<T>, RandomState>>),
 }
 
@@ -184,7 +184,8 @@ impl<T> Branch<T> {
                 branch.wild.get_or_insert_default().plus = Node::Leaf(Leaf::new(rest, value));
             }
             Some((level, rest)) => {
-                branch.children = Children::Few(vec![(level.into(), Node::Leaf(Leaf::new(rest, value)))]);
+                branch.children =
+                    Children::Few(Box::new([(level.into(), Node::Leaf(Leaf::new(rest, value)))]));
             }
         }
         branch
@@ -297,12 +298,11 @@ impl<T> Children<T> {
         if let Children::Few(few) = self
             && few.len() == FEW
         {
-            *self = Children::Many(Box::new(few.drain(..).collect()));
+            *self = Children::Many(Box::new(std::mem::take(few).into_iter().collect()));
         }
         match self {
             Children::Few(few) => {
-                few.reserve_exact(1);
-                few.push((level.into(), node));
+                *few = std::mem::take(few).into_iter().chain([(level.into(), node)]).collect();
             }
             Children::Many(many) => {
                 many.insert(level.into(), node);
@@ -314,8 +314,7 @@ impl<T> Children<T> {
     fn remove(&mut self, level: &str) {
         match self {
             Children::Few(few) => {
-                few.retain(|(own, _)| **own != *level);
-                few.shrink_to_fit();
+                *few = std::mem::take(few).into_iter().filter(|(own, _)| **own != *level).collect();
             }
             Children::Many(many) => {
                 many.remove(level);
@@ -351,7 +350,7 @@ impl<T> Default for Node<T> {
 
 impl<T> Default for Branch<T> {
     fn default() -> Self {
-        Branch { children: Children::Few(Vec::new()), wild: None, value: None }
+        Branch { children: Children::Few(Box::default()), wild: None, value: None }
     }
 }
 

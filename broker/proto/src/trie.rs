@@ -1,7 +1,7 @@
 //! Who subscribes to what: given a topic, finds the subscribers of every filter that matches it, in a time
 //! that depends on the topic's levels and on what matches, hardly on how many subscriptions there are.
 
-use std::{collections::BTreeMap, mem};
+use std::{borrow::Borrow, collections::BTreeMap, mem};
 
 use crate::{level_tree::LevelTree, topic::Filter};
 
@@ -30,16 +30,19 @@ impl<K: Ord, V> Trie<K, V> {
         old
     }
 
-    /// Ends one subscription; its value, or none if there was no such subscription.
-    pub fn remove(&mut self, filter: &Filter, key: &K) -> Option<V> {
+    /// Ends one subscription and returns it, or nothing if there was no such subscription.
+    pub fn remove<Q: Ord>(&mut self, filter: &Filter, key: &Q) -> Option<(K, V)>
+    where
+        K: Borrow<Q>,
+    {
         let removed = self.tree.edit(filter.as_str(), |slot| match slot.as_deref_mut()? {
-            Subscribers::One(own, _) if own != key => None,
+            Subscribers::One(own, _) if Borrow::<Q>::borrow(own) != key => None,
             Subscribers::One(..) => match slot.take().map(|subscribers| *subscribers) {
-                Some(Subscribers::One(_, value)) => Some(value),
+                Some(Subscribers::One(key, value)) => Some((key, value)),
                 _ => None,
             },
             Subscribers::Many(map) => {
-                let removed = map.remove(key);
+                let removed = map.remove_entry(key);
                 if map.len() == 1
                     && let Some((key, value)) = map.pop_first()
                 {
@@ -129,7 +132,8 @@ mod tests {
                         Some((filter, key)) => (filter.clone(), *key),
                         None => (filter, key),
                     };
-                    assert_eq!(trie.remove(&filter, &key), naive.remove(&(filter, key)));
+                    let removed = trie.remove(&filter, &key).map(|(_, value)| value);
+                    assert_eq!(removed, naive.remove(&(filter, key)));
                 }
                 assert_eq!(trie.len(), naive.len());
                 let topic = random.topic();
@@ -159,12 +163,12 @@ mod tests {
         trie.matches("all/x", |key, _| seen.push(*key));
         assert!(seen.iter().copied().eq(0..100_000));
         for key in 1..100_000 {
-            assert_eq!(trie.remove(&all, &key), Some(key));
+            assert_eq!(trie.remove(&all, &key), Some((key, key)));
         }
         let mut seen = BTreeSet::new();
         trie.matches("all/x", |key, _| assert!(seen.insert(*key)));
         assert_eq!((seen, trie.len()), (BTreeSet::from([0]), 1));
-        assert_eq!(trie.remove(&all, &0), Some(0));
+        assert_eq!(trie.remove(&all, &0), Some((0, 0)));
         assert!(trie.tree.is_empty());
     }
 

@@ -1,8 +1,9 @@
 //! What a session costs in memory whose device is away and for which nothing waits: counted where memory is allotted, so that
 //! neither the machine nor others on it matter.
 
-use std::{alloc::System, sync::Arc};
+use std::{alloc::System, collections::HashMap, sync::Arc};
 
+use foldhash::fast::FixedState;
 use mqtt_proto::{
     codec::QoS,
     durable::{
@@ -18,9 +19,11 @@ use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 #[global_allocator]
 static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
-/// Where hash tables are fullest before they grow. So the bound holds for every number of sessions times 2 at most for what of it
-/// is in such tables.
-const SESSIONS: u64 = 14_000;
+/// Hash tables have just grown, and are emptiest.
+const SESSIONS: u64 = 14_400;
+
+/// As large as the broker's; a test there says so. The first number is its key.
+type Mailbox = [u64; 7];
 
 fn session(sid: MessageId) -> Session {
     Session {
@@ -36,7 +39,7 @@ fn session(sid: MessageId) -> Session {
         sent_below: 0,
         node: "0".into(),
         user: "fleet".into(),
-        peer: "10.11.12.13:50000".into(),
+        peer: Box::default(),
         protocol: 4,
         will: None,
     }
@@ -46,11 +49,12 @@ fn session(sid: MessageId) -> Session {
 fn a_session_with_three_subscriptions_takes_less_than_a_kilobyte() {
     let region = Region::new(ALLOCATOR);
     let (mut view, mut changes) = (View::default(), Vec::new());
-    // As the router has it: a mailbox and options.
-    let mut routes: Trie<u64, (Arc<u8>, u32, [u8; 4])> = Trie::new();
-    let mailbox = Arc::new(0);
+    // As the broker has them: for each subscription a mailbox and options.
+    let mut routes: Trie<Arc<Mailbox>, (u32, [u8; 4])> = Trie::new();
+    let mut mailboxes: HashMap<MessageId, Arc<Mailbox>, FixedState> = HashMap::default();
     for number in 1..=SESSIONS {
         let sid = MessageId { boot: 7, counter: number };
+        let mailbox = Arc::new([number; 7]);
         let client = format!("meter-{number:06}");
         let key = Key::Session { nonce: sid, client: (&*client).into() };
         let value = Value::Session(Box::new(session(sid)));
@@ -66,16 +70,17 @@ fn a_session_with_three_subscriptions_takes_less_than_a_kilobyte() {
                 id: None,
             };
             let parsed = Filter::parse(&filter).unwrap();
-            routes.insert(&parsed, number, (mailbox.clone(), 0, [1, 0, 0, 1]));
+            routes.insert(&parsed, mailbox.clone(), (0, [1, 0, 0, 1]));
             let key = Key::Filter { sid, generation: 1_700_000_000_000, filter: filter.into() };
             view.apply(4 * number + 1, 0, 100, key, Some(Value::Filter(subscription)), &mut changes);
         }
+        mailboxes.insert(sid, mailbox);
         changes.clear();
     }
-    drop((changes, mailbox));
+    drop(changes);
     let change = region.change();
     let bytes = (change.bytes_allocated - change.bytes_deallocated) as u64 / SESSIONS;
     println!("{bytes} bytes a session");
     assert_eq!((view.live() as u64, routes.len() as u64), (SESSIONS, 3 * SESSIONS));
-    assert!(bytes < 800, "{bytes} bytes a session");
+    assert!(bytes < 900, "{bytes} bytes a session");
 }

@@ -7,6 +7,8 @@ pub(crate) mod fanout;
 pub(crate) mod shared;
 
 use std::{
+    borrow::Borrow,
+    cmp::Ordering as Comparison,
     collections::HashMap,
     sync::{
         Arc,
@@ -39,7 +41,7 @@ pub(crate) struct Router {
 
 #[derive(Default)]
 struct Subscriptions {
-    own: Trie<u64, Subscriber>,
+    own: Trie<Subscriber, Terms>,
     shared: Shares,
     /// How many sessions of this node that are in no log have a filter, where other nodes must know.
     clean: HashMap<Box<str>, usize, foldhash::fast::RandomState>,
@@ -54,10 +56,13 @@ pub(crate) struct Options {
     pub(crate) subscription_id: Option<u32>,
 }
 
-/// One subscription, by the key of its mailbox. There may be a million: it is as small as can be.
+/// Who subscribes, found by the key of the mailbox.
 #[derive(Clone, Debug)]
-struct Subscriber {
-    mailbox: Arc<Mailbox>,
+struct Subscriber(Arc<Mailbox>);
+
+/// What a subscription asks for. There may be a million: it is as small as can be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Terms {
     /// 0: none.
     subscription_id: u32,
     qos: QoS,
@@ -140,8 +145,8 @@ impl Router {
         is_logged: bool,
         limit: u64,
     ) -> Result<(), SubscriptionLimit> {
-        let subscriber = Subscriber {
-            mailbox: mailbox.clone(),
+        let subscriber = Subscriber(mailbox.clone());
+        let terms = Terms {
             subscription_id: options.subscription_id.unwrap_or(0),
             qos: options.qos,
             no_local: options.no_local,
@@ -150,11 +155,11 @@ impl Router {
         };
         let mut subscriptions = self.subscriptions.write();
         let former = match asked.shared() {
-            Some(name) => subscriptions.shared.insert(&name, &asked.filter, subscriber.recipient()),
-            None => match subscriptions.own.insert(&asked.filter, mailbox.key, subscriber.clone()) {
+            Some(name) => subscriptions.shared.insert(&name, &asked.filter, subscriber.recipient(terms)),
+            None => match subscriptions.own.insert(&asked.filter, subscriber.clone(), terms) {
                 // What publishers know of their topics still holds.
-                Some(former) if former.is(&subscriber) => return Ok(()),
-                former => former.map(|former| former.recipient()),
+                Some(former) if former == terms => return Ok(()),
+                former => former.map(|former| subscriber.recipient(former)),
             },
         };
         if former.is_none() && mailbox.peer().is_none() {
@@ -165,7 +170,7 @@ impl Router {
             self.count.fetch_add(1, Ordering::Relaxed);
         }
         if self.counts_clean {
-            subscriptions.count_clean(asked, former.as_ref(), Some(&subscriber.recipient()));
+            subscriptions.count_clean(asked, former.as_ref(), Some(&subscriber.recipient(terms)));
         }
         self.generation.fetch_add(1, Ordering::Release);
         Ok(())
@@ -195,16 +200,16 @@ impl Router {
         let mut recipients: Vec<Recipient> = Vec::new();
         let mut seen: HashMap<u64, usize, foldhash::fast::RandomState> = HashMap::default();
         let subscriptions = self.subscriptions.read();
-        subscriptions.own.matches(topic, |key, found| match seen.get(key) {
+        subscriptions.own.matches(topic, |subscriber, terms| match seen.get(&subscriber.0.key) {
             Some(&index) => {
                 if let Some(known) = recipients.get_mut(index) {
-                    known.merge(found);
+                    known.merge(*terms);
                 }
             }
             None => {
-                seen.insert(*key, recipients.len());
+                seen.insert(subscriber.0.key, recipients.len());
                 // While the subscription is there its mailbox is of no later session.
-                recipients.push(found.recipient());
+                recipients.push(subscriber.recipient(*terms));
             }
         });
         let shares = subscriptions.shared.matching(topic);
@@ -259,7 +264,10 @@ impl Subscriptions {
     fn remove(&mut self, asked: &FilterRequest, key: u64) -> Option<Recipient> {
         match asked.shared() {
             Some(name) => self.shared.remove(&name, &asked.filter, key),
-            None => self.own.remove(&asked.filter, &key).map(|removed| removed.recipient()),
+            None => {
+                let (subscriber, terms) = self.own.remove(&asked.filter, &key)?;
+                Some(subscriber.recipient(terms))
+            }
         }
     }
 
@@ -283,22 +291,43 @@ impl Subscriptions {
 }
 
 impl Subscriber {
-    fn is(&self, other: &Subscriber) -> bool {
-        let options =
-            |s: &Subscriber| (s.subscription_id, s.qos, s.no_local, s.retain_as_published, s.is_logged);
-        Arc::ptr_eq(&self.mailbox, &other.mailbox) && options(self) == options(other)
-    }
-
-    fn recipient(&self) -> Recipient {
+    fn recipient(&self, terms: Terms) -> Recipient {
+        let Terms { subscription_id, qos, no_local, retain_as_published, is_logged } = terms;
         Recipient {
-            mailbox: self.mailbox.clone(),
-            qos: self.qos,
-            no_local: self.no_local,
-            retain_as_published: self.retain_as_published,
-            subscription_ids: (self.subscription_id != 0).then(|| Box::from([self.subscription_id])),
-            logged: self.mailbox.logged().filter(|_| self.is_logged),
+            mailbox: self.0.clone(),
+            qos,
+            no_local,
+            retain_as_published,
+            subscription_ids: (subscription_id != 0).then(|| Box::from([subscription_id])),
+            logged: self.0.logged().filter(|_| is_logged),
             share: None,
         }
+    }
+}
+
+impl Borrow<u64> for Subscriber {
+    fn borrow(&self) -> &u64 {
+        &self.0.key
+    }
+}
+
+impl PartialEq for Subscriber {
+    fn eq(&self, other: &Subscriber) -> bool {
+        self.0.key == other.0.key
+    }
+}
+
+impl Eq for Subscriber {}
+
+impl PartialOrd for Subscriber {
+    fn partial_cmp(&self, other: &Subscriber) -> Option<Comparison> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Subscriber {
+    fn cmp(&self, other: &Subscriber) -> Comparison {
+        self.0.key.cmp(&other.0.key)
     }
 }
 
@@ -318,7 +347,7 @@ impl Recipient {
     }
 
     /// Another subscription of the same session matches, too: one delivery at the higher QoS, with all identifiers.
-    fn merge(&mut self, other: &Subscriber) {
+    fn merge(&mut self, other: Terms) {
         self.qos = self.qos.max(other.qos);
         self.no_local &= other.no_local;
         self.retain_as_published |= other.retain_as_published;

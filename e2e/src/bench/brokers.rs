@@ -20,10 +20,12 @@ use crate::load::procfs;
 use crate::wait_until;
 
 const STARTS_WITHIN: Duration = Duration::from_secs(60);
-/// Its memory is what it is about once it changes by less than this many KB between two looks.
+/// Its memory is what it is about once it has changed by less than this many KB for so long: ours writes out what it has read
+/// of its journal within ten seconds, and gives the memory back.
 const SETTLED_KB: u64 = 512;
+const SETTLED_FOR: Duration = Duration::from_secs(14);
 const LOOK_EVERY: Duration = Duration::from_secs(2);
-const SETTLES_WITHIN: Duration = Duration::from_secs(40);
+const SETTLES_WITHIN: Duration = Duration::from_secs(60);
 /// The registered parent topic of scenes that store.
 pub(super) const TOPIC: &str = "stored";
 pub(super) const PARTITIONS: u32 = 3;
@@ -162,14 +164,16 @@ impl Broker {
     /// What it has in memory, in KB, once that is about the same for a while.
     pub(super) fn settled_kb(&self) -> anyhow::Result<u64> {
         let look = || procfs::resident_kb(&self.pid().to_string()).map_err(anyhow::Error::from);
-        let (until, mut last) = (Instant::now() + SETTLES_WITHIN, look()?);
+        let (until, mut since, mut seen) = (Instant::now() + SETTLES_WITHIN, Instant::now(), look()?);
         loop {
             thread::sleep(LOOK_EVERY);
             let now = look()?;
-            if now.abs_diff(last) < SETTLED_KB || Instant::now() > until {
+            if now.abs_diff(seen) >= SETTLED_KB {
+                (since, seen) = (Instant::now(), now);
+            }
+            if since.elapsed() > SETTLED_FOR || Instant::now() > until {
                 return Ok(now);
             }
-            last = now;
         }
     }
 

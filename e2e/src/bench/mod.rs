@@ -169,9 +169,11 @@ fn measure(
             let report = serde_json::from_slice(&output.stdout);
             let mut report: Report = report.map_err(|e| format!("unreadable report: {e}"))?;
             if let (Some(broker), Some(before)) = (&mut broker, without_sessions) {
+                let sessions = report.connections.max(1) as f64;
+                let each = |now: u64| Some((now as f64 - before as f64) / sessions);
+                report.broker_rss_kb_per_session_made = each(broker.settled_kb().map_err(one_line)?);
                 report.ready_seconds = Some(broker.restart().map_err(one_line)?.as_secs_f64());
-                let more = broker.settled_kb().map_err(one_line)? as f64 - before as f64;
-                report.broker_rss_kb_per_session = Some(more / report.connections.max(1) as f64);
+                report.broker_rss_kb_per_session = each(broker.settled_kb().map_err(one_line)?);
             }
             Ok(report)
         }

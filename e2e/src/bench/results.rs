@@ -142,7 +142,9 @@ impl SceneResults {
             parts.push(memory.text(Metric::IdleKb));
         } else if let Some(ready) = self.spread(Metric::Ready, kind) {
             parts.push(ready.text(Metric::Ready));
-            parts.extend(self.spread(Metric::SessionKb, kind).map(|memory| memory.text(Metric::SessionKb)));
+            for memory in [Metric::SessionKb, Metric::MadeKb] {
+                parts.extend(self.spread(memory, kind).map(|spread| spread.text(memory)));
+            }
         } else if let Some(cpu) = self.spread(Metric::Cpu, kind) {
             parts.push(cpu.text(Metric::Cpu));
             parts.extend(self.spread(Metric::PerSecond, kind).map(|s| thousands(s.median)));
@@ -263,6 +265,7 @@ pub(super) fn in_brief(outcome: &Result<Report, String>) -> String {
                 Metric::IdleKb,
                 Metric::Ready,
                 Metric::SessionKb,
+                Metric::MadeKb,
             ];
             let said = figures.iter().filter_map(|metric| {
                 Some(format!("{} {} {}", metric.name(), digits(metric.of(report)?), metric.unit()))
@@ -310,6 +313,7 @@ mod tests {
             broker_rss_kb_per_connection: None,
             ready_seconds: None,
             broker_rss_kb_per_session: None,
+            broker_rss_kb_per_session_made: None,
         }
     }
 

@@ -32,6 +32,7 @@ pub(super) enum Metric {
     IdleKb,
     Ready,
     SessionKb,
+    MadeKb,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -90,6 +91,7 @@ impl Metric {
             Self::IdleKb => report.broker_rss_kb_per_connection,
             Self::Ready => report.ready_seconds,
             Self::SessionKb => report.broker_rss_kb_per_session,
+            Self::MadeKb => report.broker_rss_kb_per_session_made,
         }
     }
 
@@ -100,6 +102,7 @@ impl Metric {
             Self::P50 => "p50",
             Self::P99 => "p99",
             Self::IdleKb | Self::SessionKb => "memory",
+            Self::MadeKb => "memory before",
             Self::Ready => "ready after",
         }
     }
@@ -109,7 +112,7 @@ impl Metric {
             Self::Cpu => "µs",
             Self::PerSecond => "/s",
             Self::P50 | Self::P99 => "ms",
-            Self::IdleKb | Self::SessionKb => "KB",
+            Self::IdleKb | Self::SessionKb | Self::MadeKb => "KB",
             Self::Ready => "s",
         }
     }
@@ -130,6 +133,7 @@ const fn cpu(of_best: f64) -> Bar {
 const LEFT: &[Bar] = &[
     Bar { of: Metric::Ready, limit: Limit::AtMost(15.0) },
     Bar { of: Metric::SessionKb, limit: Limit::AtMost(1.0) },
+    Bar { of: Metric::MadeKb, limit: Limit::AtMost(1.0) },
 ];
 
 const RATE_OF_BARE: Bar = Bar { of: Metric::PerSecond, limit: Limit::LeastOfBest(0.7) };

@@ -37,6 +37,9 @@ pub struct Report {
     pub ready_seconds: Option<f64>,
     #[serde(default)]
     pub broker_rss_kb_per_session: Option<f64>,
+    /// The same of the first, that has made them.
+    #[serde(default)]
+    pub broker_rss_kb_per_session_made: Option<f64>,
 }
 
 /// Microseconds.

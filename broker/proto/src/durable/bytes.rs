@@ -36,6 +36,19 @@ impl<'a> Reader<'a> {
         self.array().map(u64::from_be_bytes)
     }
 
+    /// What [`Writer::small`] wrote.
+    pub(super) fn small(&mut self) -> Option<u64> {
+        let mut value = 0;
+        for shift in (0..u64::BITS).step_by(7) {
+            let byte = self.u8()?;
+            value |= u64::from(byte & 0x7f) << shift;
+            if byte < 0x80 {
+                return Some(value);
+            }
+        }
+        None
+    }
+
     /// 0 or 1, and nothing else: a record has one form.
     pub(super) fn flag(&mut self) -> Option<bool> {
         match self.u8()? {
@@ -99,6 +112,15 @@ impl Writer {
 
     pub(super) fn u64(&mut self, value: u64) {
         self.put(&value.to_be_bytes());
+    }
+
+    /// In as few bytes as it needs, 7 bits in each: for memory, not for records.
+    pub(super) fn small(&mut self, mut value: u64) {
+        while let more @ 1.. = value >> 7 {
+            self.u8(0x80 | value.to_le_bytes()[0]);
+            value = more;
+        }
+        self.u8(value.to_le_bytes()[0]);
     }
 
     pub(super) fn id(&mut self, id: MessageId) {

@@ -190,8 +190,9 @@ pub struct Session {
     pub sent_below: Offset,
     pub node: Arc<str>,
     pub user: Arc<str>,
-    /// The device's address and protocol level, for who asks.
+    /// The device's address while it is there, for who asks.
     pub peer: Box<str>,
+    /// Its protocol level, likewise.
     pub protocol: u8,
     pub will: Option<Box<Will>>,
 }

@@ -177,6 +177,8 @@ fn go_offline(session: &mut Session, now: Millis, sent_below: u64) {
     session.since = now;
     session.expires_at = now.saturating_add(Holding::outlives(session));
     session.sent_below = sent_below;
+    // Where it was is in the device trace.
+    session.peer = Box::default();
     if let Some(will) = &mut session.will {
         let delay = u64::from(will.delay) * 1000;
         will.due_at = Some(now.saturating_add(delay).min(session.expires_at));

@@ -141,3 +141,9 @@ fn publishers_wait_for_a_session_in_the_log_a_while_then_its_oldest_go() {
     assert!(!mailbox.is_congested(CAPS));
     assert_eq!(post(6), [1, 2]);
 }
+
+#[test]
+fn a_mailbox_that_nobody_uses_is_small() {
+    // The footprint of a session is counted in `broker/proto/tests/footprint.rs`, with a stand-in of this size.
+    assert_eq!(size_of::<Mailbox>(), size_of::<[u64; 7]>());
+}

@@ -33,27 +33,29 @@ impl View {
 
     /// Void claims first, then what is below the head, then a head that ended long ago.
     fn dead_claims(&self, now: u32, most: usize, dead: &mut Vec<Key>) {
-        for (name, client) in &self.clients {
+        for client in self.clients.iter() {
             if dead.len() >= most {
                 return;
             }
-            let any_void = client.others.iter().any(|other| other.is_void);
+            let any_void = client.others().iter().any(|other| other.is_void);
             let Some(head) = &client.head else { continue };
             // An unconfirmed claim must not be the only word against a void one.
             let since = u32::try_from(head.session.since / 1000).unwrap_or(u32::MAX);
             let is_old = head.session.phase == Phase::Ended && now.saturating_sub(since) >= KEPT;
             let head_first = self.has(Mutation::HeadFirst);
-            if is_old && (client.others.is_empty() || head_first) {
-                dead.push(Key::Session { nonce: head.nonce, client: (&**name).into() });
+            if is_old && (client.others().is_empty() || head_first) {
+                dead.push(Key::Session { nonce: head.nonce, client: (&*client.name).into() });
             }
-            let others = client.others.iter().filter(|other| other.is_void == any_void);
+            let others = client.others().iter().filter(|other| other.is_void == any_void);
             let others = others.filter(|other| !other.is_void || head.session.won);
-            dead.extend(others.map(|other| Key::Session { nonce: other.nonce, client: (&**name).into() }));
+            dead.extend(
+                others.map(|other| Key::Session { nonce: other.nonce, client: (&*client.name).into() }),
+            );
         }
     }
 
     fn dead_of_sessions(&self, now: u32, most: usize, dead: &mut Vec<Key>) {
-        for (sid, session) in &self.sessions {
+        for session in self.sessions.iter() {
             if dead.len() >= most {
                 return;
             }
@@ -73,7 +75,11 @@ impl View {
                             !any_lower && !r.subscription.on && now.saturating_sub(r.created) >= KEPT;
                         !lives || is_lower || long_off
                     })
-                    .map(|r| Key::Filter { sid: *sid, generation: r.generation, filter: r.filter.into() }),
+                    .map(|r| Key::Filter {
+                        sid: session.sid,
+                        generation: r.generation,
+                        filter: r.filter.into(),
+                    }),
             );
             let of_lower = |r: &&super::InboundRecord| {
                 let overridden =
@@ -81,7 +87,7 @@ impl View {
                 !lives || session.inbound.iter().any(overridden)
             };
             dead.extend(session.inbound.iter().filter(of_lower).map(|r| Key::Inbound {
-                sid: *sid,
+                sid: session.sid,
                 generation: r.generation,
                 packet_id: r.packet_id,
             }));

@@ -50,7 +50,7 @@ impl Filters {
 
     pub(super) fn iter(&self) -> Iter<'_> {
         match self {
-            Filters::Few(packed) => Iter::Few(Reader(packed)),
+            Filters::Few(packed) => Iter::of_packed(packed),
             Filters::Many(many) => Iter::Many(many.iter()),
         }
     }
@@ -66,19 +66,17 @@ impl Filters {
 
     /// Keeps this record, in the place of that with the same filter and generation.
     pub(super) fn put(&mut self, record: FilterRecord<'_>) {
-        let (others, known) = match self {
+        let others = match self {
             Filters::Many(many) => {
                 let key = (record.filter.into(), record.generation);
                 many.insert(key, (record.subscription, record.created));
                 return;
             }
-            Filters::Few(packed) => (Iter::Few(Reader(packed)), packed.len()),
+            Filters::Few(packed) => Iter::of_packed(packed),
         };
         let is_other = |other: &FilterRecord<'_>| !other.is_of(record.filter, record.generation);
         if others.clone().filter(is_other).count() < FEW {
-            let mut packed = Writer(Vec::with_capacity(known + RECORD + record.filter.len()));
-            others.filter(is_other).chain([record]).for_each(|record| record.pack(&mut packed));
-            *self = Filters::Few(packed.0.into());
+            *self = Filters::Few(pack(others.filter(is_other).chain([record])));
             return;
         }
         let all = others
@@ -95,10 +93,7 @@ impl Filters {
         match self {
             Filters::Many(many) => drop(many.remove(&(filter.into(), generation))),
             Filters::Few(packed) => {
-                let mut rest = Writer(Vec::with_capacity(packed.len()));
-                let others = Iter::Few(Reader(packed)).filter(|record| !record.is_of(filter, generation));
-                others.for_each(|record| record.pack(&mut rest));
-                *packed = rest.0.into();
+                *packed = pack(Iter::of_packed(packed).filter(|record| !record.is_of(filter, generation)));
             }
         }
         if self.is_empty() {
@@ -109,7 +104,7 @@ impl Filters {
 
     fn of<'a>(&'a self, filter: &str) -> impl Iterator<Item = FilterRecord<'a>> {
         let records = match self {
-            Filters::Few(packed) => Iter::Few(Reader(packed)),
+            Filters::Few(packed) => Iter::of_packed(packed),
             Filters::Many(many) => {
                 Iter::Of(many.range((filter.into(), 0)..=(filter.into(), Generation::MAX)))
             }
@@ -118,32 +113,49 @@ impl Filters {
     }
 }
 
-/// Bytes of a record besides its filter, at most.
-const RECORD: usize = 27;
+/// Each record's numbers are written as what differs from the one before: those of a device that subscribes to a few things at
+/// once are about the same.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Before {
+    generation: u64,
+    sequence: u64,
+}
+
+fn pack<'a>(records: impl Iterator<Item = FilterRecord<'a>>) -> Box<[u8]> {
+    let (mut packed, mut before) = (Writer(Vec::new()), Before::default());
+    records.for_each(|record| before = record.pack(before, &mut packed));
+    packed.0.into()
+}
 
 impl<'a> FilterRecord<'a> {
     fn is_of(&self, filter: &str, generation: Generation) -> bool {
         self.generation == generation && self.filter == filter
     }
 
-    fn pack(&self, out: &mut Writer) {
+    fn pack(&self, before: Before, out: &mut Writer) -> Before {
         let Subscription { sequence, on, qos, no_local, retain_as_published, id } = self.subscription;
         let flags = [on, no_local, retain_as_published, id.is_some()];
         let flags = flags.iter().fold(qos as u8, |bits, flag| bits << 1 | u8::from(*flag));
         out.u8(flags);
-        out.u64(self.generation);
-        out.u64(sequence);
-        out.u32(self.created);
+        out.small(self.generation ^ before.generation);
+        out.small(sequence ^ before.sequence);
+        // Mostly it is made soon after its generation began.
+        out.small((self.generation / 1000) ^ u64::from(self.created));
         if let Some(id) = id {
             out.u32(id);
         }
-        out.text(self.filter);
+        out.small(self.filter.len() as u64);
+        out.put(self.filter.as_bytes());
+        Before { generation: self.generation, sequence }
     }
 
-    fn unpack(from: &mut Reader<'a>) -> Option<FilterRecord<'a>> {
+    fn unpack(from: &mut Reader<'a>, before: &mut Before) -> Option<FilterRecord<'a>> {
         let flags = from.u8()?;
         let has = |bit: u8| flags >> bit & 1 == 1;
-        let (generation, sequence, created) = (from.u64()?, from.u64()?, from.u32()?);
+        let generation = from.small()? ^ before.generation;
+        let sequence = from.small()? ^ before.sequence;
+        *before = Before { generation, sequence };
+        let created = u32::try_from(from.small()? ^ (generation / 1000)).ok()?;
         let id = if has(0) { Some(from.u32()?) } else { None };
         let subscription = Subscription {
             sequence,
@@ -153,15 +165,23 @@ impl<'a> FilterRecord<'a> {
             retain_as_published: has(1),
             id,
         };
-        Some(FilterRecord { filter: from.text()?, generation, subscription, created })
+        let length = usize::try_from(from.small()?).ok()?;
+        let filter = std::str::from_utf8(from.take(length)?).ok()?;
+        Some(FilterRecord { filter, generation, subscription, created })
     }
 }
 
 #[derive(Clone)]
 pub(super) enum Iter<'a> {
-    Few(Reader<'a>),
+    Few(Reader<'a>, Before),
     Many(btree_map::Iter<'a, (Box<str>, Generation), (Subscription, u32)>),
     Of(btree_map::Range<'a, (Box<str>, Generation), (Subscription, u32)>),
+}
+
+impl<'a> Iter<'a> {
+    fn of_packed(packed: &'a [u8]) -> Iter<'a> {
+        Iter::Few(Reader(packed), Before::default())
+    }
 }
 
 impl<'a> Iterator for Iter<'a> {
@@ -169,7 +189,7 @@ impl<'a> Iterator for Iter<'a> {
 
     fn next(&mut self) -> Option<FilterRecord<'a>> {
         let ((filter, generation), (subscription, created)) = match self {
-            Iter::Few(packed) => return FilterRecord::unpack(packed),
+            Iter::Few(packed, before) => return FilterRecord::unpack(packed, before),
             Iter::Many(many) => many.next()?,
             Iter::Of(some) => some.next()?,
         };

@@ -37,6 +37,7 @@ mod progress;
 mod queue;
 mod rare;
 mod summary;
+mod table;
 #[cfg(test)]
 mod tests;
 
@@ -58,6 +59,7 @@ use self::{
     progress::AllProgress,
     queue::Queue,
     rare::Rare,
+    table::{Keyed, Table},
 };
 use super::{
     record::{
@@ -80,8 +82,8 @@ fn give_back<K: Eq + Hash, V>(map: &mut Map<K, V>) {
 #[derive(Debug, Default)]
 pub struct View {
     identity: Option<Identity>,
-    clients: Map<Arc<str>, Client>,
-    sessions: Map<MessageId, SessionState>,
+    clients: Table<Client>,
+    sessions: Table<SessionState>,
     messages: Map<MessageId, Message>,
     progress: AllProgress,
     /// Messages that an `R` names, and how many do.
@@ -106,13 +108,20 @@ enum Mutation {
     HeadFirst,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Client {
+    name: Arc<str>,
     head: Option<Head>,
+    rivals: Option<Box<Rivals>>,
+}
+
+/// Of a client's head.
+#[derive(Debug, Default)]
+struct Rivals {
     /// Records that are not the head's.
-    others: Rare<Other>,
+    others: Vec<Other>,
     /// Another's record was read behind the head's.
-    overtaken: bool,
+    overtook: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -130,8 +139,9 @@ pub struct Head {
 }
 
 /// What lies in the log for one session, alive or not.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct SessionState {
+    sid: MessageId,
     /// Of the client whose head names it.
     client: Option<Arc<str>>,
     filters: Filters,
@@ -253,7 +263,7 @@ impl View {
 
     /// All clients with a head.
     pub fn heads(&self) -> impl Iterator<Item = (&Arc<str>, &Head)> {
-        self.clients.iter().filter_map(|(name, client)| Some((name, client.head.as_ref()?)))
+        self.clients.iter().filter_map(|client| Some((&client.name, client.head.as_ref()?)))
     }
 
     /// The generation that a claim of this client must have. Where nothing is known of the client it is the time: whatever there
@@ -268,7 +278,7 @@ impl View {
     /// Whether the head of a client must be written once more, with `won`, lest other readers take a void claim for it.
     pub fn is_contested(&self, client: &str) -> bool {
         self.clients.get(client).is_some_and(|client| {
-            (client.overtaken || client.others.iter().any(|other| other.is_void))
+            (client.is_overtaken() || client.others().iter().any(|other| other.is_void))
                 && client.head.as_ref().is_some_and(|head| !head.session.won)
         })
     }
@@ -309,6 +319,10 @@ impl View {
         self.inbound.contains_key(&mid)
     }
 
+    fn session_mut(&mut self, sid: MessageId) -> &mut SessionState {
+        self.sessions.get_or_insert_with(&sid, || SessionState::new(sid))
+    }
+
     #[cfg(test)]
     fn has(&self, mutation: Mutation) -> bool {
         self.mutation == Some(mutation)
@@ -328,12 +342,9 @@ impl View {
     ) {
         self.names.share(&mut session.node);
         self.names.share(&mut session.user);
-        let name: Arc<str> = match self.clients.get_key_value(name) {
-            Some((known, _)) => known.clone(),
-            None => name.into(),
-        };
         let ignore_generation = self.has(Mutation::IgnoreGeneration);
-        let client = self.clients.entry(name.clone()).or_default();
+        let client = self.clients.get_or_insert_with(name, || Client::new(name));
+        let name = client.name.clone();
         let counts = match &client.head {
             None => session.won || session.generation > client.floor(),
             Some(head) if head.nonce == nonce => session.sequence > head.session.sequence,
@@ -354,14 +365,14 @@ impl View {
                 return;
             }
             client.put_aside(nonce, session.generation, !session.won);
-            client.overtaken = true;
+            client.rivals.get_or_insert_default().overtook = true;
             if !session.won {
                 changes.push(Change::Void { client: name, nonce });
             }
             return;
         }
-        client.others.retain(|other| other.nonce != nonce, drop);
-        client.overtaken &= client.head.as_ref().is_some_and(|head| head.nonce == nonce);
+        let is_head = client.head.as_ref().is_some_and(|head| head.nonce == nonce);
+        client.forget_other(nonce, is_head);
         let (sid, generation, lives) = (session.sid, session.generation, session.phase != Phase::Ended);
         let former = client.head.replace(Head { nonce, session });
         let ended = former.as_ref().filter(|former| former.session.phase != Phase::Ended);
@@ -384,13 +395,13 @@ impl View {
             self.part(ended);
         }
         if lives {
-            self.sessions.entry(sid).or_default().client = Some(name);
+            self.session_mut(sid).client = Some(name);
         }
     }
 
     fn session_deleted(&mut self, nonce: MessageId, name: &str, changes: &mut Vec<Change>) {
         let Some(client) = self.clients.get_mut(name) else { return };
-        client.others.retain(|other| other.nonce != nonce, drop);
+        client.forget_other(nonce, true);
         if let Some(head) = client.head.take_if(|head| head.nonce == nonce) {
             // By the rules it has ended before.
             let lived = head.session.phase != Phase::Ended;
@@ -400,7 +411,7 @@ impl View {
                 self.part(ended);
             }
         }
-        if self.clients.get(name).is_some_and(|client| client.head.is_none() && client.others.is_empty()) {
+        if self.clients.get(name).is_some_and(|client| client.head.is_none() && client.others().is_empty()) {
             self.clients.remove(name);
         }
     }
@@ -422,7 +433,7 @@ impl View {
         created: u32,
         changes: &mut Vec<Change>,
     ) {
-        let session = self.sessions.entry(sid).or_default();
+        let session = self.session_mut(sid);
         let known = session.filters.get(&filter, generation);
         if known.is_some_and(|known| known.subscription.sequence >= subscription.sequence) {
             return;
@@ -454,7 +465,7 @@ impl View {
         packet_id: u16,
         value: Option<Inbound>,
     ) {
-        let session = self.sessions.entry(sid).or_default();
+        let session = self.sessions.get_or_insert_with(&sid, || SessionState::new(sid));
         let is_it = |r: &InboundRecord| r.generation == generation && r.packet_id == packet_id;
         let gone = |former: InboundRecord| {
             if let Some(count) = self.inbound.get_mut(&former.inbound.mid) {
@@ -484,23 +495,67 @@ impl View {
 }
 
 impl Client {
+    fn new(name: &str) -> Client {
+        Client { name: name.into(), head: None, rivals: None }
+    }
+
+    fn others(&self) -> &[Other] {
+        self.rivals.as_ref().map_or(&[], |rivals| &rivals.others)
+    }
+
+    fn is_overtaken(&self) -> bool {
+        self.rivals.as_ref().is_some_and(|rivals| rivals.overtook)
+    }
+
     fn put_aside(&mut self, nonce: MessageId, generation: Generation, is_void: bool) {
-        match self.others.iter_mut().find(|other| other.nonce == nonce) {
+        let others = &mut self.rivals.get_or_insert_default().others;
+        match others.iter_mut().find(|other| other.nonce == nonce) {
             // What counted once was no void claim, whatever a repeat of it looks like now.
             Some(known) => known.is_void &= is_void,
-            None => self.others.push(Other { nonce, generation, is_void }),
+            None => others.push(Other { nonce, generation, is_void }),
+        }
+    }
+
+    /// This record is the head's now, or gone. `is_same_head`: the head stays overtaken if it was.
+    fn forget_other(&mut self, nonce: MessageId, is_same_head: bool) {
+        if let Some(rivals) = &mut self.rivals {
+            rivals.others.retain(|other| other.nonce != nonce);
+            rivals.overtook &= is_same_head;
+            if rivals.others.is_empty() && !rivals.overtook {
+                self.rivals = None;
+            }
         }
     }
 
     /// The highest generation known to have counted.
     fn floor(&self) -> Generation {
         let head = self.head.as_ref().map(|head| head.session.generation);
-        let others = self.others.iter().filter(|other| !other.is_void).map(|other| other.generation);
+        let others = self.others().iter().filter(|other| !other.is_void).map(|other| other.generation);
         others.chain(head).max().unwrap_or(0)
     }
 }
 
+impl Keyed for Client {
+    type Key = str;
+
+    fn key(&self) -> &str {
+        &self.name
+    }
+}
+
+impl Keyed for SessionState {
+    type Key = MessageId;
+
+    fn key(&self) -> &MessageId {
+        &self.sid
+    }
+}
+
 impl SessionState {
+    fn new(sid: MessageId) -> SessionState {
+        SessionState { sid, client: None, filters: Filters::default(), inbound: Rare::default(), queue: None }
+    }
+
     /// The subscription on a filter, if it is on, and the generation and sequence of its record.
     pub fn filter(&self, filter: &str) -> Option<(Generation, Subscription)> {
         let highest = self.filters.highest(filter)?;

@@ -131,16 +131,15 @@ impl View {
         let some = self
             .sessions
             .iter()
-            .filter(move |(_, session)| session.client.is_some() && session.may_have_expired(now));
-        some.map(|(sid, _)| *sid)
+            .filter(move |session| session.client.is_some() && session.may_have_expired(now));
+        some.map(|session| session.sid)
     }
 
     /// Sessions that are over, and for which something waits that another member of a shared subscription is to have.
     pub fn with_left(&self) -> impl Iterator<Item = MessageId> {
         let has_left = |session: &SessionState| session.queue().values().any(Entry::moves);
-        let over =
-            self.sessions.iter().filter(move |(_, session)| session.client.is_none() && has_left(session));
-        over.map(|(sid, _)| *sid)
+        let over = self.sessions.iter().filter(move |session| session.client.is_none() && has_left(session));
+        over.map(|session| session.sid)
     }
 
     /// What waits for a session and has expired, by the places in its queue. Until more expires the session is none of
@@ -180,7 +179,8 @@ impl View {
             if matches!(progress, Some(Progress::Done(_))) && !forgets {
                 continue;
             }
-            let session = self.sessions.entry(recipient.sid).or_default();
+            let session =
+                self.sessions.get_or_insert_with(&recipient.sid, || SessionState::new(recipient.sid));
             if !is_first && let Some(entry) = session.entry(mid) {
                 entry.at = offset;
                 continue;
