@@ -7,7 +7,7 @@ use foldhash::fast::FixedState;
 use mqtt_proto::{
     codec::QoS,
     durable::{
-        record::{Key, Phase, Session, Subscription, Value},
+        record::{Key, Name, Phase, Session, Subscription, Value},
         view::View,
     },
     message::MessageId,
@@ -37,8 +37,8 @@ fn session(sid: MessageId) -> Session {
         expires_at: 1_700_000_000_000,
         expiry: 7200,
         sent_below: 0,
-        node: "0".into(),
-        user: "fleet".into(),
+        node: Name::new("0".into()),
+        user: Name::new("fleet".into()),
         peer: Box::default(),
         protocol: 4,
         will: None,

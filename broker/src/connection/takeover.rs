@@ -5,7 +5,7 @@ use std::{net::SocketAddr, sync::Arc};
 
 use mqtt_proto::{
     codec::Connect,
-    durable::record::{Phase, Session},
+    durable::record::{Name, Phase, Session},
     message::MessageId,
     session::SessionState,
 };
@@ -68,7 +68,7 @@ pub(super) async fn take_session(
             resumes,
             is_kept: expiry > 0 || resumes,
             before: former.map(|(nonce, _)| nonce),
-            user: (&*user.name).into(),
+            user: Name::new((&*user.name).into()),
             peer: peer.to_string().into(),
             protocol: connect.version as u8,
             expiry,

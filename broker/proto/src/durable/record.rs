@@ -168,6 +168,9 @@ pub struct Identity {
     pub format: u8,
 }
 
+/// What many sessions have in common, in the place of one pointer.
+pub type Name = Arc<Box<str>>;
+
 /// A claim of a client, or what became of it. Its key's nonce names the claim.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Session {
@@ -188,8 +191,8 @@ pub struct Session {
     pub expiry: u32,
     /// Queued messages before this offset may have been sent to the device. 0: judge by the phases.
     pub sent_below: Offset,
-    pub node: Arc<str>,
-    pub user: Arc<str>,
+    pub node: Name,
+    pub user: Name,
     /// The device's address while it is there, for who asks.
     pub peer: Box<str>,
     /// Its protocol level, likewise.

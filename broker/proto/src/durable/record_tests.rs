@@ -56,8 +56,8 @@ fn session(random: &mut Random) -> Session {
         expires_at: number(random),
         expiry: number(random) as u32,
         sent_below: number(random),
-        node: text(random).into(),
-        user: text(random).into(),
+        node: Name::new(text(random).into()),
+        user: Name::new(text(random).into()),
         peer: text(random).into(),
         protocol: number(random) as u8,
         will: option(random, |random| {

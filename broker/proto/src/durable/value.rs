@@ -4,8 +4,8 @@ use super::{
     bytes::{Reader, Writer},
     record::{
         Alive, Announced, Content, Identity, Inbound, Key, MOST_NODES, MOST_RECIPIENTS,
-        MOST_SUBSCRIPTION_IDS, Passed, Phase, Progress, QueuedMessage, Recipient, Session, Subscription,
-        Value, Why, Will,
+        MOST_SUBSCRIPTION_IDS, Name, Passed, Phase, Progress, QueuedMessage, Recipient, Session,
+        Subscription, Value, Why, Will,
     },
 };
 use crate::codec::QoS;
@@ -147,8 +147,8 @@ fn session(from: &mut Reader<'_>) -> Option<Session> {
         expires_at: from.u64()?,
         expiry: from.u32()?,
         sent_below: from.u64()?,
-        node: from.text()?.into(),
-        user: from.text()?.into(),
+        node: Name::new(from.text()?.into()),
+        user: Name::new(from.text()?.into()),
         peer: from.text()?.into(),
         protocol: from.u8()?,
         will: match from.u8()? {

@@ -33,7 +33,7 @@ use crate::log::{Cleanup, LogError, Offset, TopicSettings};
 const FORMAT: u32 = 1;
 /// The least the database takes. Its journals are cut at about this size, too.
 const JOURNAL_BYTES: u64 = 64 << 20;
-const CACHE_BYTES: u64 = 8 << 20;
+const CACHE_BYTES: u64 = 2 << 20;
 /// How much of what retention took away may stay on disk in a partition, at most.
 const TABLE_BYTES: u64 = 16 << 20;
 const PROBE_BYTES: usize = 1 << 20;

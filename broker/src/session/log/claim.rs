@@ -6,7 +6,7 @@ use std::{sync::Arc, sync::atomic::AtomicBool, time::Duration};
 use mqtt_proto::{
     codec::QoS,
     durable::{
-        record::{Inbound, Key, Offset, Phase, Session, Value, Will},
+        record::{Inbound, Key, Name, Offset, Phase, Session, Value, Will},
         view::{Entry, Head},
     },
     message::{MessageId, Millis},
@@ -49,7 +49,7 @@ pub(crate) struct Online {
     pub(crate) is_kept: bool,
     /// What must count for the client still.
     pub(crate) before: Option<MessageId>,
-    pub(crate) user: Arc<str>,
+    pub(crate) user: Name,
     pub(crate) peer: Box<str>,
     pub(crate) protocol: u8,
     /// Seconds.
@@ -303,7 +303,7 @@ pub(crate) fn may_resume(session: &Session, user: &str, now: Millis) -> bool {
         Phase::Offline => *expires_at > now,
         Phase::Ended => false,
     };
-    lives && **owner == *user
+    lives && ***owner == *user
 }
 
 /// A session of which nothing is known.
@@ -319,8 +319,8 @@ fn blank(nonce: MessageId) -> Session {
         expires_at: 0,
         expiry: 0,
         sent_below: 0,
-        node: "".into(),
-        user: "".into(),
+        node: Name::default(),
+        user: Name::default(),
         peer: "".into(),
         protocol: 0,
         will: None,

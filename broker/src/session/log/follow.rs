@@ -89,7 +89,7 @@ impl SessionLog {
                     for sid in some {
                         let Some((client, _)) = state.view.session(*sid) else { continue };
                         let head = state.view.head(client);
-                        if head.is_some_and(|head| users.contains(&*head.session.user)) {
+                        if head.is_some_and(|head| users.contains(&**head.session.user)) {
                             self.route_all(node, &state, *sid);
                             let from = Logged { sid: *sid, partition: index };
                             self.leave_lost_shares(node, &mut state, from);

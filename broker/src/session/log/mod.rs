@@ -44,7 +44,7 @@ use std::{
 use foldhash::fast::RandomState;
 use mqtt_proto::{
     durable::{
-        record::{Boot, Generation, Key, Session, Value},
+        record::{Boot, Generation, Key, Name, Session, Value},
         view::View,
     },
     message::{MessageId, Millis},
@@ -94,7 +94,7 @@ pub(crate) struct SessionLog {
     /// This process run.
     pub(crate) boot: Boot,
     /// What process runs of this node have in common.
-    name: Arc<str>,
+    name: Name,
     /// See [`Place::shared`].
     pub(crate) shared: bool,
     barriers: barrier::Barriers,

@@ -13,7 +13,7 @@ use futures_util::{
     future::{Fuse, try_join_all},
 };
 use mqtt_proto::durable::{
-    record::{self, Boot, Key, Value},
+    record::{self, Boot, Key, Name, Value},
     runs::Runs,
     view::{Change, View},
 };
@@ -67,7 +67,7 @@ impl SessionLog {
             outside,
             topic,
             boot,
-            name: name.into(),
+            name: Name::new(name.into()),
             shared,
             barriers: Barriers::default(),
             announcements: Announcements::default(),

@@ -228,7 +228,7 @@ pub(crate) async fn publish_will(
     let user = settings.access.user(&session.user).filter(|user| user.may_use(client));
     if !user.is_some_and(|user| user.grants(client).may_publish(&will.topic)) {
         node.counters.publishes_refused.add(1);
-        let (user, topic) = (&*session.user, &*will.topic);
+        let (user, topic) = (&**session.user, &*will.topic);
         notice!(node, refused_publish, client, user, topic, "will refused: not authorized");
         return true;
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use mqtt_proto::{
     codec::QoS,
-    durable::record::{Content, Key, Phase, QueuedMessage, Recipient, Session, Subscription, Value},
+    durable::record::{Content, Key, Name, Phase, QueuedMessage, Recipient, Session, Subscription, Value},
     message::MessageId,
 };
 
@@ -70,8 +70,8 @@ fn session(nonce: MessageId, now: u64, phase: Phase) -> Session {
         expires_at: now + 3_600_000,
         expiry: 3600,
         sent_below: 0,
-        node: PLACE.node.into(),
-        user: "anyone".into(),
+        node: Name::new(PLACE.node.into()),
+        user: Name::new("anyone".into()),
         peer: "10.0.0.1:50000".into(),
         protocol: 4,
         will: None,

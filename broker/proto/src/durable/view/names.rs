@@ -4,17 +4,19 @@ use std::{collections::HashSet, sync::Arc};
 
 use foldhash::fast::FixedState;
 
+use crate::durable::record::Name;
+
 #[derive(Debug, Default)]
 pub(super) struct Names {
-    known: HashSet<Arc<str>, FixedState>,
+    known: HashSet<Name, FixedState>,
     /// How many there may be until it is looked which are still in use.
     tidy_at: usize,
 }
 
 impl Names {
     /// Makes this name one with others like it.
-    pub(super) fn share(&mut self, name: &mut Arc<str>) {
-        if let Some(known) = self.known.get(&**name) {
+    pub(super) fn share(&mut self, name: &mut Name) {
+        if let Some(known) = self.known.get(name) {
             *name = known.clone();
             return;
         }
@@ -33,14 +35,14 @@ mod tests {
     #[test]
     fn equal_names_are_one_and_those_that_nobody_has_go() {
         let mut names = Names::default();
-        let (mut first, mut second): (Arc<str>, Arc<str>) = ("a".into(), "a".into());
+        let (mut first, mut second) = (Name::new("a".into()), Name::new("a".into()));
         names.share(&mut first);
         names.share(&mut second);
         assert!(Arc::ptr_eq(&first, &second));
         for number in 0..10_000 {
-            names.share(&mut Arc::from(number.to_string()));
+            names.share(&mut Name::new(number.to_string().into()));
         }
         assert!(names.known.len() < 100, "{}", names.known.len());
-        assert!(names.known.contains("a"));
+        assert!(names.known.contains(&first));
     }
 }

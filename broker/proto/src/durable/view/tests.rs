@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, HashMap};
 use super::*;
 use crate::{
     codec::QoS,
-    durable::record::{self, Boot, Content, Progress, QueuedMessage, Recipient},
+    durable::record::{self, Boot, Content, Name, Progress, QueuedMessage, Recipient},
     test_random::Random,
 };
 
@@ -222,8 +222,8 @@ impl World {
             expires_at: 0,
             expiry: 0,
             sent_below: 0,
-            node: "n".into(),
-            user: "u".into(),
+            node: Name::new("n".into()),
+            user: Name::new("u".into()),
             peer: "p".into(),
             protocol: 4,
             will: None,
@@ -542,8 +542,8 @@ pub(super) fn session_of(nonce: MessageId) -> Session {
         expires_at: 0,
         expiry: 0,
         sent_below: 0,
-        node: "n".into(),
-        user: "u".into(),
+        node: Name::new("n".into()),
+        user: Name::new("u".into()),
         peer: "p".into(),
         protocol: 4,
         will: None,
