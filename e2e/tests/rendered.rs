@@ -125,8 +125,9 @@ fn what_the_operator_renders_is_what_a_pod_serves_from() -> Result<()> {
     }
     let fields = config.as_object_mut().context("no fields")?;
     fields.insert("data".into(), here("/data").into());
-    // The store is this broker's alone.
+    // The store is this broker's alone, and there are no others to have links to.
     fields.remove("shared");
+    fields.remove("peers").context("no peers")?;
     let file = root.path().join("node.json");
     fs::write(&file, config.to_string())?;
 

@@ -8,6 +8,7 @@ use std::{
 };
 
 use clap::{Parser, Subcommand};
+use k8s_openapi::jiff::Timestamp;
 use mqtt_broker_api::acl::AclDocument;
 use mqtt_operator_api::{
     Kind,
@@ -21,7 +22,10 @@ use tracing_subscriber::EnvFilter;
 
 use crate::{
     check::check,
-    instance::build::{Options, build},
+    instance::{
+        build::{Options, build, nodes_domain},
+        issuing,
+    },
     run::{self, Settings},
     user::hasher::{HashKey, Hasher},
 };
@@ -100,7 +104,7 @@ struct RenderArgs {
     /// The namespace of the operator, which may ask the brokers for their state.
     #[arg(long, value_name = "NAMESPACE", default_value_t = Options::default().operator_namespace)]
     operator_namespace: String,
-    /// Leave Secrets out: those for the ACL (with password hashes), for Kafka and for TLS.
+    /// Leave Secrets out: those for the ACL (with password hashes), for Kafka, for TLS and for links between brokers.
     #[arg(long)]
     without_secrets: bool,
 }
@@ -219,7 +223,7 @@ fn rendered(folder: &Path, options: &Options, with_secrets: bool) -> Result<Vec<
         problems.iter().map(ToString::to_string).collect::<Vec<_>>()
     };
     let mut manifests = manifests::read(folder, &validator).map_err(lines)?;
-    let rendered = if with_secrets {
+    let mut rendered = if with_secrets {
         let key = HashKey::random().map_err(|error| vec![format!("mqtt-operator: {error}")])?;
         let before = AclDocument::default();
         let mut hasher = Hasher::new(&key, &before, usize::MAX);
@@ -231,6 +235,12 @@ fn rendered(folder: &Path, options: &Options, with_secrets: bool) -> Result<Vec<
     };
     if !rendered.pending.is_empty() {
         return Err(vec!["mqtt-operator: passwords could not be hashed for want of memory".into()]);
+    }
+    if with_secrets && manifests.objects.instance.spec.listeners.peers.secret_ref.is_none() {
+        let domain = nodes_domain(&manifests.objects.instance, options);
+        let issued = issuing::carry_out(issuing::Plan::Make, &domain, Timestamp::now());
+        let issued = issued.map_err(|error| vec![format!("mqtt-operator: no certificate: {error}")])?;
+        rendered.peers_secrets = Some(issued.shown);
     }
     let built = build(&manifests.objects.instance, &rendered, options);
     let found = built.as_ref().err().into_iter().flatten().chain(&rendered.problems);

@@ -197,6 +197,7 @@ mod tests {
             (Kind::MqttInstance, "spec.kafka.tls.caSecretRef.name", "SecretNotFound"),
             (Kind::MqttInstance, "spec.listeners.mqtts.secretRef.name", "SecretNotFound"),
             (Kind::MqttInstance, "spec.listeners.mqtts.secretRef", "SecretUnusable"),
+            (Kind::MqttInstance, "spec.listeners.peers.secretRef", "SecretUnusable"),
             (Kind::MqttInstance, "spec.auth.anonymousUser", "UserNotInForce"),
             (Kind::MqttInstance, "spec.kafka", "Invalid"),
             (Kind::MqttInstance, "spec.kafka.bootstrapServers", "Conflict"),

@@ -10,7 +10,10 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use common::{FULL, MINIMAL, built, good, options, parent, user};
 use k8s_openapi::api::core::v1::{PodSpec, Secret};
 use mqtt_broker_api::{
-    node::{KAFKA_CA, KAFKA_CERTIFICATE, KAFKA_KEY, KAFKA_PASSWORD, NodeConfig},
+    node::{
+        KAFKA_CA, KAFKA_CERTIFICATE, KAFKA_KEY, KAFKA_PASSWORD, NodeConfig, PEERS_CA, PEERS_CERTIFICATE,
+        PEERS_KEY,
+    },
     shards,
     yaml::documents,
 };
@@ -130,7 +133,7 @@ fn what_is_secret_is_in_secrets_alone() {
         let values: Vec<_> = secret.data.iter().flatten().map(|(_, value)| &value.0).collect();
         seen += values.iter().filter(|value| hidden.iter().any(|hidden| contains(value, hidden))).count();
     }
-    assert_eq!((seen, others), (8, 7), "values with secrets, and objects without");
+    assert_eq!((seen, others), (11, 7), "values with secrets, and objects without");
 }
 
 fn contains(bytes: &[u8], part: &str) -> bool {
@@ -199,7 +202,23 @@ fn the_config_is_what_a_broker_reads_and_names_what_is_mounted() {
                 assert!(secret.data.as_ref().unwrap().contains_key(key), "{key}");
             }
         }
+        let secret = built.peers.as_ref().unwrap();
+        let keys: BTreeSet<_> = secret.data.iter().flatten().map(|(key, _)| key.as_str()).collect();
+        assert_eq!(keys, BTreeSet::from([PEERS_CERTIFICATE, PEERS_KEY, PEERS_CA]));
+        // A single replica gets others without a restart.
+        let mounted = pod.volumes.iter().flatten().find(|volume| volume.name == "peers").unwrap();
+        assert_eq!(mounted.secret.as_ref().unwrap().secret_name, secret.metadata.name);
+        assert_eq!(config.peers.is_some(), config.shared);
+        let listens_for_peers = config.peers.as_ref().map(|peers| {
+            assert_eq!(named_by(&peers.secrets), *mounted);
+            let host = "${node}.meters-nodes.plant.svc:";
+            let port = peers.address.strip_prefix(host).unwrap();
+            assert_eq!(peers.listen, format!("[::]:{port}"));
+            &peers.listen
+        });
+        let default = "[::]:7883".to_owned();
         let listeners = [
+            listens_for_peers.or(Some(&default)),
             Some(&config.instance.listeners.mqtt),
             config.instance.listeners.mqtts.as_ref(),
             config.instance.listeners.ws.as_ref(),
@@ -286,18 +305,21 @@ fn what_is_incomplete_is_kept_as_it_is() {
     let names = |secrets: &[&Option<Secret>]| secrets.iter().filter(|secret| secret.is_some()).count();
     let of_kafka = ("meters-broker-kafka", &[KAFKA_CA, KAFKA_CERTIFICATE, KAFKA_KEY, KAFKA_PASSWORD][..]);
     let of_listener = ("meters-broker-tls", &["tls.crt", "tls.key", "ca.crt"][..]);
+    let of_peers = ("meters-broker-peers", &[PEERS_CERTIFICATE, PEERS_KEY, PEERS_CA][..]);
     let key_of_listener = "  tls.key: \"-----BEGIN PRIVATE KEY-----\\ns3cret-key\\n\"\n";
+    let ca_of_peers = "  ca.crt: \"-----BEGIN CERTIFICATE-----\\ns3cret-peers-ca\\n\"\n";
     for (what, key, kept, there) in [
-        ("all there", "nothing", None, 2),
-        ("no password for Kafka", "  password: s3cret-kafka-password\n", Some(of_kafka), 1),
-        ("no key for the listener", key_of_listener, Some(of_listener), 1),
+        ("all there", "nothing", None, 3),
+        ("no password for Kafka", "  password: s3cret-kafka-password\n", Some(of_kafka), 2),
+        ("no key for the listener", key_of_listener, Some(of_listener), 2),
+        ("no CA for peers", ca_of_peers, Some(of_peers), 2),
     ] {
         let (rendered, built) = built(&FULL.replace(key, ""), &options());
         let built = built.unwrap();
         assert_eq!(rendered.problems.len(), kept.iter().len(), "{what}: {:?}", rendered.problems);
         let names_and_keys = built.kept.iter().map(|kept| (kept.name.as_str(), kept.keys.as_slice()));
         assert_eq!(names_and_keys.collect::<Vec<_>>(), Vec::from_iter(kept), "{what}");
-        assert_eq!(names(&[&built.kafka, &built.tls]), there, "{what}");
+        assert_eq!(names(&[&built.kafka, &built.tls, &built.peers]), there, "{what}");
     }
 }
 
@@ -348,18 +370,26 @@ fn lets_in(rule: &Value) -> (Vec<u64>, Vec<&str>) {
 }
 
 #[test]
-fn devices_come_from_anywhere_and_to_the_admin_port_only_who_must() {
-    for (instance, devices, admin, from, kafka) in [
-        (MINIMAL, vec![1883], 9090, vec!["mqtt-operator"], vec![9092]),
-        (FULL, vec![2883, 443, 8083, 444], 9091, vec!["monitoring", "mqtt-operator"], vec![9093, 9094]),
+fn devices_come_from_anywhere_to_the_admin_port_only_who_must_and_to_that_for_peers_the_instances_pods() {
+    for (instance, devices, admin, from, kafka, peers) in [
+        (MINIMAL, vec![1883], 9090, vec!["mqtt-operator"], vec![9092], 7883),
+        (FULL, vec![2883, 443, 8083, 444], 9091, vec!["monitoring", "mqtt-operator"], vec![9093, 9094], 7884),
     ] {
         let policy = serde_json::to_value(good(instance, &options()).1.network_policy).unwrap();
         let spec = &policy["spec"];
         let all = |rules: &Value| rules.as_array().unwrap().clone();
-        let ingress = all(&spec["ingress"]);
+        let (mut ingress, mut egress) = (all(&spec["ingress"]), all(&spec["egress"]));
+        for (rules, whom) in [(&mut ingress, "from"), (&mut egress, "to")] {
+            let rule = rules.pop().unwrap();
+            assert_eq!(
+                (&rule["ports"][0]["port"], rule["ports"].as_array().unwrap().len()),
+                (&peers.into(), 1)
+            );
+            // Of the same namespace, as no other is named.
+            assert_eq!(rule[whom], serde_json::json!([{"podSelector": spec["podSelector"]}]));
+        }
         assert_eq!(ingress.iter().map(lets_in).collect::<Vec<_>>(), [(devices, vec![]), (vec![admin], from)]);
         assert!(ingress[0].get("from").is_none());
-        let egress = all(&spec["egress"]);
         assert_eq!(egress.iter().map(lets_in).collect::<Vec<_>>(), [(vec![53, 53], vec![]), (kafka, vec![])]);
         assert_eq!(spec["policyTypes"], serde_json::json!(["Ingress", "Egress"]));
     }

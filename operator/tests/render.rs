@@ -53,7 +53,7 @@ fn what_is_printed_is_what_is_built() {
         ["Service", "Service", "NetworkPolicy", "PodDisruptionBudget", "StatefulSet", "ServiceMonitor"];
     let manifests = [FULL, &user("fleet")].concat();
     let (all, said) = objects(&manifests, &["--image", "registry.example/mqtt-broker:2"]);
-    assert_eq!(kinds(&all), [&["ConfigMap", "Secret", "Secret", "Secret"][..], &others].concat());
+    assert_eq!(kinds(&all), [&["ConfigMap", "Secret", "Secret", "Secret", "Secret"][..], &others].concat());
     assert_eq!(said, "");
     let (without, _) = objects(&manifests, &["--without-secrets"]);
     assert_eq!(kinds(&without), [&["ConfigMap"][..], &others].concat());

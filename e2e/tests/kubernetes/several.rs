@@ -1,10 +1,10 @@
 //! Several brokers of one instance: any of them may go, all may be replaced, and their number may change, while devices publish.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{collections::BTreeSet, net::SocketAddr, time::Duration};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use mqtt_e2e::{
-    Dialogue, Fleet, FleetOptions,
+    Dialogue, Fleet, FleetOptions, Login, Packet,
     fleet::{Entry, Repeats},
     wait_until,
 };
@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use crate::{
     JAVA, PODS, SOON,
-    meters::{Meters, grant, meter, object},
+    meters::{Meters, grant, meter, object, ops},
     passwords::generated,
 };
 
@@ -39,6 +39,9 @@ fn nothing_is_lost_when_pods_die_are_replaced_or_are_fewer_or_more() -> Result<(
         })
     };
     serving("3 brokers are ready")?;
+    what_passes_takes_links(&meters)?;
+    let certificate = || namespace.get("secret", "meters-broker-peers").map(|secret| secret["data"].clone());
+    let issued = certificate()?;
     let login = meter(1).persistent();
     let connect = || -> Result<(Dialogue, bool)> {
         wait_until("a broker to let the device in", SOON, || {
@@ -83,6 +86,7 @@ fn nothing_is_lost_when_pods_die_are_replaced_or_are_fewer_or_more() -> Result<(
         serving(what)?;
         ensure!(connect()?.1, "its session is gone once {what}");
     }
+    ensure!(certificate()? == issued, "the certificate for links was made anew while it was good");
     let ledger = fleet.stop(PODS)?;
     let waits = ledger.devices.iter().flat_map(|device| &device.published);
     let waits = waits.filter(|published| replaced.contains(&published.sent));
@@ -103,4 +107,54 @@ fn nothing_is_lost_when_pods_die_are_replaced_or_are_fewer_or_more() -> Result<(
         entries.push(entry);
     }
     ledger.ensure_kept(&entries, Repeats::SameId)
+}
+
+/// Nobody has done anything for it: pods have links to each other, and by them goes what clean sessions get from other pods.
+fn what_passes_takes_links(meters: &Meters) -> Result<()> {
+    const NOTICES: u16 = 50;
+    let namespace = &meters.namespace;
+    let counter = |pod: &str, name: &str| -> Result<u64> {
+        let path = format!("/api/v1/namespaces/{}/pods/{pod}:9090/proxy/v1/counters", namespace.name());
+        let counters: Value = serde_json::from_str(&namespace.kubectl(&["get", "--raw", &path])?)?;
+        counters.get(name).and_then(Value::as_u64).with_context(|| format!("{pod} has no {name}"))
+    };
+    let connect = |pod: &str, login: &Login| -> Result<Dialogue> {
+        let found = namespace.get("pod", pod)?;
+        let address = found.pointer("/status/podIP").and_then(Value::as_str).context("no address")?;
+        Ok(Dialogue::connect(SocketAddr::new(address.parse()?, 1883), login)?.0)
+    };
+    for pod in NAMES {
+        wait_until(
+            &format!("links of {pod}"),
+            SOON,
+            || Ok((counter(pod, "peer_links")? == 2).then_some(())),
+        )?;
+    }
+    let [first, second, third] = NAMES;
+    let mut devices = [connect(second, &meter(2))?, connect(third, &meter(3))?];
+    for device in &mut devices {
+        ensure!(device.subscribe("notices/#", 1)? == 1, "a subscription is refused");
+    }
+    let mut desk = connect(first, &ops("desk"))?;
+    let (by_links, through_log) = (counter(first, "passed_by_links")?, counter(first, "passed_through_log")?);
+    for number in 1..=NOTICES {
+        desk.publish("notices/all", &number.to_be_bytes(), 1, number)?;
+        let answer = desk.read()?;
+        ensure!(matches!(answer, Packet::PubAck { id, reason: 0 } if id == number), "{answer:?}");
+    }
+    for device in &mut devices {
+        for number in 1..=NOTICES {
+            let packet = device.read()?;
+            let expected = number.to_be_bytes();
+            ensure!(
+                matches!(&packet, Packet::Publish { payload, .. } if payload[..] == expected),
+                "{number} was due: {packet:?}"
+            );
+        }
+    }
+    let passed = counter(first, "passed_by_links")? - by_links;
+    ensure!(passed == 2 * u64::from(NOTICES), "{passed} messages went by links");
+    let logged = counter(first, "passed_through_log")? - through_log;
+    ensure!(logged == 0, "{logged} messages went through Kafka");
+    Ok(())
 }

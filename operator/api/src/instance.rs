@@ -87,6 +87,8 @@ pub struct MqttInstanceSpec {
         .message("mqtts.userFromCertificate needs mqtts.clientCaSecretRef, by which certificates are checked; add it"))]
     #[x_kube(validation = Rule::new("!has(self.wss) || has(self.mqtts)")
         .message("wss shows the certificate of mqtts; add mqtts"))]
+    #[x_kube(validation = Rule::new("!(self.peers.port in [self.mqtt.port, self.admin.port]) && !(has(self.mqtts) && self.peers.port == self.mqtts.port) && !(has(self.ws) && self.peers.port == self.ws.port) && !(has(self.wss) && self.peers.port == self.wss.port)")
+        .message("peers needs a port of its own; change it"))]
     pub listeners: Listeners,
     /// The Service through which devices reach the brokers on a cluster.
     #[serde(default)]
@@ -324,6 +326,9 @@ pub struct Listeners {
     /// The same over TLS, with the certificate of mqtts and what that asks of devices; absent: none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub wss: Option<WssListener>,
+    /// Links between the brokers of the instance on a cluster, by which they pass on to each other what is for clean
+    /// sessions. While there is none between two of them, it goes through Kafka.
+    pub peers: PeersListener,
     /// Web pages of these origins, such as https://app.example, may open WebSockets; empty: those of all. Devices name no
     /// origin and are let in.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -356,6 +361,7 @@ impl Default for Listeners {
             mqtts: None,
             ws: None,
             wss: None,
+            peers: PeersListener::default(),
             origins: Vec::new(),
             proxy_protocol: Vec::new(),
             server_reference: None,
@@ -434,6 +440,26 @@ pub struct WssListener {
 
 fn wss_port() -> u16 {
     8084
+}
+
+/// A TCP port for the brokers of the instance alone.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct PeersListener {
+    #[schemars(range(min = 1))]
+    pub port: u16,
+    /// A Secret of the type kubernetes.io/tls, as cert-manager makes it: its tls.crt and tls.key (PEM, the key not encrypted)
+    /// prove to a broker that another one calls or answers, and ca.crt is what their certificates are checked against. They
+    /// are for the name *.INSTANCE-nodes.NAMESPACE.svc, as server and as client, and of a CA that gives nobody else any. A
+    /// change is in force for new links. Absent: the operator makes them, and makes them anew in time.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub secret_ref: Option<SecretRef>,
+}
+
+impl Default for PeersListener {
+    fn default() -> Self {
+        Self { port: 7883, secret_ref: None }
+    }
 }
 
 fn three() -> u32 {

@@ -74,6 +74,17 @@ fn listeners_have_ports_of_their_own_and_what_they_show() {
                 json!({"listeners": {"mqtts": {"secretRef": {"name": "a"}}, "ws": {}, "wss": {"port": 8083}}}),
                 Some("spec.listeners: wss needs a port of its own"),
             ),
+            (json!({"listeners": {"peers": {"secretRef": {"name": "peers"}}}}), None),
+            (
+                json!({"listeners": {"ws": {}, "peers": {"port": 8083}}}),
+                Some("spec.listeners: peers needs a port of its own"),
+            ),
+            (json!({"listeners": {"peers": {}}}), None),
+            (json!({"listeners": {"peers": {"port": 0}}}), Some("spec.listeners.peers.port: is 0")),
+            (
+                json!({"listeners": {"mqtt": {"port": 7883}}}),
+                Some("spec.listeners: peers needs a port of its own"),
+            ),
             (
                 json!({"listeners": {"ws": {}, "origins": ["https://app.example/"]}}),
                 Some("spec.listeners.origins[0]: \"https://app.example/\" "),

@@ -107,9 +107,10 @@ fn a_whole_set_becomes_two_documents() {
         "secrets": [["plant", "fleet", "new", "n3w\n"], ["plant", "fleet", "old", "0ld"]],
     });
     let rule = |action, filter: &str| Rule { action, filter: filter.into() };
-    let Rendered { config, kafka_secrets, tls_secrets, acl, pending, problems } = rendered(&set);
+    let Rendered { config, kafka_secrets, tls_secrets, peers_secrets, acl, pending, problems } =
+        rendered(&set);
     assert_eq!((pending.len(), problems), (0, vec![]));
-    assert_eq!((kafka_secrets, tls_secrets), (KafkaSecrets::default(), None));
+    assert_eq!((kafka_secrets, tls_secrets, peers_secrets), (KafkaSecrets::default(), None, None));
     assert_eq!(
         acl,
         AclDocument {
@@ -549,6 +550,36 @@ fn what_the_tls_listener_shows_stands_beside_the_config() {
         &[
             "spec.listeners.mqtts.secretRef: the value of \"tls.crt\" in Secret plant/meters-tls has no line -----BEGIN CERTIFICATE-----; put certificates in PEM there",
             "spec.listeners.mqtts.secretRef: Secret plant/meters-tls has no key \"tls.key\"; add it, or change the reference",
+        ],
+    );
+}
+
+#[test]
+fn brokers_show_each_other_what_one_secret_holds_all_of() {
+    let instance = json!({"metadata": {"name": "meters", "namespace": "plant"},
+                          "spec": {"listeners": {"peers": {"secretRef": {"name": "peers"}}}}});
+    let whole = [("tls.crt", CERTIFICATE), ("tls.key", KEY), ("ca.crt", CERTIFICATE)];
+    let check = |secrets: &[(&str, &str)], told: &[&str]| {
+        let secrets: Vec<_> =
+            secrets.iter().map(|(key, text)| json!(["plant", "peers", key, text])).collect();
+        let Rendered { peers_secrets, problems, .. } =
+            rendered(&json!({"instance": instance, "secrets": secrets}));
+        let lines: Vec<_> = problems.iter().map(|p| format!("{}: {}", p.field, p.message)).collect();
+        assert_eq!(lines, told);
+        assert_eq!(peers_secrets.is_some(), told.is_empty());
+        assert!(peers_secrets.is_none_or(|secrets| secrets.client_ca.is_some()));
+    };
+    check(&whole, &[]);
+    check(
+        &whole[..2],
+        &[
+            "spec.listeners.peers.secretRef: Secret plant/peers has no key \"ca.crt\"; add it, or change the reference",
+        ],
+    );
+    check(
+        &[],
+        &[
+            "spec.listeners.peers.secretRef.name: there is no Secret plant/peers; create it, or name another one",
         ],
     );
 }

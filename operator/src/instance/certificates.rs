@@ -9,7 +9,7 @@ use mqtt_broker_api::config::TlsSecrets;
 use mqtt_operator_api::{
     Kind,
     instance::MqttInstance,
-    render::{Problem, Rendered, TLS_CERTIFICATE, TLS_KEY, name_of},
+    render::{Problem, Rendered, TLS_CA, TLS_CERTIFICATE, TLS_KEY, name_of},
 };
 use rustls::{
     Error, RootCertStore,
@@ -25,7 +25,7 @@ use x509_parser::{certificate::X509Certificate, prelude::FromDer as _};
 /// Takes away what can't serve at this time, and says why.
 pub fn check(instance: &MqttInstance, rendered: &mut Rendered, now: Timestamp) {
     let object = name_of(Kind::MqttInstance, instance);
-    let Rendered { tls_secrets, kafka_secrets, problems, .. } = rendered;
+    let Rendered { tls_secrets, peers_secrets, kafka_secrets, problems, .. } = rendered;
     let mut report = |field: &str, secret: &str, key: &str, wrong: Wrong| {
         let place = format!("{key:?} in Secret {}/{secret}", object.namespace);
         let message = wrong.told(&place);
@@ -46,6 +46,15 @@ pub fn check(instance: &MqttInstance, rendered: &mut Rendered, now: Timestamp) {
             *tls_secrets = None;
         }
     }
+    if let (Some(named), Some(secrets)) = (&spec.listeners.peers.secret_ref, &*peers_secrets) {
+        let TlsSecrets { certificate, key, client_ca } = secrets;
+        let pair = pair(certificate, key, now, Peer::Brokers);
+        let ca = client_ca.as_deref().map_or(Ok(()), roots).map_err(|wrong| (TLS_CA, wrong));
+        if let Err((of, wrong)) = pair.and(ca) {
+            report("spec.listeners.peers.secretRef", &named.name, of, wrong);
+            *peers_secrets = None;
+        }
+    }
     let Some(tls) = spec.kafka.as_ref().and_then(|kafka| kafka.tls.as_ref()) else { return };
     if let (Some(named), Some(ca)) = (&tls.ca_secret_ref, &kafka_secrets.ca)
         && let Err(wrong) = certificates(ca)
@@ -64,14 +73,15 @@ pub fn check(instance: &MqttInstance, rendered: &mut Rendered, now: Timestamp) {
 
 /// Whom a certificate is shown to: that decides whose cryptography has to know its key.
 #[derive(Clone, Copy, PartialEq)]
-enum Peer {
+pub(super) enum Peer {
     Devices,
+    Brokers,
     Kafka,
 }
 
 /// Why something can't serve.
 #[derive(Debug)]
-enum Wrong {
+pub(super) enum Wrong {
     NoCertificate(String),
     NoKey(String),
     NotThatOfTheCertificate,
@@ -103,7 +113,12 @@ impl Wrong {
 }
 
 /// Whether the two can serve; else the key of the Secret that is to blame.
-fn pair(certificate: &str, key: &str, now: Timestamp, peer: Peer) -> Result<(), (&'static str, Wrong)> {
+pub(super) fn pair(
+    certificate: &str,
+    key: &str,
+    now: Timestamp,
+    peer: Peer,
+) -> Result<(), (&'static str, Wrong)> {
     let of_certificate = |wrong| (TLS_CERTIFICATE, wrong);
     let chain = certificates(certificate).map_err(of_certificate)?;
     let no_key = |why: String| (TLS_KEY, Wrong::NoKey(why));
@@ -136,8 +151,8 @@ fn in_its_time(certificate: &CertificateDer<'_>, now: Timestamp) -> Result<(), W
     }
 }
 
-/// Whether devices' certificates can be checked against these.
-fn roots(text: &str) -> Result<(), Wrong> {
+/// Whether the certificates of devices, or of brokers, can be checked against these.
+pub(super) fn roots(text: &str) -> Result<(), Wrong> {
     let mut roots = RootCertStore::empty();
     for certificate in certificates(text)? {
         roots.add(certificate).map_err(|error| Wrong::NoCertificate(error.to_string()))?;
@@ -189,7 +204,8 @@ mod tests {
         let instance: MqttInstance = serde_json::from_value(json!({
             "metadata": {"name": "meters", "namespace": "plant"},
             "spec": {
-                "listeners": {"mqtts": {"secretRef": {"name": "own"}, "clientCaSecretRef": {"name": "devices", "key": "ca"}}},
+                "listeners": {"mqtts": {"secretRef": {"name": "own"}, "clientCaSecretRef": {"name": "devices", "key": "ca"}},
+                              "peers": {"secretRef": {"name": "peers"}}},
                 "kafka": {"bootstrapServers": ["kafka:9093"],
                           "tls": {"caSecretRef": {"name": "kafka-ca", "key": "ca"}, "certificateSecretRef": {"name": "login"}}},
             },
@@ -204,6 +220,7 @@ mod tests {
         let secrets = [
             secret("own", &whole),
             secret("login", &whole),
+            secret("peers", &[whole[0], whole[1], ("ca.crt", ca)]),
             secret("devices", &[("ca", ca)]),
             secret("kafka-ca", &[("ca", ca)]),
         ];
@@ -242,12 +259,14 @@ mod tests {
         }
         let of = |field: &str| expected.iter().any(|(begins, _)| begins.starts_with(field));
         let KafkaSecrets { ca, certificate, key, .. } = &rendered.kafka_secrets;
-        assert_eq!(rendered.tls_secrets.is_none(), of("spec.listeners"), "{what}");
+        assert_eq!(rendered.tls_secrets.is_none(), of("spec.listeners.mqtts"), "{what}");
+        assert_eq!(rendered.peers_secrets.is_none(), of(BROKERS), "{what}");
         assert_eq!(ca.is_none(), of("spec.kafka.tls.caSecretRef"), "{what}");
         assert_eq!((certificate.is_none(), key.is_none()), (of(KAFKA), of(KAFKA)), "{what}");
     }
 
     const DEVICES: &str = "spec.listeners.mqtts.secretRef: ";
+    const BROKERS: &str = "spec.listeners.peers.secretRef: ";
     const KAFKA: &str = "spec.kafka.tls.certificateSecretRef: ";
 
     #[test]
@@ -263,24 +282,41 @@ mod tests {
         check("a chain", (&chain, &good.1), &[]);
         let other = KeyPair::generate().unwrap().serialize_pem();
         let not_that = "\"tls.key\" in Secret plant/own is not the key of the certificate beside it";
+        let among_them = "\"tls.key\" in Secret plant/peers is not the key of the certificate beside it";
         let nor_that = "\"tls.key\" in Secret plant/login is not the key of the certificate beside it";
-        check("another's key", (&good.0, &other), &[(DEVICES, not_that), (KAFKA, nor_that)]);
+        check(
+            "another's key",
+            (&good.0, &other),
+            &[(DEVICES, not_that), (BROKERS, among_them), (KAFKA, nor_that)],
+        );
         let larger = KeyPair::generate_for(&PKCS_ECDSA_P384_SHA384).unwrap().serialize_pem();
-        check("a key of another sort", (&good.0, &larger), &[(DEVICES, not_that), (KAFKA, nor_that)]);
+        check(
+            "a key of another sort",
+            (&good.0, &larger),
+            &[(DEVICES, not_that), (BROKERS, among_them), (KAFKA, nor_that)],
+        );
         let half = format!("{}-----END CERTIFICATE-----\n", &good.0[..100]);
         let broken = "\"tls.crt\" in Secret plant/own is no certificate (";
         check(
             "half a certificate",
             (&half, &good.1),
-            &[(DEVICES, broken), (KAFKA, "\"tls.crt\" in Secret plant/login")],
+            &[
+                (DEVICES, broken),
+                (BROKERS, "\"tls.crt\" in Secret plant/peers"),
+                (KAFKA, "\"tls.crt\" in Secret plant/login"),
+            ],
         );
         let stars = good.1.replacen("MIG", "***", 1);
         let no_key = "\"tls.key\" in Secret plant/own is no private key that can be used (it is no base64)";
-        check("a damaged key", (&good.0, &stars), &[(DEVICES, no_key), (KAFKA, "no base64")]);
+        check(
+            "a damaged key",
+            (&good.0, &stars),
+            &[(DEVICES, no_key), (BROKERS, "no base64"), (KAFKA, "no base64")],
+        );
         check(
             "an endless key",
             (&good.0, &good.1[..60]),
-            &[(DEVICES, "end is missing"), (KAFKA, "end is missing")],
+            &[(DEVICES, "end is missing"), (BROKERS, "end is missing"), (KAFKA, "end is missing")],
         );
     }
 
@@ -293,7 +329,7 @@ mod tests {
             ("2027-01-01T00:00:00Z", None),
             ("2027-01-01T00:00:01Z", Some("has expired, at 2027-01-01T00:00:00Z; renew it")),
         ] {
-            let expected = says.map(|says| [(DEVICES, says), (KAFKA, says)]);
+            let expected = says.map(|says| [(DEVICES, says), (BROKERS, says), (KAFKA, says)]);
             check_at(at, &good, &good.0, at, expected.as_ref().map_or(&[], |expected| &expected[..]));
         }
     }
@@ -307,6 +343,7 @@ mod tests {
                 "spec.listeners.mqtts.clientCaSecretRef.key: ",
                 "\"ca\" in Secret plant/devices is no certificate",
             ),
+            (BROKERS, "\"ca.crt\" in Secret plant/peers is no certificate"),
             ("spec.kafka.tls.caSecretRef.key: ", "\"ca\" in Secret plant/kafka-ca is no certificate"),
         ];
         check_at("no CA", &good, none, "2026-06-01T00:00:00Z", &expected);
@@ -323,7 +360,8 @@ mod tests {
         der[place + curve.len() - 1] = 0x01;
         let pem =
             format!("-----BEGIN PRIVATE KEY-----\n{}\n-----END PRIVATE KEY-----\n", STANDARD.encode(der));
-        let expected = [(DEVICES, "is no private key that can be used")];
+        let wrong = "is no private key that can be used";
+        let expected = [(DEVICES, wrong), (BROKERS, wrong)];
         check_at(
             "another curve",
             &(certificate.clone(), pem),

@@ -77,6 +77,7 @@ pub fn secrets_of(objects: &Objects) -> BTreeSet<SecretName> {
     };
     whole(tls.and_then(|tls| tls.certificate_secret_ref.as_ref()));
     whole(mqtts.map(|mqtts| &mqtts.secret_ref));
+    whole(spec.listeners.peers.secret_ref.as_ref());
     wanted
 }
 

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`fetch`] | gathers what the instance is rendered from |
 //! | [`certificates`] | whether certificates and keys can serve |
+//! | [`issuing`] | makes the certificate that brokers show each other |
 //! | [`rivals`], [`clusters`] | two instances on one Kafka, and which one each has |
 //! | [`build`] | makes the objects that run it |
 //! | [`nodes`], [`nudging`] | ask its brokers, and decide which pods are told of a change |
@@ -17,6 +18,7 @@ pub mod certificates;
 pub mod clusters;
 pub mod fetch;
 pub mod in_force;
+pub mod issuing;
 pub mod members;
 pub mod nodes;
 pub mod nudging;

@@ -24,6 +24,7 @@ use super::{
     clusters::Clusters,
     fetch::{self, Members},
     in_force::Progress,
+    issuing::{self, Issued, Pair},
     members::{self, Rendering},
     nodes::{Asker, Broker},
     nudging::{Due, Nudging, Seen},
@@ -78,6 +79,8 @@ struct Memory {
     /// Since when no broker has been ready.
     unready: Option<Instant>,
     nudging: Nudging,
+    /// When the certificate that brokers show each other is to change, if it was made here.
+    issued_until: Option<Timestamp>,
 }
 
 impl Instances {
@@ -135,7 +138,7 @@ impl Instances {
         }
 
         let mut objects = Members::of(&self.world, name).with(instance.clone());
-        let (mut rendered, generated) = match self.render(name, &mut objects, &mut memory).await {
+        let (mut rendered, generated, next) = match self.render(&owner, &mut objects, &mut memory).await {
             Ok(rendered) => rendered,
             Err(error) => {
                 self.say_instance(instance, &error.verdict(), told_before(instance)).await?;
@@ -143,7 +146,10 @@ impl Instances {
             }
         };
         let built = build(instance, &rendered, &self.options);
-        let built = built.map_err(|problems| rendered.problems.extend(problems)).ok();
+        let mut built = built.map_err(|problems| rendered.problems.extend(problems)).ok();
+        if let (Some(next), Some(secret)) = (next, built.as_mut().and_then(|built| built.peers.as_mut())) {
+            next.keep_in(secret);
+        }
         if let (Some(kafka), Some(_)) = (&rendered.config.kafka, &built) {
             let access = Access { kafka: kafka.clone(), secrets: rendered.kafka_secrets.clone() };
             self.clusters.ask(name, &Arc::new(access));
@@ -240,19 +246,30 @@ impl Instances {
         self.members_wait(name).await
     }
 
-    /// Renders the documents; the ACL's generation rises with every change.
+    /// Renders the documents; the ACL's generation rises with every change. Tells, too, what brokers are to show each other next.
     async fn render(
         &self,
-        name: &ObjectName,
+        owner: &Owner,
         objects: &mut Objects,
         memory: &mut Memory,
-    ) -> Result<(Rendered, Generated), Error> {
-        let wanted: BTreeSet<SecretName> = fetch::secrets_of(objects);
+    ) -> Result<(Rendered, Generated, Option<Pair>), Error> {
+        let name = &owner.object;
+        let mut wanted: BTreeSet<SecretName> = fetch::secrets_of(objects);
+        let of_peers = (name.namespace.clone(), build::peers_secret_name(&objects.instance, &self.options));
+        let names_none = objects.instance.spec.listeners.peers.secret_ref.is_none();
+        wanted.extend(names_none.then(|| of_peers.clone()));
         let mut found = self.world.secrets.fetch(name, &wanted).await?;
         let generated = user::generate(&self.writer, &self.world.secrets, objects, &mut found).await;
         if generated.failed.values().any(|error| *error == Error::Lost) {
             return Err(Error::Lost);
         }
+        let issued = if names_none {
+            let domain = build::nodes_domain(&objects.instance, &self.options);
+            let (secrets, there) = (&self.world.secrets, found.get(&of_peers));
+            Some(issuing::issue(secrets, owner, &of_peers, there, &domain, Timestamp::now()).await?)
+        } else {
+            None
+        };
         objects.secrets = found.into_iter().map(|(name, value)| (name, value.data.clone())).collect();
         let before = match &memory.before {
             Some(before) => before.clone(),
@@ -267,6 +284,11 @@ impl Instances {
             |_| Error::Later { what: format!("render {name}"), why: "the operator is stopping".into() };
         let mut rendered = rendering.await.map_err(stopping)?;
         certificates::check(&objects.instance, &mut rendered, Timestamp::now());
+        memory.issued_until = issued.as_ref().map(|issued| issued.until);
+        let mut next = None;
+        if let Some(Issued { shown, next: made, .. }) = issued {
+            (rendered.peers_secrets, next) = (Some(shown), made);
+        }
         if rendered.acl != *before || before.generation == 0 {
             rendered.acl.generation = before.generation.saturating_add(1);
         }
@@ -280,7 +302,7 @@ impl Instances {
         rendered.problems.extend(generated.problems.iter().cloned());
         let wrong: BTreeSet<_> = rendered.problems.iter().map(|problem| &problem.object).collect();
         rendered.pending.retain(|user| !wrong.contains(user) && !generated.failed.contains_key(user));
-        Ok((rendered, generated))
+        Ok((rendered, generated, next))
     }
 
     async fn applied_before(&self, name: &ObjectName, instance: &MqttInstance) -> Result<AclDocument, Error> {
@@ -368,10 +390,11 @@ impl Instances {
         self.writer.forget_status(|object| all.contains(object));
     }
 
-    /// Resyncs are spread by chance, so that not all instances have theirs at once.
+    /// Resyncs are spread by chance, so that not all instances have theirs at once. A certificate may be due before.
     fn until_resync(&self, memory: &Memory) -> Duration {
         let since = memory.resynced.map_or(Duration::ZERO, |at| at.elapsed());
-        self.resync.saturating_sub(since).mul_f64(1.0 + 0.1 * fastrand::f64())
+        let resync = self.resync.saturating_sub(since).mul_f64(1.0 + 0.1 * fastrand::f64());
+        issuing::wait(resync, memory.issued_until, Timestamp::now())
     }
 }
 

@@ -5,6 +5,7 @@
 
 use std::fs;
 
+use mqtt_broker_api::config::TlsSecrets;
 use mqtt_operator::instance::build::{Built, Options, build};
 use mqtt_operator_api::{
     manifests,
@@ -47,6 +48,7 @@ spec:
       userFromCertificate: true
     ws: {port: 8083}
     wss: {port: 444}
+    peers: {port: 7884, secretRef: {name: peers}}
     origins: [\"https://app.example\", \"http://localhost:3000\"]
     proxyProtocol: [mqtts, wss]
     serverReference: mqtt.example:443
@@ -82,6 +84,14 @@ metadata: {name: meters-tls, namespace: plant}
 stringData:
   tls.crt: \"-----BEGIN CERTIFICATE-----\\ns3cret-certificate\\n\"
   tls.key: \"-----BEGIN PRIVATE KEY-----\\ns3cret-key\\n\"
+---
+apiVersion: v1
+kind: Secret
+metadata: {name: peers, namespace: plant}
+stringData:
+  tls.crt: \"-----BEGIN CERTIFICATE-----\\ns3cret-peers-certificate\\n\"
+  tls.key: \"-----BEGIN PRIVATE KEY-----\\ns3cret-peers-key\\n\"
+  ca.crt: \"-----BEGIN CERTIFICATE-----\\ns3cret-peers-ca\\n\"
 ---
 apiVersion: v1
 kind: Secret
@@ -132,13 +142,21 @@ pub fn options() -> Options {
     Options { image: "mqtt-broker:1".into(), ..Options::default() }
 }
 
-/// Builds from the documents of one file. Salts are all the same, so that the outcome is.
+/// Builds from the documents of one file. Salts are all the same, and so is what brokers show each other where the instance
+/// names nothing, so that the outcome is.
 pub fn built(manifests: &str, options: &Options) -> (Rendered, Result<Built, Vec<Problem>>) {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("all.yaml"), manifests).unwrap();
     let read = manifests::read(folder.path(), &Validator::new().unwrap()).unwrap();
     let objects = read.good().unwrap();
-    let rendered = render(&objects, 1, |password| Some(hash(*b"salt-of-16-bytes", password.value)));
+    let mut rendered = render(&objects, 1, |password| Some(hash(*b"salt-of-16-bytes", password.value)));
+    if objects.instance.spec.listeners.peers.secret_ref.is_none() {
+        rendered.peers_secrets = Some(TlsSecrets {
+            certificate: "s3cret-issued-certificate".into(),
+            key: "s3cret-issued-key".into(),
+            client_ca: Some("s3cret-issued-ca".into()),
+        });
+    }
     let built = build(&objects.instance, &rendered, options);
     (rendered, built)
 }

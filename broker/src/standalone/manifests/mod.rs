@@ -14,7 +14,7 @@ use mqtt_broker_api::{
 };
 use mqtt_operator_api::{
     Kind,
-    instance::{Kafka, MqttInstance, SaslMechanism},
+    instance::{Kafka, MqttInstance, PeersListener, SaslMechanism},
     manifests::{self, ManifestProblem, Salts},
     render::{self, Password, Problem, render},
     validate::{self, Validator},
@@ -74,6 +74,7 @@ impl Manifests {
         let mut manifests = manifests::read(&self.dir, &self.validator)?;
         let warnings = warnings(&manifests.objects.instance, &self.store);
         with_store(&mut manifests.objects.instance, &self.store);
+        manifests.objects.instance.spec.listeners.peers = PeersListener::default();
         // The document stays in this process, so that the passwords' hashes need not withstand guessing.
         let hasher = |password: &Password<'_>| Some(self.salts.hash(password));
         let rendered = render(&manifests.objects, self.last.generation, hasher);
@@ -129,6 +130,10 @@ fn warnings(instance: &MqttInstance, store: &Store) -> Vec<String> {
     if spec.replicas > 1 {
         warnings
             .push(format!("{name}: spec.replicas is {}, but a standalone broker is one node", spec.replicas));
+    }
+    if spec.listeners.peers != PeersListener::default() {
+        warnings
+            .push(format!("{name}: spec.listeners.peers is ignored: --peers and --peer say where nodes are"));
     }
     match (store, &spec.kafka) {
         (Store::Embedded, Some(kafka)) => warnings.push(format!(

@@ -213,6 +213,22 @@ fn the_examples_load() {
 }
 
 #[test]
+fn what_is_said_of_peers_counts_on_a_cluster_alone_secrets_included() {
+    let ignored = "MqttInstance default/meters: spec.listeners.peers is ignored: --peers and --peer say where nodes are";
+    for (peers, expected) in [
+        ("{}", &[][..]),
+        ("{port: 7883}", &[]),
+        ("{port: 7884}", &[ignored]),
+        ("{secretRef: {name: nowhere}}", &[ignored]),
+    ] {
+        let instance = INSTANCE.replace("1}", &format!("1, listeners: {{peers: {peers}}}}}"));
+        let dir = folder(&[("a.yaml", &instance)]);
+        let loaded = Manifests::new(dir.path(), Store::Embedded).unwrap().load().unwrap();
+        assert_eq!(loaded.warnings, expected, "{peers}");
+    }
+}
+
+#[test]
 fn only_a_change_makes_a_new_generation() {
     let dir = folder(&[("a.yaml", INSTANCE), ("b.yaml", FLEET), ("c.yaml", GRANT)]);
     let mut manifests = Manifests::new(dir.path(), Store::Embedded).unwrap();

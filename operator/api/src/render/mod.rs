@@ -8,7 +8,7 @@ mod kafka;
 mod secret_text;
 mod tls;
 
-pub use self::secret_text::{TLS_CERTIFICATE, TLS_KEY};
+pub use self::secret_text::{TLS_CA, TLS_CERTIFICATE, TLS_KEY};
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -53,6 +53,9 @@ pub struct Rendered {
     pub kafka_secrets: KafkaSecrets,
     /// Those that go with `config.listeners.mqtts`; absent, too, if one is missing or wrong, which is a problem.
     pub tls_secrets: Option<TlsSecrets>,
+    /// What brokers show each other over links, with a CA: that which the instance names; absent if it names none, or if
+    /// something is missing or wrong, which is a problem.
+    pub peers_secrets: Option<TlsSecrets>,
     pub acl: AclDocument,
     /// Users that lack a password in `acl` that is still to be hashed or generated: render again.
     pub pending: BTreeSet<ObjectName>,
@@ -182,10 +185,13 @@ pub fn render(
     };
     let mqtts = objects.instance.spec.listeners.mqtts.as_ref();
     let tls_secrets = mqtts.and_then(|spec| tls::tls(&instance, spec, &objects.secrets, &mut problems));
+    let named = objects.instance.spec.listeners.peers.secret_ref.as_ref();
+    let peers_secrets = named.and_then(|named| tls::peers(&instance, named, &objects.secrets, &mut problems));
     Rendered {
         config: config(&objects.instance, &instance, topics, kafka),
         kafka_secrets,
         tls_secrets,
+        peers_secrets,
         acl: AclDocument { generation, anonymous_user, users: acl_users },
         pending,
         problems,

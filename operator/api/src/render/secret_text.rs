@@ -9,6 +9,8 @@ use crate::refs::{SecretKeyRef, SecretRef};
 /// The keys of a Secret of the type kubernetes.io/tls.
 pub const TLS_CERTIFICATE: &str = "tls.crt";
 pub const TLS_KEY: &str = "tls.key";
+/// The key under which cert-manager puts the CA beside them.
+pub const TLS_CA: &str = "ca.crt";
 
 /// One key of a Secret whose keys are known.
 pub(super) fn key_of(secret: &SecretRef, key: &str) -> SecretKeyRef {

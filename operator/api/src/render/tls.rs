@@ -1,12 +1,12 @@
-//! What the TLS listener of an instance shows to devices, and what it asks of them.
+//! What the TLS listener of an instance shows to devices, and what it asks of them; and the same among brokers.
 
 use mqtt_broker_api::config::TlsSecrets;
 
 use super::{
     ObjectName, Problem, Secrets,
-    secret_text::{Lookup, TLS_CERTIFICATE, TLS_KEY, Text, key_of},
+    secret_text::{Lookup, TLS_CA, TLS_CERTIFICATE, TLS_KEY, Text, key_of},
 };
-use crate::instance::TlsListener;
+use crate::{instance::TlsListener, refs::SecretRef};
 
 /// The listener's secrets if all are in order.
 pub(super) fn tls(
@@ -30,4 +30,20 @@ pub(super) fn tls(
         key,
         client_ca,
     })
+}
+
+/// What brokers show each other if all is in order; with a CA.
+pub(super) fn peers(
+    instance: &ObjectName,
+    named: &SecretRef,
+    secrets: &Secrets,
+    problems: &mut Vec<Problem>,
+) -> Option<TlsSecrets> {
+    let mut lookup = Lookup::new(instance, secrets, problems);
+    let mut of =
+        |key, wanted| lookup.text("spec.listeners.peers.secretRef", Some(&key_of(named, key)), wanted);
+    let certificate = of(TLS_CERTIFICATE, Text::Certificate);
+    let key = of(TLS_KEY, Text::Key);
+    let ca = of(TLS_CA, Text::Certificate);
+    Some(TlsSecrets { certificate: certificate?, key: key?, client_ca: Some(ca?) })
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use k8s_openapi::api::core::v1::ConfigMap;
 use mqtt_broker_api::{
     config::{InstanceConfig, Kafka, Listeners},
-    node::{self, NodeConfig, TlsFiles},
+    node::{self, NodeConfig, Peers, TlsFiles},
 };
 use mqtt_operator_api::render::Problem;
 
@@ -16,6 +16,7 @@ pub(super) const CONFIG_KEY: &str = "node.yaml";
 pub(super) const ACL_FOLDER: &str = "/etc/mqtt/acl";
 pub(super) const KAFKA_FOLDER: &str = "/etc/mqtt/kafka";
 pub(super) const TLS_FOLDER: &str = "/etc/mqtt/tls";
+pub(super) const PEERS_FOLDER: &str = "/etc/mqtt/peers";
 
 /// The ConfigMap with the config file, and the hash of that file.
 pub(super) fn config_map(frame: &Frame<'_>, config: &InstanceConfig) -> Result<(ConfigMap, String), Problem> {
@@ -45,15 +46,23 @@ fn node_config(frame: &Frame<'_>, config: &InstanceConfig) -> NodeConfig {
             .as_ref()
             .map(|_| format!("{TLS_FOLDER}/{}", secrets::TLS_CLIENT_CA).into()),
     });
+    let shared = frame.spec().replicas > 1;
+    let port = listeners.peers.port;
+    let peers = shared.then(|| Peers {
+        listen: format!("[::]:{port}"),
+        // Nodes are called as their pods are.
+        address: format!("${{node}}.{}:{port}", frame.nodes_domain()),
+        secrets: PEERS_FOLDER.into(),
+    });
     // Probes and the operator come from other addresses; the NetworkPolicy keeps others away.
     let listeners = Listeners { admin: format!("[::]:{}", listeners.admin.port), ..config.listeners.clone() };
     NodeConfig {
         instance: InstanceConfig { listeners, ..config.clone() },
-        shared: frame.spec().replicas > 1,
+        shared,
         acl: vec![ACL_FOLDER.into()],
         kafka_secrets: has_kafka_secrets(config.kafka.as_ref()).then(|| KAFKA_FOLDER.into()),
         tls,
-        peers: None,
+        peers,
         data: None,
     }
 }

@@ -65,6 +65,8 @@ pub struct Built {
     pub kafka: Option<Secret>,
     /// What the TLS listener shows; absent if there is none, or see [`Built::kept`].
     pub tls: Option<Secret>,
+    /// What brokers show each other; absent: see [`Built::kept`].
+    pub peers: Option<Secret>,
     /// Secrets that belong to the instance, but miss something now: what was applied before stays.
     pub kept: Vec<Kept>,
     /// The one that devices meet, and the headless one that gives pods their names.
@@ -105,6 +107,7 @@ pub fn build(instance: &MqttInstance, rendered: &Rendered, options: &Options) ->
         acl,
         kafka: secrets::kafka(&frame, &rendered.config, &rendered.kafka_secrets, &mut kept),
         tls: secrets::tls(&frame, &rendered.config, rendered.tls_secrets.as_ref(), &mut kept),
+        peers: secrets::peers(&frame, rendered.peers_secrets.as_ref(), &mut kept),
         kept,
         services: [services::client(&frame), services::headless(&frame)],
         network_policy: policy::network_policy(&frame),
@@ -124,6 +127,16 @@ pub fn client_service_name(instance: &MqttInstance, options: &Options) -> String
     Frame::new(instance, options).client_service()
 }
 
+/// The name of the Secret with what brokers show each other.
+pub fn peers_secret_name(instance: &MqttInstance, options: &Options) -> String {
+    Frame::new(instance, options).peers()
+}
+
+/// What the host names of the brokers end with.
+pub fn nodes_domain(instance: &MqttInstance, options: &Options) -> String {
+    Frame::new(instance, options).nodes_domain()
+}
+
 /// The name of the Secret of one shard of the ACL document.
 pub fn acl_secret_name(instance: &MqttInstance, options: &Options, shard: usize) -> String {
     Frame::new(instance, options).acl(shard)
@@ -133,7 +146,7 @@ impl Built {
     /// All objects as JSON, in the order in which they are best applied: pods come last, and find what they mount.
     pub fn objects(&self) -> Result<Vec<Value>, serde_json::Error> {
         let mut objects = vec![json(&self.config)?];
-        for secret in self.acl.iter().chain(&self.kafka).chain(&self.tls) {
+        for secret in self.acl.iter().chain(&self.kafka).chain(&self.tls).chain(&self.peers) {
             objects.push(json(secret)?);
         }
         for service in &self.services {

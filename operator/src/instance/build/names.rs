@@ -52,6 +52,11 @@ impl<'a> Frame<'a> {
         format!("{}-tls", self.broker())
     }
 
+    /// The Secret with what brokers show each other.
+    pub(super) fn peers(&self) -> String {
+        format!("{}-peers", self.broker())
+    }
+
     /// The Service that devices meet.
     pub(super) fn client_service(&self) -> String {
         format!("{}-mqtt", self.name.name)
@@ -59,6 +64,11 @@ impl<'a> Frame<'a> {
 
     pub(super) fn headless_service(&self) -> String {
         format!("{}-nodes", self.name.name)
+    }
+
+    /// What the host names of pods end with.
+    pub(super) fn nodes_domain(&self) -> String {
+        format!("{}.{}.svc", self.headless_service(), self.namespace())
     }
 
     pub(super) fn namespace(&self) -> &str {

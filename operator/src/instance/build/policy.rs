@@ -19,7 +19,7 @@ use super::{names::Frame, services::device_ports};
 const DNS_PORT: u16 = 53;
 
 /// Devices come from anywhere; to the admin port, which asks for no password, only the operator comes, and Prometheus
-/// if the instance says where it is. Out go DNS and Kafka alone.
+/// if the instance says where it is, and to that for peers only the instance's own pods. Out go DNS, Kafka and that alone.
 pub(super) fn network_policy(frame: &Frame<'_>) -> NetworkPolicy {
     let spec = frame.spec();
     let devices = NetworkPolicyIngressRule {
@@ -42,13 +42,18 @@ pub(super) fn network_policy(frame: &Frame<'_>) -> NetworkPolicy {
         ports: Some(ports.into_iter().map(|number| port("TCP", number)).collect()),
         to: None,
     };
+    let own =
+        NetworkPolicyPeer { pod_selector: Some(frame.label_selector()), ..NetworkPolicyPeer::default() };
+    let (own, peers) = (Some(vec![own]), Some(vec![port("TCP", spec.listeners.peers.port)]));
+    let from_peers = NetworkPolicyIngressRule { from: own.clone(), ports: peers.clone() };
+    let to_peers = NetworkPolicyEgressRule { to: own, ports: peers };
     NetworkPolicy {
         metadata: frame.meta(frame.broker()),
         spec: Some(NetworkPolicySpec {
             pod_selector: Some(frame.label_selector()),
             policy_types: Some(vec!["Ingress".into(), "Egress".into()]),
-            ingress: Some(vec![devices, admin]),
-            egress: Some(vec![dns, kafka]),
+            ingress: Some(vec![devices, admin, from_peers]),
+            egress: Some(vec![dns, kafka, to_peers]),
         }),
     }
 }

@@ -1,8 +1,8 @@
 //! The Secrets of an instance: the ACL document in shards (it holds password hashes), what Kafka asks for, what the TLS
-//! listener shows.
+//! listener shows, what brokers show each other.
 //!
-//! The last two are copies of what the instance names: pods mount the same names for ever, and get only what was found
-//! to be in order.
+//! The last three are copies of what the instance names, but for what brokers show each other where it names nothing: pods
+//! mount the same names for ever, and get only what was found to be in order.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +10,7 @@ use k8s_openapi::{ByteString, api::core::v1::Secret};
 use mqtt_broker_api::{
     acl::AclDocument,
     config::{InstanceConfig, KafkaSecrets, TlsSecrets},
-    node::{KAFKA_CA, KAFKA_CERTIFICATE, KAFKA_KEY, KAFKA_PASSWORD},
+    node::{KAFKA_CA, KAFKA_CERTIFICATE, KAFKA_KEY, KAFKA_PASSWORD, PEERS_CA, PEERS_CERTIFICATE, PEERS_KEY},
     shards,
 };
 use mqtt_operator_api::render::Problem;
@@ -85,6 +85,16 @@ pub(super) fn tls(
     ];
     let wanted = wanted.into_iter().filter(|(wanted, ..)| *wanted);
     whole_or_keep(frame, frame.tls(), wanted.map(|(_, key, text)| (key, text)), kept)
+}
+
+/// What brokers show each other; one that misses something is kept as it is.
+pub(super) fn peers(frame: &Frame<'_>, secrets: Option<&TlsSecrets>, kept: &mut Vec<Kept>) -> Option<Secret> {
+    let wanted = [
+        (PEERS_CERTIFICATE, secrets.map(|secrets| &secrets.certificate)),
+        (PEERS_KEY, secrets.map(|secrets| &secrets.key)),
+        (PEERS_CA, secrets.and_then(|secrets| secrets.client_ca.as_ref())),
+    ];
+    whole_or_keep(frame, frame.peers(), wanted.into_iter(), kept)
 }
 
 fn whole_or_keep<'a>(

@@ -14,6 +14,7 @@ pub(super) const MQTTS: &str = "mqtts";
 pub(super) const WS: &str = "ws";
 pub(super) const WSS: &str = "wss";
 pub(super) const ADMIN: &str = "admin";
+pub(super) const PEERS: &str = "peers";
 
 /// The ports that devices may use.
 pub(super) fn device_ports(frame: &Frame<'_>) -> Vec<(&'static str, u16)> {
@@ -41,7 +42,7 @@ pub(super) fn client(frame: &Frame<'_>) -> Service {
 pub(super) fn headless(frame: &Frame<'_>) -> Service {
     let spec = ServiceSpec {
         cluster_ip: Some("None".into()),
-        // The operator asks a broker that is not ready, too, what it has loaded.
+        // The operator asks a broker that is not ready, too, what it has loaded; and others call it to have links at once.
         publish_not_ready_addresses: Some(true),
         ports: Some(vec![port((ADMIN, frame.spec().listeners.admin.port))]),
         ..common(frame)

@@ -23,9 +23,11 @@ use serde_json::{Map, Value};
 
 use super::{
     ACL_SHARDS,
-    config::{ACL_FOLDER, CONFIG_FOLDER, CONFIG_KEY, KAFKA_FOLDER, TLS_FOLDER, has_kafka_secrets},
+    config::{
+        ACL_FOLDER, CONFIG_FOLDER, CONFIG_KEY, KAFKA_FOLDER, PEERS_FOLDER, TLS_FOLDER, has_kafka_secrets,
+    },
     names::Frame,
-    services::{ADMIN, device_ports},
+    services::{ADMIN, PEERS, device_ports},
 };
 
 /// How long a broker may take to end its sessions.
@@ -109,7 +111,9 @@ fn container(frame: &Frame<'_>, mounted: &[(Volume, &'static str)]) -> Container
         read_only: Some(true),
         ..VolumeMount::default()
     };
-    let ports = device_ports(frame).into_iter().chain([(ADMIN, frame.spec().listeners.admin.port)]);
+    let listeners = &frame.spec().listeners;
+    let within = [(ADMIN, listeners.admin.port), (PEERS, listeners.peers.port)];
+    let ports = device_ports(frame).into_iter().chain(within);
     let log_level = pod.log_level.map(|level| EnvVar {
         name: "MQTT_LOG".into(),
         value: Some(level.name().into()),
@@ -177,7 +181,9 @@ fn mounted(frame: &Frame<'_>, config: &InstanceConfig) -> Vec<(Volume, &'static 
     let kafka =
         has_kafka_secrets(config.kafka.as_ref()).then(|| (secret("kafka", frame.kafka()), KAFKA_FOLDER));
     let tls = config.listeners.mqtts.as_ref().map(|_| (secret("tls", frame.tls()), TLS_FOLDER));
-    [(config_map, CONFIG_FOLDER), (acl, ACL_FOLDER)].into_iter().chain(kafka).chain(tls).collect()
+    // With a single replica, too, which looks at none of it: to get others restarts no pod.
+    let peers = (secret("peers", frame.peers()), PEERS_FOLDER);
+    [(config_map, CONFIG_FOLDER), (acl, ACL_FOLDER), peers].into_iter().chain(kafka).chain(tls).collect()
 }
 
 fn optional(secret: String) -> VolumeProjection {
@@ -217,8 +223,9 @@ fn default_resources() -> ResourceRequirements {
 }
 
 fn pod_security(frame: &Frame<'_>) -> PodSecurityContext {
-    let low = device_ports(frame).into_iter().any(|(_, port)| port < 1024)
-        || frame.spec().listeners.admin.port < 1024;
+    let listeners = &frame.spec().listeners;
+    let devices = device_ports(frame).into_iter().map(|(_, port)| port);
+    let low = devices.chain([listeners.admin.port, listeners.peers.port]).any(|port| port < 1024);
     let any_port = Sysctl { name: "net.ipv4.ip_unprivileged_port_start".into(), value: "0".into() };
     PodSecurityContext {
         run_as_non_root: Some(true),
