@@ -247,7 +247,7 @@ apiVersion: mqtt.dms.dev/v1alpha1
 kind: MqttInstance
 metadata: {{name: bench}}
 spec:
-  limits: {{connections: 100000, publishRate: 10000000, subscriptions: 1000000, packetSize: 256Ki}}
+  limits: {{connections: 100000, publishRate: 10000000, connectRate: 1000000, subscriptions: 1000000, packetSize: 256Ki}}
   session: {{onlineMessages: 100000}}
 ---
 apiVersion: mqtt.dms.dev/v1alpha1
