@@ -274,15 +274,15 @@ impl fmt::Debug for KafkaSecrets {
     }
 }
 
-/// What the TLS listener needs: who the broker is, and by whom devices must be known. It can't be serialised, and
-/// `Debug` tells only what is there.
+/// What the TLS listener needs: who the broker is, and by whom devices must be known; and the same for links between brokers.
+/// It can't be serialised, and `Debug` tells only what is there.
 #[derive(Clone, PartialEq, Eq)]
 pub struct TlsSecrets {
     /// The broker's certificate, and those between it and its CA, in PEM.
     pub certificate: String,
     /// Its private key, in PEM, not encrypted.
     pub key: String,
-    /// Certificates of the CAs that devices' certificates must come from, in PEM; absent: devices need none.
+    /// Certificates of the CAs that devices' certificates must come from, in PEM; absent: devices need none. Links have them.
     pub client_ca: Option<String>,
 }
 

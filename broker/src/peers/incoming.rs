@@ -25,8 +25,11 @@ impl Incoming {
 
     /// Whether what stands in the relay under this number is new. There some may be missing: what was refused.
     pub(crate) fn through_log(&mut self, sequence: u64) -> bool {
-        let is_new = sequence > self.last;
-        self.last = self.last.max(sequence);
+        // Nobody counts as far as the last number: what follows it could not be told.
+        let is_new = sequence > self.last && sequence < u64::MAX;
+        if is_new {
+            self.last = sequence;
+        }
         is_new
     }
 
@@ -35,7 +38,7 @@ impl Incoming {
         if sequence <= self.last {
             return Found::Known;
         }
-        if after > self.last || after >= sequence {
+        if after > self.last || after >= sequence || sequence == u64::MAX {
             return Found::Gap;
         }
         self.last = sequence;

@@ -35,7 +35,7 @@ use crate::{
 
 /// Connections at a time; each peer has one.
 const MOST_CONNECTIONS: usize = 1000;
-/// How long a handshake, and the first word after it, may take.
+/// How long a handshake, and the first word of a call, may take.
 const STEP: Duration = Duration::from_secs(5);
 /// How long nothing is accepted after the process ran out of something, such as open files.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
@@ -51,7 +51,12 @@ pub(crate) async fn listen(node: Arc<Node>, socket: TcpListener, current: Arc<Cu
         while connections.try_join_next().is_some() {}
         match accepted {
             Ok((stream, _)) => {
-                let Ok(place) = room.clone().try_acquire_owned() else { continue };
+                let Ok(place) = room.clone().try_acquire_owned() else {
+                    tracing::debug!(
+                        "a link is refused: there are {MOST_CONNECTIONS} connections of other nodes"
+                    );
+                    continue;
+                };
                 let (node, settings) = (node.clone(), current.load_full());
                 connections.spawn(async move {
                     if let Err(why) = meet(node, stream, &settings).await {
@@ -155,6 +160,9 @@ impl Taking {
             .map_err(|error| Status::failed_precondition(error.to_string()))?;
         let relay = node.relay.as_ref().filter(|_| *to == node.boot && *from != node.boot);
         let relay = relay.ok_or_else(|| Status::failed_precondition("this is another process run"))?;
+        if !node.sessions.others().contains_key(from) {
+            return Err(Status::unavailable("the log does not know of this process run, or not yet"));
+        }
         tracing::debug!(version, "node {name} passes on over a link");
         let taken = relay.taken_of(*from);
         let told = taken.get();

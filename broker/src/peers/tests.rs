@@ -320,3 +320,11 @@ fn whatever_befalls_the_ways_all_comes_once_and_in_order() {
         }
     }
 }
+
+#[test]
+fn a_number_that_no_other_can_follow_is_taken_by_neither_way() {
+    let mut incoming = Incoming::default();
+    assert_eq!(incoming.by_link(0, u64::MAX), Found::Gap);
+    assert!(!incoming.through_log(u64::MAX));
+    assert_eq!((incoming.by_link(0, u64::MAX - 1), incoming.last()), (Found::New, u64::MAX - 1));
+}

@@ -100,7 +100,8 @@ pub(crate) struct Taken {
     pub(crate) sequence: u64,
 }
 
-/// This process run reads back from the log what it writes there. Said each second as long as that is so, to whom it may not.
+/// This process run reads back from the log what it writes there. Said each second as long as that is so,
+/// to a peer that may not.
 #[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
 pub(crate) struct InTouch {}
 

@@ -77,7 +77,7 @@ async fn not_durable(appended: Vec<(Left, Receiver<Outcome>)>) -> Vec<Left> {
 pub(crate) enum Given {
     /// There is no such member.
     Nobody,
-    /// It waits in a queue that ends with this process.
+    /// It waits in a queue that ends with this process, or had its turn there before.
     Queued(u64),
     /// It has been appended to the session log.
     Appended(u64),
@@ -153,13 +153,14 @@ impl Node {
             let name = share?;
             let mid = match qos {
                 // No other member has had it. Its publisher may send it again, and it must be found then.
-                QoS::ExactlyOnce => id_for(&name, message.id),
+                QoS::ExactlyOnce => {
+                    let mid = id_for(&name, message.id);
+                    self.relay.iter().for_each(|relay| relay.was_not_given(mid));
+                    mid
+                }
                 // One may have had it, and get it back: then it must not count as done.
                 _ => self.next_message_id(),
             };
-            if let Some(relay) = &self.relay {
-                relay.was_not_given(mid);
-            }
             Some(Left { name, message, mid })
         });
         self.hand_out(left.collect(), without);

@@ -53,7 +53,7 @@ const RETRY: Duration = Duration::from_secs(1);
 pub(crate) const BEAT: Duration = Duration::from_secs(1);
 /// A node is said to be over when it has been silent for this long.
 const SILENCE: Duration = Duration::from_secs(3);
-/// Who has not heard itself for this long, though others do, is over for them, and can't read that it is.
+/// Who has not heard itself for this long, though another has all the time, is over for that one, and can't read that it is.
 const CUT_OFF: Duration = Duration::from_secs(5);
 /// Who hears itself later than this after it spoke, or not as often, can't tell who is silent.
 const LATE: Duration = Duration::from_millis(1500);
@@ -81,8 +81,10 @@ pub(crate) struct Relay {
 /// What was read of each process run.
 struct Heard {
     alive: HashMap<Boot, Sign, RandomState>,
-    /// The node that said last that it is in touch with the log, by a link, and when.
-    in_touch: Option<(String, Instant)>,
+    /// Of others, as they say by links.
+    in_touch: Option<InTouch>,
+    /// When this process run last read a sign of its own, however late that was.
+    read: Instant,
     /// When this process run read its own sign last, and since when it has done so in time.
     own: Instant,
     in_time_since: Instant,
@@ -101,6 +103,21 @@ pub(crate) struct Used {
     pub(crate) connections: u64,
     /// Of sessions in no log: those in the log every node counts itself.
     pub(crate) subscriptions: u64,
+}
+
+/// That another node is in touch with the log.
+struct InTouch {
+    /// Which one said so last.
+    name: String,
+    /// Since when there was one all the time.
+    since: Instant,
+    said: Instant,
+}
+
+impl InTouch {
+    fn counts(&self) -> bool {
+        self.said.elapsed() < BEAT + LATE
+    }
 }
 
 /// The last QoS 2 messages that sessions in no log got here.
@@ -139,6 +156,7 @@ impl Relay {
         let heard = Heard {
             alive: HashMap::default(),
             in_touch: None,
+            read: began,
             own: began,
             in_time_since: began,
             said: HashSet::default(),
@@ -179,7 +197,10 @@ impl Relay {
 
     /// No session here has had this message after all: it may come back from another node.
     pub(crate) fn was_not_given(&self, mid: MessageId) {
-        self.recent.lock().known.remove(&mid);
+        let mut recent = self.recent.lock();
+        if recent.known.remove(&mid) {
+            recent.order.retain(|known| *known != mid);
+        }
     }
 
     /// What this node is called.
@@ -247,22 +268,26 @@ impl Relay {
 
     /// That node is, as it says by a link.
     pub(crate) fn peer_is_in_touch(&self, name: &str) {
-        self.heard.lock().in_touch = Some((name.to_owned(), Instant::now()));
+        let (mut heard, now) = (self.heard.lock(), Instant::now());
+        let since =
+            heard.in_touch.as_ref().filter(|before| before.counts()).map_or(now, |before| before.since);
+        heard.in_touch = Some(InTouch { name: name.to_owned(), since, said: now });
     }
 
-    /// The node that is in touch with the log, should this one not be; `since`: when it began to look.
-    fn cut_off(&self, since: Instant) -> Option<String> {
+    /// The node that is in touch with the log, should this one alone not be; `began`: when it began to look. After an outage
+    /// for all, who comes back first is no reason for the others to go.
+    fn cut_off(&self, began: Instant) -> Option<String> {
         let heard = self.heard.lock();
-        let (name, said) = heard.in_touch.as_ref()?;
-        let is_cut_off = heard.own.max(since).elapsed() > CUT_OFF && said.elapsed() < BEAT + LATE;
-        is_cut_off.then(|| name.clone())
+        let other = heard.in_touch.as_ref().filter(|other| other.counts())?;
+        let alone_since = heard.read.max(began).max(other.since);
+        (alone_since.elapsed() > CUT_OFF).then(|| other.name.clone())
     }
 
     /// Says that this node lives, and which does not, until the task is aborted; ends this process run when others are in touch
     /// with the log and it is not: where none is, no other could do better.
     pub(crate) async fn watch(node: Arc<Node>) {
         let Some(relay) = &node.relay else { return };
-        let since = Instant::now();
+        let began = Instant::now();
         let mut ticks = tokio::time::interval(BEAT);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -274,7 +299,7 @@ impl Relay {
             let sign = sign(relay.boot, &relay.name, relay.began, used, node.wall());
             relay.log.append(&relay.topic, 0, sign, node.bridge.nobody());
             relay.nodes.store(relay.heard.lock().live().count() as u64 + 1, Ordering::Relaxed);
-            if let Some(other) = relay.cut_off(since) {
+            if let Some(other) = relay.cut_off(began) {
                 tracing::error!(
                     "the log has been out of reach for {} s, and node {other} reaches it: devices are better off there",
                     CUT_OFF.as_secs()
@@ -354,6 +379,7 @@ impl Relay {
             heard.alive.insert(boot, Sign { at: now, used });
             return;
         }
+        heard.read = now;
         let spoken = self.began + Duration::from_millis(alive.at);
         if now.saturating_duration_since(spoken) > LATE {
             return;

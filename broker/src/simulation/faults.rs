@@ -96,7 +96,10 @@ async fn strike_node(world: &Arc<World>, fault: Fault, index: usize) {
             let whom = || (0..world.places.len()).filter(|other| all || *other == index);
             whom().for_each(|index| cut_off(world, index, true));
             sleep(world.millis(500..15_000)).await;
-            whom().for_each(|index| cut_off(world, index, false));
+            for index in whom() {
+                cut_off(world, index, false);
+                sleep(world.millis(0..2000)).await;
+            }
         }
         Fault::SlowStore | Fault::Repeats | Fault::Breaks => {
             log.set_weather(match fault {
