@@ -48,6 +48,14 @@ pub enum Kind {
 pub(super) enum Store {
     Folder,
     Kafka,
+    /// Two nodes share it, with links between them. Publishers are at the one, subscribers at the other.
+    KafkaOfTwo,
+}
+
+impl Store {
+    pub(super) fn is_kafka(self) -> bool {
+        self != Self::Folder
+    }
 }
 
 impl Kind {
@@ -88,11 +96,17 @@ pub(super) struct Broker {
 
 impl Broker {
     /// Starts `binary` on `core` and waits until it takes connections. `kafka`: HOST:PORT of where ours keeps its log;
-    /// absent: in its folder.
+    /// absent: in its folder. `more`: what else ours is told.
     ///
     /// # Errors
     /// Its last line of log, when it ended or did not get ready in time.
-    pub(super) fn start(kind: Kind, binary: &Path, core: usize, kafka: Option<&str>) -> anyhow::Result<Self> {
+    pub(super) fn start(
+        kind: Kind,
+        binary: &Path,
+        core: usize,
+        kafka: Option<&str>,
+        more: &[String],
+    ) -> anyhow::Result<Self> {
         let home = TempDir::with_prefix("mqtt-bench-").context("cannot make a folder for the broker")?;
         let log = File::create(home.path().join("log")).context("cannot make the broker's log")?;
         let mut command = Command::new("taskset");
@@ -111,7 +125,7 @@ impl Broker {
                     "127.0.0.1:0",
                     "--manifests",
                 ]);
-                command.arg(manifests).stdout(Stdio::piped());
+                command.arg(manifests).args(more).stdout(Stdio::piped());
                 match kafka {
                     Some(kafka) => command.args(["--kafka", kafka]),
                     None => command.arg("--data").arg(home.path().join("data")),
@@ -136,6 +150,17 @@ impl Broker {
         let mut broker = Self { addr, login, kind, command, child, home };
         broker.await_ready()?;
         Ok(broker)
+    }
+
+    /// Two nodes of ours on the same core, with links.
+    pub(super) fn start_two(binary: &Path, core: usize, kafka: &str) -> anyhow::Result<[Self; 2]> {
+        let [one, other] = [("one", free_address()?.to_string()), ("other", free_address()?.to_string())];
+        let start = |(name, way): &(&str, String), (peer, at): &(&str, String)| {
+            let peer = format!("{peer}={at}");
+            let more = ["--node", name, "--peers", way, "--peer", &peer].map(str::to_owned);
+            Self::start(Kind::Ours, binary, core, Some(kafka), &more)
+        };
+        Ok([start(&one, &other)?, start(&other, &one)?])
     }
 
     fn await_ready(&mut self) -> anyhow::Result<()> {

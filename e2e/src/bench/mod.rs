@@ -80,7 +80,7 @@ pub fn run(options: &Options) -> anyhow::Result<bool> {
         bail!("no load generator at {}: build it with cargo build --release -p mqtt-e2e", load.display());
     }
 
-    let kafka = match scenes.iter().any(|scene| scene.store == Store::Kafka) {
+    let kafka = match scenes.iter().any(|scene| scene.store.is_kafka()) {
         true => Some(start_kafka().context("no Kafka to measure on (--scenes can leave it out)")?),
         false => None,
     };
@@ -89,7 +89,7 @@ pub fn run(options: &Options) -> anyhow::Result<bool> {
     for round in 1..=rounds {
         for scene in &scenes {
             for kind in options.brokers.iter().filter(|kind| scene.suits(**kind)) {
-                let kafka = kafka.as_ref().filter(|_| scene.store == Store::Kafka);
+                let kafka = kafka.as_ref().filter(|_| scene.store.is_kafka());
                 let outcome = measure(options, &load, scene, *kind, seconds, kafka);
                 eprintln!(
                     "round {round}/{rounds} · {} · {kind}: {}",
@@ -130,16 +130,19 @@ fn measure(
         kafka.clear().map_err(one_line)?;
     }
     let address = kafka.map(Kafka::bootstrap);
-    let mut broker = match (kind, kafka) {
+    let (path, core) = (binary(options, load, kind), options.broker_core);
+    let (mut broker, other) = match (kind, kafka) {
         (Kind::Bare, None) => return Err("it needs Kafka".to_owned()),
         (Kind::Bare, Some(kafka)) => {
             kafka.create_topic(TOPIC, PARTITIONS, &[]).map_err(one_line)?;
-            None
+            (None, None)
         }
-        _ => Some(
-            Broker::start(kind, binary(options, load, kind), options.broker_core, address.as_deref())
-                .map_err(one_line)?,
-        ),
+        _ if scene.store == Store::KafkaOfTwo => {
+            let kafka = address.as_deref().unwrap_or_default();
+            let [one, other] = Broker::start_two(path, core, kafka).map_err(one_line)?;
+            (Some(one), Some(other))
+        }
+        _ => (Some(Broker::start(kind, path, core, address.as_deref(), &[]).map_err(one_line)?), None),
     };
     let without_sessions = match &broker {
         Some(broker) if scene.restarts => Some(broker.settled_kb().map_err(one_line)?),
@@ -154,7 +157,18 @@ fn measure(
         }
         None => command.args(["--addr", address.as_deref().unwrap_or_default()]),
     };
-    command.args(["--duration", &seconds.to_string(), "--warmup", if options.quick { "0.3" } else { "1" }]);
+    if let Some(other) = &other {
+        command.args(["--subscribers-at", &other.addr.to_string(), "--pid", &other.pid().to_string()]);
+    }
+    // Links are made within a second.
+    let warmup = if other.is_some() {
+        "2"
+    } else if options.quick {
+        "0.3"
+    } else {
+        "1"
+    };
+    command.args(["--duration", &seconds.to_string(), "--warmup", warmup]);
     command.args(["--timeout", &(seconds + 120.0).to_string()]);
     if let Some((user, password)) = broker.as_ref().and_then(|broker| broker.login) {
         command.args(["--username", user, "--password", password]);

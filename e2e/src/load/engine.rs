@@ -129,7 +129,9 @@ impl<'a> Engine<'a> {
             while self.opening < MOST_OPENING {
                 let Some(role) = waiting.next() else { break };
                 let index = self.clients.len();
-                let conn = Conn::open(self.plan.addr, index, self.poll.registry())?;
+                let is_subscriber = matches!(role, Role::Subscriber(..));
+                let addr = if is_subscriber { self.plan.subscribers_at } else { self.plan.addr };
+                let conn = Conn::open(addr, index, self.poll.registry())?;
                 self.clients.push(Client { conn, role, stage: Stage::Opening });
                 self.opening += 1;
             }

@@ -22,6 +22,9 @@ pub struct Options {
     /// Broker to load; a loopback address.
     #[arg(long, global = true, default_value = "127.0.0.1:1883")]
     pub addr: Loopback,
+    /// Another node of the same broker, where subscribers connect; absent: where all do.
+    #[arg(long, global = true)]
+    pub subscribers_at: Option<Loopback>,
     /// Quality of service, published and subscribed.
     #[arg(long, global = true, default_value = "0")]
     pub qos: Qos,
@@ -62,9 +65,9 @@ pub struct Options {
     pub username: Option<String>,
     #[arg(long, global = true, requires = "username")]
     pub password: Option<String>,
-    /// The broker's process, whose CPU time and memory are measured.
+    /// The broker's process, whose CPU time and memory are measured; once for each node, whose sum counts.
     #[arg(long, global = true)]
-    pub pid: Option<u32>,
+    pub pid: Vec<u32>,
     #[command(subcommand)]
     pub scene: Scene,
 }
@@ -137,6 +140,7 @@ impl Scene {
 #[derive(Debug, Clone)]
 pub struct Plan {
     pub(super) addr: SocketAddr,
+    pub(super) subscribers_at: SocketAddr,
     pub(super) scene: Scene,
     pub(super) qos: Qos,
     pub(super) rate: Option<u32>,
@@ -151,7 +155,7 @@ pub struct Plan {
     pub(super) persistent: bool,
     pub(super) topic: String,
     pub(super) login: Option<(String, String)>,
-    pub(super) pid: Option<u32>,
+    pub(super) pids: Vec<u32>,
 }
 
 /// Why options make no plan.
@@ -187,6 +191,7 @@ impl TryFrom<Options> for Plan {
         };
         let plan = Self {
             addr: o.addr.0,
+            subscribers_at: o.subscribers_at.unwrap_or(o.addr).0,
             scene: o.scene,
             qos: o.qos,
             rate: o.rate,
@@ -201,7 +206,7 @@ impl TryFrom<Options> for Plan {
             persistent: o.persistent,
             topic: o.topic,
             login: o.username.zip(o.password),
-            pid: o.pid,
+            pids: o.pid,
         };
         within("--payload", plan.payload as u64, Stamp::BYTES as u64, MOST_PAYLOAD as u64)?;
         within("--window", plan.window.into(), 1, u16::MAX.into())?;
@@ -260,12 +265,14 @@ impl Plan {
 
     /// The broker's CPU time so far, when its process is known.
     pub(super) fn broker_cpu(&self) -> Result<Option<Duration>, LoadError> {
-        self.pid.map(|pid| procfs::cpu(&pid.to_string())).transpose()
+        let each = self.pids.iter().map(|pid| procfs::cpu(&pid.to_string()));
+        each.reduce(|one, other| Ok(one? + other?)).transpose()
     }
 
     /// The broker's resident memory, when its process is known.
     pub(super) fn broker_resident_kb(&self) -> Result<Option<u64>, LoadError> {
-        self.pid.map(|pid| procfs::resident_kb(&pid.to_string())).transpose()
+        let each = self.pids.iter().map(|pid| procfs::resident_kb(&pid.to_string()));
+        each.reduce(|one, other| Ok(one? + other?)).transpose()
     }
 
     /// Name and password as CONNECT wants them.
