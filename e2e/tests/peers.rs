@@ -19,8 +19,8 @@ use mqtt_e2e::{
 const CUT: Duration = Duration::from_secs(3);
 /// Longer than a node stays that is cut off from Kafka while others are not.
 const WEATHER: Duration = Duration::from_secs(8);
-/// Between two nodes that are back: less than one waits for another.
-const BETWEEN: Duration = Duration::from_secs(2);
+/// Between two nodes that are back: the last one is soon enough for the first, which gives others three seconds.
+const BETWEEN: Duration = Duration::from_millis(500);
 /// How often it is looked at whether nodes are ready, while they must be.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// Messages that are published at a time.

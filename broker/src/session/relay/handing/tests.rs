@@ -4,6 +4,7 @@ use mqtt_proto::{codec::QoS, message::MessageId, topic::FilterRequest};
 use tokio::{
     sync::oneshot::{self, error::TryRecvError},
     task::AbortHandle,
+    time::Instant,
 };
 
 use super::*;
@@ -182,4 +183,27 @@ fn the_worst_outcome_is_told_when_the_last_is_known() {
     check(3, &[(2, Durable(7)), (1, Durable(0))], Some(Durable(0)));
     check(3, &[(2, Broken), (1, Durable(0))], Some(Broken));
     check(3, &[(1, Refused), (1, Broken), (1, Durable(0))], Some(Refused));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_is_cut_off_if_another_was_in_touch_all_the_time_that_it_was_not() {
+    let pair = Pair::new().await;
+    // From here on it reads nothing.
+    pair.tasks.iter().for_each(AbortHandle::abort);
+    let (relay, began) = (Pair::relay(&pair.from), Instant::now());
+    let after = async |seconds: u64, says: bool, expected: bool| {
+        tokio::time::sleep(Duration::from_secs(seconds)).await;
+        if says {
+            relay.peer_is_in_touch("b");
+        }
+        assert_eq!(relay.cut_off(began).is_some(), expected, "{:?} after", began.elapsed());
+    };
+    after(9, false, false).await;
+    for _ in 0..6 {
+        after(1, true, false).await;
+    }
+    after(1, true, true).await;
+    after(3, false, false).await;
+    // Who comes back after an outage for both is no reason to go.
+    after(9, true, false).await;
 }
