@@ -136,7 +136,8 @@ impl Router {
     }
 
     /// From its return on, every message that is routed finds the subscription. Replaces the session's former one on the
-    /// same filter. `is_logged`: it is of the session in the log that the mailbox was told of last.
+    /// same filter. `is_logged`: it is of the session in the log that the mailbox was told of last; one that is not takes no
+    /// such one's place: its connection was taken over, and does not know yet.
     pub(crate) fn subscribe(
         &self,
         asked: &FilterRequest,
@@ -155,10 +156,15 @@ impl Router {
         };
         let mut subscriptions = self.subscriptions.write();
         let former = match asked.shared() {
+            Some(name) if !is_logged && subscriptions.shared.is_logged(&name, mailbox.key) => return Ok(()),
             Some(name) => subscriptions.shared.insert(&name, &asked.filter, subscriber.recipient(terms)),
             None => match subscriptions.own.insert(&asked.filter, subscriber.clone(), terms) {
                 // What publishers know of their topics still holds.
                 Some(former) if former == terms => return Ok(()),
+                Some(former) if former.is_logged && !is_logged => {
+                    subscriptions.own.insert(&asked.filter, subscriber, former);
+                    return Ok(());
+                }
                 former => former.map(|former| subscriber.recipient(former)),
             },
         };
@@ -181,8 +187,29 @@ impl Router {
         (self.count.load(Ordering::Relaxed) as u64) < limit
     }
 
-    pub(crate) fn unsubscribe(&self, asked: &FilterRequest, key: u64) {
+    /// A session in no log is over. What a session in the log has under its mailbox stays.
+    pub(crate) fn unsubscribe_clean(&self, asked: &FilterRequest, key: u64) {
         let mut subscriptions = self.subscriptions.write();
+        let is_logged = match asked.shared() {
+            Some(name) => subscriptions.shared.is_logged(&name, key),
+            None => match subscriptions.own.remove(&asked.filter, &key) {
+                Some((subscriber, terms)) => {
+                    subscriptions.own.insert(&asked.filter, subscriber, terms);
+                    terms.is_logged
+                }
+                None => false,
+            },
+        };
+        if !is_logged {
+            self.remove(&mut subscriptions, asked, key);
+        }
+    }
+
+    pub(crate) fn unsubscribe(&self, asked: &FilterRequest, key: u64) {
+        self.remove(&mut self.subscriptions.write(), asked, key);
+    }
+
+    fn remove(&self, subscriptions: &mut Subscriptions, asked: &FilterRequest, key: u64) {
         if let Some(removed) = subscriptions.remove(asked, key) {
             if self.counts_clean {
                 subscriptions.count_clean(asked, Some(&removed), None);

@@ -80,6 +80,11 @@ impl Shares {
         self.by_name.get(name)
     }
 
+    /// Whether the member with this mailbox key is a session in the log.
+    pub(super) fn is_logged(&self, name: &str, key: u64) -> bool {
+        self.get(name).and_then(|share| share.member(key)).is_some_and(|member| member.logged.is_some())
+    }
+
     pub(super) fn matching(&self, topic: &str) -> Vec<Arc<Share>> {
         let mut found = Vec::new();
         if !self.filters.is_empty() {

@@ -227,7 +227,7 @@ impl Core {
     /// a shared subscription may get.
     pub(crate) fn discard(&mut self, mailbox: &Mailbox, router: &Router) -> Vec<Delivery> {
         for asked in std::mem::take(&mut self.subscriptions).into_values() {
-            router.unsubscribe(&asked, mailbox.key);
+            router.unsubscribe_clean(&asked, mailbox.key);
         }
         *self = Core::default();
         mailbox.end()
