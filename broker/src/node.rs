@@ -9,7 +9,10 @@ use std::{
 };
 
 use arc_swap::{ArcSwap, ArcSwapOption};
-use mqtt_proto::message::{Message, MessageId, Millis};
+use mqtt_proto::{
+    codec::QoS,
+    message::{Message, MessageId, Millis},
+};
 use tokio::{sync::oneshot, time::Instant};
 
 use crate::{
@@ -221,8 +224,7 @@ impl Node {
         fanout
             .congested
             .extend(logged.map(|to| &to.mailbox).filter(|mailbox| mailbox.is_congested(caps)).cloned());
-        let is_new = self.relay.as_ref().is_none_or(|relay| relay.is_new(message.qos, message.id));
-        if how != Delivered::OnceAgain && is_new {
+        if how != Delivered::OnceAgain && self.is_new(message.qos, message.id) {
             fanout.push(&route, message.clone(), caps, &self.counters);
         }
         fanout.flush(caps, &self.counters);
@@ -257,6 +259,11 @@ impl Node {
         }
         relay.pass(message, &boots, None, self.wall(), done());
         true
+    }
+
+    /// False if sessions in no log have had a message of this QoS and name here; from now on they have.
+    pub(crate) fn is_new(&self, qos: QoS, mid: MessageId) -> bool {
+        self.relay.as_ref().is_none_or(|relay| relay.is_new(qos, mid))
     }
 
     /// False while more waits for the log, or for links to other nodes, than should.

@@ -35,13 +35,27 @@ impl<K: Ord, V> Trie<K, V> {
     where
         K: Borrow<Q>,
     {
+        self.remove_if(filter, key, |_| true)
+    }
+
+    /// The same for one whose value is such.
+    pub fn remove_if<Q: Ord>(
+        &mut self,
+        filter: &Filter,
+        key: &Q,
+        is_such: impl Fn(&V) -> bool,
+    ) -> Option<(K, V)>
+    where
+        K: Borrow<Q>,
+    {
         let removed = self.tree.edit(filter.as_str(), |slot| match slot.as_deref_mut()? {
-            Subscribers::One(own, _) if Borrow::<Q>::borrow(own) != key => None,
+            Subscribers::One(own, value) if Borrow::<Q>::borrow(own) != key || !is_such(value) => None,
             Subscribers::One(..) => match slot.take().map(|subscribers| *subscribers) {
                 Some(Subscribers::One(key, value)) => Some((key, value)),
                 _ => None,
             },
             Subscribers::Many(map) => {
+                map.get(key).filter(|value| is_such(value))?;
                 let removed = map.remove_entry(key);
                 if map.len() == 1
                     && let Some((key, value)) = map.pop_first()

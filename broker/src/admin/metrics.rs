@@ -162,11 +162,7 @@ const FAMILIES: &[Family] = &[
         "Messages passed on to other nodes, counted for each, by way.",
         |node| {
             let ways = [("link", "passed_by_links"), ("log", "passed_through_log")];
-            let of = |(way, name)| {
-                let labelled = move |sample: Sample| Sample { labels: vec![("way", way)], ..sample };
-                passed(node, name).into_iter().map(labelled)
-            };
-            ways.into_iter().flat_map(of).collect()
+            each("way", &ways, |name| passed(node, name))
         },
     ),
     family("mqtt_memory_resident_bytes", "Memory of the process.", |node| {
@@ -210,19 +206,11 @@ const FAMILIES: &[Family] = &[
             ("retry", "kafka_request_retries"),
             ("timeout", "kafka_request_timeouts"),
         ];
-        let of = |(kind, name)| {
-            let labelled = move |sample: Sample| Sample { labels: vec![("kind", kind)], ..sample };
-            figure(node, name).into_iter().map(labelled)
-        };
-        kinds.into_iter().flat_map(of).collect()
+        each("kind", &kinds, |name| figure(node, name))
     }),
     family("mqtt_kafka_round_trip_seconds", "The slowest Kafka node's round trip, by quantile.", |node| {
         let quantiles = [("0.5", "kafka_round_trip_p50_us"), ("0.99", "kafka_round_trip_p99_us")];
-        let of = |(quantile, name)| {
-            let labelled = move |sample: Sample| Sample { labels: vec![("quantile", quantile)], ..sample };
-            scaled(node, name, 1e-6).into_iter().map(labelled)
-        };
-        quantiles.into_iter().flat_map(of).collect()
+        each("quantile", &quantiles, |name| scaled(node, name, 1e-6))
     }),
     family("mqtt_kafka_records_refused_total", "Records that Kafka does not take.", |node| {
         figure(node, "kafka_records_refused")
@@ -304,6 +292,19 @@ fn by(label: &'static str, counters: &[(&'static str, &Counter)]) -> Vec<Sample>
 fn by_qos(figures: [u64; 3]) -> Vec<Sample> {
     let of = |(name, figure)| Sample { labels: vec![("qos", name)], value: real(figure) };
     ["0", "1", "2"].into_iter().zip(figures).map(of).collect()
+}
+
+/// What is read for each of these, labelled.
+fn each(
+    label: &'static str,
+    all: &[(&'static str, &'static str)],
+    read: impl Fn(&str) -> Vec<Sample>,
+) -> Vec<Sample> {
+    let labelled = |(value, name): &(&'static str, &'static str)| {
+        let labels = vec![(label, *value)];
+        read(name).into_iter().map(move |sample| Sample { labels: labels.clone(), ..sample })
+    };
+    all.iter().flat_map(labelled).collect()
 }
 
 /// A figure of the store, if it has it.

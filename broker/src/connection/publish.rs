@@ -423,7 +423,7 @@ where
             appends += usize::from(ticket.is_some());
             self.mind_the_log();
         }
-        let is_new = self.node.relay.as_ref().is_none_or(|relay| relay.is_new(message.qos, message.id));
+        let is_new = self.node.is_new(message.qos, message.id);
         if !routed && is_new {
             scratch.fanout.push(&route, message, self.settings.caps(), &self.node.counters);
         }

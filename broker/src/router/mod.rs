@@ -170,7 +170,7 @@ impl Router {
         };
         if former.is_none() && mailbox.peer().is_none() {
             if !self.has_room(limit) {
-                subscriptions.remove(asked, mailbox.key);
+                subscriptions.remove(asked, mailbox.key, true);
                 return Err(SubscriptionLimit);
             }
             self.count.fetch_add(1, Ordering::Relaxed);
@@ -189,28 +189,16 @@ impl Router {
 
     /// A session in no log is over. What a session in the log has under its mailbox stays.
     pub(crate) fn unsubscribe_clean(&self, asked: &FilterRequest, key: u64) {
-        let mut subscriptions = self.subscriptions.write();
-        let is_logged = match asked.shared() {
-            Some(name) => subscriptions.shared.is_logged(&name, key),
-            None => match subscriptions.own.remove(&asked.filter, &key) {
-                Some((subscriber, terms)) => {
-                    subscriptions.own.insert(&asked.filter, subscriber, terms);
-                    terms.is_logged
-                }
-                None => false,
-            },
-        };
-        if !is_logged {
-            self.remove(&mut subscriptions, asked, key);
-        }
+        self.remove(asked, key, false);
     }
 
     pub(crate) fn unsubscribe(&self, asked: &FilterRequest, key: u64) {
-        self.remove(&mut self.subscriptions.write(), asked, key);
+        self.remove(asked, key, true);
     }
 
-    fn remove(&self, subscriptions: &mut Subscriptions, asked: &FilterRequest, key: u64) {
-        if let Some(removed) = subscriptions.remove(asked, key) {
+    fn remove(&self, asked: &FilterRequest, key: u64, logged_too: bool) {
+        let mut subscriptions = self.subscriptions.write();
+        if let Some(removed) = subscriptions.remove(asked, key, logged_too) {
             if self.counts_clean {
                 subscriptions.count_clean(asked, Some(&removed), None);
             }
@@ -288,11 +276,14 @@ impl Router {
 }
 
 impl Subscriptions {
-    fn remove(&mut self, asked: &FilterRequest, key: u64) -> Option<Recipient> {
+    /// `logged_too`: what a session in the log has, too.
+    fn remove(&mut self, asked: &FilterRequest, key: u64, logged_too: bool) -> Option<Recipient> {
         match asked.shared() {
+            Some(name) if !logged_too && self.shared.is_logged(&name, key) => None,
             Some(name) => self.shared.remove(&name, &asked.filter, key),
             None => {
-                let (subscriber, terms) = self.own.remove(&asked.filter, &key)?;
+                let (subscriber, terms) =
+                    self.own.remove_if(&asked.filter, &key, |terms| logged_too || !terms.is_logged)?;
                 Some(subscriber.recipient(terms))
             }
         }
@@ -381,6 +372,44 @@ impl Recipient {
         if other.subscription_id != 0 {
             let ids = self.subscription_ids.iter().flatten().copied();
             self.subscription_ids = Some(ids.chain([other.subscription_id]).collect());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_session_in_no_log_takes_nothing_from_one_in_the_log_that_has_its_mailbox() {
+        let logged = Logged { sid: MessageId { boot: 1, counter: 2 }, partition: 0 };
+        let options = Options {
+            qos: QoS::AtLeastOnce,
+            no_local: false,
+            retain_as_published: false,
+            subscription_id: None,
+        };
+        for filter in ["t/#", "$share/g/t/#"] {
+            let (router, mailbox) = (Router::new(true), Arc::new(Mailbox::new(7)));
+            let asked = FilterRequest::parse(filter).unwrap();
+            let subscribe = |is_logged| router.subscribe(&asked, &mailbox, options, is_logged, 10).unwrap();
+            let found = || {
+                let route = router.route("t/1");
+                let shared = route.shares.iter().flat_map(|share| share.members().to_vec());
+                let all: Vec<_> = route.recipients.iter().cloned().chain(shared).collect();
+                all.iter().map(|recipient| recipient.logged.is_some()).collect::<Vec<_>>()
+            };
+            subscribe(false);
+            assert_eq!(found(), [false], "{filter}");
+            mailbox.follow(logged);
+            subscribe(true);
+            subscribe(false);
+            router.unsubscribe_clean(&asked, mailbox.key);
+            assert_eq!(found(), [true], "{filter}");
+            router.unsubscribe(&asked, mailbox.key);
+            subscribe(false);
+            router.unsubscribe_clean(&asked, mailbox.key);
+            assert!(found().is_empty(), "{filter}");
         }
     }
 }

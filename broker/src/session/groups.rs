@@ -136,12 +136,10 @@ impl Node {
                 return Given::Appended(key);
             }
             // Another node may have passed it on to a member here before its publisher came here with it.
-            let relay = self.relay.as_ref();
-            let is_new = relay.is_none_or(|relay| relay.is_new(message.qos, handing.mid));
-            if !is_new || fanout.hand(member, message, caps, &self.counters) {
+            if !self.is_new(message.qos, handing.mid) || fanout.hand(member, message, caps, &self.counters) {
                 return Given::Queued(key);
             }
-            relay.inspect(|relay| relay.was_not_given(handing.mid));
+            self.relay.iter().for_each(|relay| relay.was_not_given(handing.mid));
         }
         Given::Nobody
     }

@@ -161,12 +161,10 @@ fn measure(
         command.args(["--subscribers-at", &other.addr.to_string(), "--pid", &other.pid().to_string()]);
     }
     // Links are made within a second.
-    let warmup = if other.is_some() {
-        "2"
-    } else if options.quick {
-        "0.3"
-    } else {
-        "1"
+    let warmup = match (&other, options.quick) {
+        (Some(_), _) => "2",
+        (None, true) => "0.3",
+        (None, false) => "1",
     };
     command.args(["--duration", &seconds.to_string(), "--warmup", warmup]);
     command.args(["--timeout", &(seconds + 120.0).to_string()]);

@@ -138,6 +138,12 @@ const LEFT: &[Bar] = &[
 
 const RATE_OF_BARE: Bar = Bar { of: Metric::PerSecond, limit: Limit::LeastOfBest(0.7) };
 
+/// On two nodes as on one.
+const PACED: &[&str] =
+    &["--qos", "1", "--window", "1000", "--rate", "2000", "--sleep", "p2p", "--pairs", "50"];
+const PACED_LASTING: &[&str] =
+    &["--qos", "1", "--window", "1000", "--rate", "2000", "--sleep", "--persistent", "p2p", "--pairs", "50"];
+
 pub(super) const SCENES: &[Scene] = &[
     Scene {
         name: "p2p QoS 0, 50 pairs, 30,000/s",
@@ -217,7 +223,7 @@ pub(super) const SCENES: &[Scene] = &[
     },
     Scene {
         name: "p2p QoS 1 on one node with Kafka, 50 pairs, 2,000/s",
-        load: &["--qos", "1", "--window", "1000", "--rate", "2000", "--sleep", "p2p", "--pairs", "50"],
+        load: PACED,
         peers: &[],
         store: Store::Kafka,
         restarts: false,
@@ -225,19 +231,7 @@ pub(super) const SCENES: &[Scene] = &[
     },
     Scene {
         name: "p2p QoS 1 on one node with Kafka to sessions that last, 50 pairs, 2,000/s",
-        load: &[
-            "--qos",
-            "1",
-            "--window",
-            "1000",
-            "--rate",
-            "2000",
-            "--sleep",
-            "--persistent",
-            "p2p",
-            "--pairs",
-            "50",
-        ],
+        load: PACED_LASTING,
         peers: &[],
         store: Store::Kafka,
         restarts: false,
@@ -245,7 +239,7 @@ pub(super) const SCENES: &[Scene] = &[
     },
     Scene {
         name: "p2p QoS 1 across two nodes, 50 pairs, 2,000/s",
-        load: &["--qos", "1", "--window", "1000", "--rate", "2000", "--sleep", "p2p", "--pairs", "50"],
+        load: PACED,
         peers: &[],
         store: Store::KafkaOfTwo,
         restarts: false,
@@ -253,19 +247,7 @@ pub(super) const SCENES: &[Scene] = &[
     },
     Scene {
         name: "p2p QoS 1 across two nodes to sessions that last, 50 pairs, 2,000/s",
-        load: &[
-            "--qos",
-            "1",
-            "--window",
-            "1000",
-            "--rate",
-            "2000",
-            "--sleep",
-            "--persistent",
-            "p2p",
-            "--pairs",
-            "50",
-        ],
+        load: PACED_LASTING,
         peers: &[],
         store: Store::KafkaOfTwo,
         restarts: false,
