@@ -36,6 +36,10 @@ pub(crate) enum Mistake {
     SharedClaimKey,
     /// A publish is routed without a look at what other nodes have promised meanwhile.
     RouteOnOldView,
+    /// A subscription is granted before those have read it who hold a lease.
+    SubackBeforeRead,
+    /// A lease counts before what was promised when it was given is read.
+    LeaseBeforeRead,
     /// A subscription of a session in no log is granted before other nodes know of it.
     SubackBeforeAnnouncement,
     /// The newest messages go for want of room, not the oldest.

@@ -114,6 +114,8 @@ pub(crate) fn background(node: &Arc<Node>) -> Vec<BoxFuture<'static, ()>> {
     let mut tasks: Vec<BoxFuture<'static, ()>> = vec![Box::pin(session::log::sweep(node.clone()))];
     if node.sessions.shared {
         tasks.push(Box::pin(session::log::barriers(node.clone())));
+        tasks.push(Box::pin(session::log::list_peers(node.clone())));
+        tasks.push(Box::pin(session::log::ask_peers(node.clone())));
         tasks.push(Box::pin(Relay::follow(node.clone())));
         tasks.push(Box::pin(Relay::watch(node.clone())));
     }

@@ -165,6 +165,14 @@ const FAMILIES: &[Family] = &[
             each("way", &ways, |name| passed(node, name))
         },
     ),
+    family(
+        "mqtt_publishes_by_lease_total",
+        "Publishes at QoS 1 and 2 that were routed without a round trip to the log.",
+        |node| {
+            let several = node.relay.iter();
+            several.flat_map(|_| one(real(node.sessions.routed_at_once()))).collect()
+        },
+    ),
     family("mqtt_memory_resident_bytes", "Memory of the process.", |node| {
         one(real(node.admission.memory.figures().0))
     }),

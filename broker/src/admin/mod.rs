@@ -121,6 +121,7 @@ async fn counters(Serving(node): Serving) -> Json<Value> {
     all.insert("subscriptions".to_owned(), Value::from(node.router.subscriptions()));
     let figures = node.relay.iter().flat_map(|relay| relay.figures());
     all.extend(figures.map(|(name, value)| (name.to_owned(), Value::from(value))));
+    all.insert("publishes_by_lease".to_owned(), Value::from(node.sessions.routed_at_once()));
     all.insert("sessions_logged".to_owned(), Value::from(node.sessions.live()));
     Json(Value::Object(all))
 }

@@ -96,6 +96,8 @@ pub(crate) struct Connection<S> {
     intake: VecDeque<Intake>,
     /// Counts those that something of their own is waited for.
     turns: u64,
+    /// A barrier was passed since this connection began: what its client was told before, on whichever node, is known.
+    has_looked: bool,
     /// Gets the outcomes of this connection's appends.
     settling: Arc<dyn AppendSink>,
     /// Read, not yet parsed.
@@ -201,6 +203,7 @@ where
             topics: Topics::default(),
             intake: VecDeque::new(),
             turns: 0,
+            has_looked: false,
             settling: Arc::new(Settling { mailbox: mailbox.clone(), connection: held.claim }),
             backlog: BytesMut::new(),
             pauses: Pauses::default(),

@@ -3,7 +3,7 @@
 //! They are issued strictly in order. Most are routed and handed to the log at once. A QoS 2 message of a
 //! session in the log is noted there first ([`crate::session::note`]); what comes behind it on the connection waits for
 //! its turn. A retained one is kept as its topic's before it is routed, in the order in which they came. Where other nodes
-//! share the log each waits for a fresh view before that ([`crate::session::log::SessionLog::is_fresh_or`]). One is acknowledged once it is durable wherever it must be: under its parent, and for each partition of the
+//! share the log each waits for a fresh view before that ([`knows_all`]). One is acknowledged once it is durable wherever it must be: under its parent, and for each partition of the
 //! session log in which a session gets it.
 
 use std::{collections::HashMap, sync::Arc};
@@ -100,6 +100,13 @@ impl Intake {
     }
 }
 
+/// Whether a publish of a connection can be routed now: no session is missing that anybody was told of before. Else `done` is told
+/// once that is so. Until a barrier was passed leases do not do: they say nothing of messages, and what this client had from
+/// another node before must not come behind.
+fn knows_all(has_looked: bool, log: &SessionLog, done: impl FnOnce() -> Completion) -> bool {
+    (has_looked && log.knows_all()) || log.is_fresh_or(done)
+}
+
 impl Topics {
     /// Settings have changed: all must be judged anew.
     pub(super) fn forget(&mut self) {
@@ -194,6 +201,7 @@ where
             let waiting = self.intake.iter().position(|intake| intake.turn == number);
             let Some(intake) = waiting.and_then(|index| self.intake.get_mut(index)) else { return };
             intake.is_stored |= token & FOUND != 0;
+            self.has_looked |= token & FRESH != 0;
             let is_kept = !intake.message.retain || token & RETAINED != 0;
             // First who subscribes finds it, then those who have get it: so nobody misses it in between.
             intake.stage = match token & FRESH != 0 {
@@ -202,8 +210,8 @@ where
                 false => Stage::Turn,
             };
             if intake.stage == Stage::Freshening {
-                let done = Completion { sink: self.settling.clone(), token: FRESH | number };
-                if self.node.sessions.is_fresh_or(|| done) {
+                let done = || Completion { sink: self.settling.clone(), token: FRESH | number };
+                if knows_all(self.has_looked, &self.node.sessions, done) {
                     intake.stage = Stage::Ready;
                 }
             } else if intake.stage == Stage::Turn {
@@ -264,7 +272,8 @@ where
 
     /// What a publish waits for that needs nothing but a fresh view.
     fn freshen(&self, turn: u64) -> Stage {
-        let is_fresh = self.node.sessions.is_fresh_or(|| self.completion(FRESH | turn));
+        let done = || self.completion(FRESH | turn);
+        let is_fresh = knows_all(self.has_looked, &self.node.sessions, done);
         if is_fresh { Stage::Ready } else { Stage::Freshening }
     }
 

@@ -14,6 +14,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use super::{Connection, Scratch, publish::GRANTED, trace};
 use crate::{
     limits::notice,
+    log::Completion,
     router::Options,
     session::log::{Queueing, gather},
 };
@@ -33,13 +34,24 @@ struct Waiting {
     packet_id: u16,
     is_subscribe: bool,
     reasons: Vec<Reason>,
-    /// Filters that are not in force yet; then, whether what is retained may be older than what others were promised.
+    /// What the stage waits for: filters, or one answer.
     left: usize,
-    is_fresh: bool,
+    stage: Stage,
     /// Whose retained messages are sent then.
     retained: Vec<(Filter, Options)>,
     /// Shared subscriptions of which the session is a member then.
     shares: Vec<Box<str>>,
+}
+
+/// What one waits for. It gets there in this order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// The log has its filters.
+    InForce,
+    /// Other nodes know of them.
+    Known,
+    /// What is retained is not older than what others were promised.
+    Fresh,
 }
 
 impl<S> Connection<S>
@@ -70,7 +82,7 @@ where
         trace::subscribed(&self.node, self.client_id(), &subscribe.filters, &reasons);
         let packet_id = subscribe.packet_id;
         let waiting =
-            Waiting { packet_id, is_subscribe: true, reasons, left, is_fresh: false, retained, shares };
+            Waiting { packet_id, is_subscribe: true, reasons, left, stage: Stage::InForce, retained, shares };
         self.answer(waiting, scratch);
     }
 
@@ -99,8 +111,8 @@ where
             })
             .collect();
         let packet_id = unsubscribe.packet_id;
-        let (retained, shares, is_fresh) = (Vec::new(), Vec::new(), false);
-        let waiting = Waiting { packet_id, is_subscribe: false, reasons, left, is_fresh, retained, shares };
+        let (retained, shares, stage) = (Vec::new(), Vec::new(), Stage::InForce);
+        let waiting = Waiting { packet_id, is_subscribe: false, reasons, left, stage, retained, shares };
         self.answer(waiting, scratch);
     }
 
@@ -123,14 +135,25 @@ where
         self.mind_the_log();
     }
 
-    /// All of one is in force: it is answered, once what is retained is known as it is now.
+    /// One has what it waited for: it is answered once all nodes know of it, and what is retained is known as it is now.
     fn look(&mut self, number: u64, scratch: &mut Scratch) {
         let node = self.node.clone();
-        let done = self.completion(GRANTED | number);
+        let sink = &self.settling;
+        let done = || Completion { sink: sink.clone(), token: GRANTED | number };
         let Some(waiting) = self.asked.waiting.get_mut(&number) else { return };
-        if !waiting.is_fresh && !waiting.retained.is_empty() && !node.sessions.is_fresh_or(|| done) {
-            (waiting.is_fresh, waiting.left) = (true, 1);
-            return;
+        waiting.left = 1;
+        if waiting.stage == Stage::InForce {
+            waiting.stage = Stage::Known;
+            if !node.sessions.is_known_or(done) {
+                return;
+            }
+        }
+        // Who publishes from here on finds it; what was published before is retained.
+        if waiting.stage == Stage::Known {
+            waiting.stage = Stage::Fresh;
+            if !waiting.retained.is_empty() && !node.sessions.is_fresh_or(done) {
+                return;
+            }
         }
         if let Some(waiting) = self.asked.waiting.remove(&number) {
             self.tell(waiting, scratch);

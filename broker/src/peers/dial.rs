@@ -1,7 +1,7 @@
 //! The end of links that passes messages on: one task for each other process run that the log knows.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, VecDeque},
     net::SocketAddr,
     pin::pin,
     sync::Arc,
@@ -29,9 +29,18 @@ use tonic_prost::ProstCodec;
 use super::{
     ASK_AFTER, STREAM_WINDOW, UNANSWERED,
     settings::{Current, Settings},
-    wire::{self, Answer, Call, FromPeer, Hello, InTouch, SPOKEN, Taken, ToPeer, Versions, Welcome},
+    wire::{
+        self, Answer, Ask, Call, FromPeer, HasRead, Hello, InTouch, SPOKEN, Taken, ToPeer, Versions, Welcome,
+    },
 };
-use crate::{limits::Trouble, node::Node, session::relay::Relay};
+use crate::{
+    limits::Trouble,
+    node::Node,
+    session::{
+        log::{ASK_EVERY, Hearing, TooMuch},
+        relay::Relay,
+    },
+};
 
 /// How often it is looked at which process runs there are, and whether a link is in time.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
@@ -61,6 +70,8 @@ enum NoLink {
     Another,
     #[error("it did not say what a peer says")]
     Strange,
+    #[error("it asks for more before it was answered")]
+    TooMuch,
     #[error("it was closed")]
     Closed,
     #[error("it broke: {0}")]
@@ -72,6 +83,12 @@ enum NoLink {
 impl From<Status> for NoLink {
     fn from(status: Status) -> NoLink {
         NoLink::Broke(root(&status))
+    }
+}
+
+impl From<TooMuch> for NoLink {
+    fn from(TooMuch: TooMuch) -> NoLink {
+        NoLink::TooMuch
     }
 }
 
@@ -144,7 +161,9 @@ async fn pass_on(
     };
     tracing::info!("a link to node {name} at {address} stands");
     let mut handed = pin!(relay.handed());
-    let mut ticks = interval(TICK);
+    let (mut ticks, mut asks) = (interval(TICK), interval(ASK_EVERY));
+    let mut hearing = Hearing::new(node.clone(), boot);
+    let mut said = VecDeque::new();
     let mut may_have_more = true;
     loop {
         tokio::select! {
@@ -153,13 +172,19 @@ async fn pass_on(
                 match answer?.ok_or(NoLink::Closed)?.answer {
                     Some(Answer::Taken(Taken { sequence })) => link.taken(sequence),
                     Some(Answer::InTouch(InTouch {})) => relay.peer_is_in_touch(name),
+                    Some(Answer::Lease(lease)) => hearing.lease(lease),
+                    Some(Answer::ReadOn(read_on)) => hearing.read_on(read_on)?,
                     // Of a later version.
                     Some(Answer::Welcome(_)) | None => {}
                 }
                 may_have_more = true;
             }
-            room = calls.reserve(), if may_have_more => {
+            room = calls.reserve(), if may_have_more || !said.is_empty() => {
                 let room = room.map_err(|_| NoLink::Closed)?;
+                if let Some(call) = said.pop_front() {
+                    room.send(ToPeer { call: Some(call) });
+                    continue;
+                }
                 // What is handed over from here on is heard of.
                 handed.set(relay.handed());
                 match link.batch() {
@@ -168,6 +193,10 @@ async fn pass_on(
                 }
             }
             () = &mut handed, if !may_have_more => may_have_more = true,
+            round = hearing.next() => said.push_back(Call::HasRead(HasRead { round })),
+            _ = asks.tick() => {
+                said.extend(hearing.ask().filter(|_| said.is_empty()).map(|asked| Call::Ask(Ask { asked })));
+            }
             _ = ticks.tick() => {
                 if link.is_overdue() {
                     return Err(NoLink::Overdue);

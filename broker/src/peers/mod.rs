@@ -4,12 +4,14 @@
 //! |---|---|
 //! | [`outgoing`] | what goes by a link and what through the log, and what is done with: without input, output or a clock |
 //! | [`incoming`] | what of it is new where it arrives |
+//! | [`lease`] | whose word a node has that it misses no subscription, and whom a node asks before it tells of one |
 //! | [`wire`] | what goes over a link |
 //! | [`dial`], [`serve`] | its two ends: gRPC |
 //! | [`settings`], [`tls`] | where nodes find each other, and how they know that it is they |
 
 mod dial;
 pub(crate) mod incoming;
+pub(crate) mod lease;
 pub(crate) mod outgoing;
 mod serve;
 pub(crate) mod settings;

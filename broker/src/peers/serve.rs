@@ -26,11 +26,16 @@ use super::{
     ASK_AFTER, STREAM_WINDOW, UNANSWERED,
     outgoing::BATCH_BYTES,
     settings::{Current, Settings},
-    wire::{self, Answer, Call, FromPeer, Hello, InTouch, SPOKEN, Taken, ToPeer, Versions, Welcome},
+    wire::{
+        self, Answer, Ask, Call, FromPeer, HasRead, Hello, InTouch, SPOKEN, Taken, ToPeer, Versions, Welcome,
+    },
 };
 use crate::{
     node::Node,
-    session::relay::{BEAT, Relay, Rising},
+    session::{
+        log::Giving,
+        relay::{BEAT, Relay, Rising},
+    },
 };
 
 /// Connections at a time; each peer has one.
@@ -146,6 +151,7 @@ struct Taking {
     taken: Arc<Rising>,
     /// Up to which number the peer was told that it is taken.
     told: u64,
+    giving: Giving,
     /// When it is said whether this node is in touch with the log.
     ticks: Interval,
     welcome: Option<Welcome>,
@@ -169,7 +175,8 @@ impl Taking {
         let mut ticks = interval(BEAT);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let welcome = Some(Welcome { version, boot: node.boot, taken: told });
-        Ok(Taking { from: *from, calls, taken, told, ticks, welcome, is_over: false, node })
+        let giving = Giving::new(node.clone(), *from);
+        Ok(Taking { from: *from, calls, taken, told, giving, ticks, welcome, is_over: false, node })
     }
 
     async fn next(&mut self) -> Option<Result<FromPeer, Status>> {
@@ -183,15 +190,22 @@ impl Taking {
                     self.told = sequence;
                     return Some(Ok(FromPeer { answer: Some(Answer::Taken(Taken { sequence })) }));
                 }
+                read_on = self.giving.next() => {
+                    return Some(Ok(FromPeer { answer: Some(Answer::ReadOn(read_on)) }));
+                }
                 _ = self.ticks.tick() => {
                     if self.node.relay.as_ref()?.is_in_touch() {
                         return Some(Ok(FromPeer { answer: Some(Answer::InTouch(InTouch {})) }));
                     }
                 }
                 call = self.calls.message() => {
-                    if let Err(why) = self.take(call).await {
-                        self.is_over = true;
-                        return why.map(Err);
+                    match self.take(call).await {
+                        Ok(None) => {}
+                        Ok(answer) => return Some(Ok(FromPeer { answer })),
+                        Err(why) => {
+                            self.is_over = true;
+                            return why.map(Err);
+                        }
                     }
                 }
             }
@@ -199,16 +213,22 @@ impl Taking {
         None
     }
 
-    /// An error ends it, with what is said of that.
-    async fn take(&self, call: Result<Option<ToPeer>, Status>) -> Result<(), Option<Status>> {
+    /// What is answered at once, if anything is. An error ends it, with what is said of that.
+    async fn take(&mut self, call: Result<Option<ToPeer>, Status>) -> Result<Option<Answer>, Option<Status>> {
         match call.map_err(Some)?.ok_or(None)?.call {
             Some(Call::Batch(batch)) => {
                 let relay: &Relay = self.node.relay.as_ref().ok_or(None)?;
                 let taken = relay.take_linked(&self.node, self.from, &batch).await;
-                taken.map_err(|error| Some(Status::failed_precondition(error.to_string())))
+                taken.map_err(|error| Some(Status::failed_precondition(error.to_string())))?;
+                Ok(None)
+            }
+            Some(Call::Ask(Ask { asked })) => Ok(self.giving.give(asked).map(Answer::Lease)),
+            Some(Call::HasRead(HasRead { round })) => {
+                self.giving.read(round);
+                Ok(None)
             }
             // Of a later version.
-            Some(Call::Hello(_)) | None => Ok(()),
+            Some(Call::Hello(_)) | None => Ok(None),
         }
     }
 }

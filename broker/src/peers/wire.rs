@@ -4,7 +4,8 @@
 //! service Peers { rpc Pass(stream ToPeer) returns (stream FromPeer); }
 //! ```
 //!
-//! Who passes on calls, and says [`Hello`] first; the answer is [`Welcome`], then batches go one way and [`Taken`] the other. Each
+//! Who passes on calls, and says [`Hello`] first; the answer is [`Welcome`], then batches go one way and [`Taken`] the other; and
+//! [`Ask`] one way, [`Lease`] the other, [`ReadOn`] and [`HasRead`] back. Each
 //! side names the lowest and the highest version that it speaks; the highest that both do is spoken. Fields that a side does
 //! not know are passed over, so a new field needs a new version only if it must not be.
 
@@ -13,8 +14,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use mqtt_proto::{
     codec::QoS,
-    durable::record::Boot,
-    message::{Message, MessageId},
+    durable::record::{Boot, Offset},
+    message::{Message, MessageId, Millis},
     topic::check_topic,
 };
 
@@ -105,9 +106,45 @@ pub(crate) struct Taken {
 #[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
 pub(crate) struct InTouch {}
 
+/// Asks for a lease (see [`super::lease`]).
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+pub(crate) struct Ask {
+    /// Now, in milliseconds of the caller's steady clock.
+    #[prost(uint64, tag = "1")]
+    pub(crate) asked: Millis,
+}
+
+/// A lease, once the caller has read the session log as far as this.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub(crate) struct Lease {
+    /// As in [`Ask`].
+    #[prost(uint64, tag = "1")]
+    pub(crate) asked: Millis,
+    /// Of each partition.
+    #[prost(uint64, repeated, tag = "2")]
+    pub(crate) positions: Vec<Offset>,
+}
+
+/// Somebody waits until the caller has read the session log as far as this.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub(crate) struct ReadOn {
+    #[prost(uint64, tag = "1")]
+    pub(crate) round: u64,
+    /// Of each partition.
+    #[prost(uint64, repeated, tag = "2")]
+    pub(crate) positions: Vec<Offset>,
+}
+
+/// It has.
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+pub(crate) struct HasRead {
+    #[prost(uint64, tag = "1")]
+    pub(crate) round: u64,
+}
+
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 pub(crate) struct ToPeer {
-    #[prost(oneof = "Call", tags = "1, 2")]
+    #[prost(oneof = "Call", tags = "1, 2, 3, 4")]
     pub(crate) call: Option<Call>,
 }
 
@@ -117,11 +154,15 @@ pub(crate) enum Call {
     Hello(Hello),
     #[prost(message, tag = "2")]
     Batch(Batch),
+    #[prost(message, tag = "3")]
+    Ask(Ask),
+    #[prost(message, tag = "4")]
+    HasRead(HasRead),
 }
 
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 pub(crate) struct FromPeer {
-    #[prost(oneof = "Answer", tags = "1, 2, 3")]
+    #[prost(oneof = "Answer", tags = "1, 2, 3, 4, 5")]
     pub(crate) answer: Option<Answer>,
 }
 
@@ -133,6 +174,10 @@ pub(crate) enum Answer {
     Taken(Taken),
     #[prost(message, tag = "3")]
     InTouch(InTouch),
+    #[prost(message, tag = "4")]
+    Lease(Lease),
+    #[prost(message, tag = "5")]
+    ReadOn(ReadOn),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -256,7 +301,7 @@ mod tests {
         let read = Batch::decode(&batch.encode_to_vec()[..]).unwrap();
         assert_eq!((read.after, read.messages.len()), (3, 1));
         // A call that is not known is there, and says nothing.
-        let unknown = [0x1a, 0x02, 0x08, 0x01];
+        let unknown = [0x7a, 0x02, 0x08, 0x01];
         assert_eq!(ToPeer::decode(&unknown[..]).unwrap().call, None);
     }
 

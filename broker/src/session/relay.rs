@@ -308,6 +308,7 @@ impl Relay {
             }
             let others = node.sessions.others();
             relay.forget(|boot| !others.contains_key(&boot));
+            node.sessions.forget_leases(|boot| !others.contains_key(&boot));
             for boot in relay.silent(&node.sessions.current_runs()) {
                 tracing::warn!(boot, "a node has said nothing for {} s: it is over", SILENCE.as_secs());
                 node.sessions.say_down(boot, node.wall());

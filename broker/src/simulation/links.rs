@@ -22,8 +22,11 @@ use tokio::{
 use super::world::{Running, World};
 use crate::{
     outside::Simulated,
-    peers::wire::Batch,
-    session::relay::{BEAT, Relay},
+    peers::wire::{Answer, Ask, Call, HasRead, InTouch, Taken},
+    session::{
+        log::{ASK_EVERY, Giving, Hearing},
+        relay::{BEAT, Relay},
+    },
 };
 
 const LOOK_EVERY: Duration = Duration::from_millis(500);
@@ -38,14 +41,6 @@ pub(super) struct Path {
     broken: Notify,
     /// In milliseconds, one way.
     delay: Mutex<Range<u64>>,
-}
-
-/// What the peer says.
-enum Word {
-    /// See [`crate::peers::wire::Taken`].
-    Taken(u64),
-    /// See [`crate::peers::wire::InTouch`].
-    InTouch,
 }
 
 /// One end of a link in one direction.
@@ -159,30 +154,41 @@ async fn keep(world: Arc<World>, (from, to): (usize, usize), running: Running, b
 
 /// Makes a link, and passes on over it what is for the peer, as long as it stands.
 async fn pass_on(world: &World, path: &Arc<Path>, running: &Running, peer: &Running) {
-    let (mut batches, arriving) = pipe(path, world.fork());
+    let (mut calls, arriving) = pipe(path, world.fork());
     let (answers, mut answered) = pipe(path, world.fork());
     peer.machine.spawn(Box::pin(take(peer.clone(), running.node.boot, arriving, answers)));
-    let Some(Word::Taken(taken)) = answered.receive().await else { return };
-    let (Some(relay), Some(link)) = (&running.node.relay, Relay::join(&running.node, peer.node.boot, taken))
-    else {
+    let Some(Answer::Taken(Taken { sequence })) = answered.receive().await else { return };
+    let boot = peer.node.boot;
+    let (Some(relay), Some(link)) = (&running.node.relay, Relay::join(&running.node, boot, sequence)) else {
         return;
     };
-    let mut ticks = interval(TICK);
+    let mut hearing = Hearing::new(running.node.clone(), boot);
+    let (mut ticks, mut asks) = (interval(TICK), interval(ASK_EVERY));
     loop {
         let handed = relay.handed();
         while let Some(batch) = link.batch() {
-            if !batches.send(batch) {
+            if !calls.send(Call::Batch(batch)) {
                 return;
             }
         }
         tokio::select! {
             biased;
-            word = answered.receive() => match word {
-                Some(Word::Taken(taken)) => link.taken(taken),
-                Some(Word::InTouch) => relay.peer_is_in_touch("another"),
-                None => return,
+            answer = answered.receive() => match answer {
+                Some(Answer::Taken(Taken { sequence })) => link.taken(sequence),
+                Some(Answer::InTouch(InTouch {})) => relay.peer_is_in_touch("another"),
+                Some(Answer::Lease(lease)) => hearing.lease(lease),
+                Some(Answer::ReadOn(read_on)) => hearing.read_on(read_on).unwrap(),
+                Some(Answer::Welcome(_)) | None => return,
             },
             () = handed => {}
+            round = hearing.next() => {
+                calls.send(Call::HasRead(HasRead { round }));
+            }
+            _ = asks.tick() => {
+                if let Some(asked) = hearing.ask() {
+                    calls.send(Call::Ask(Ask { asked }));
+                }
+            }
             _ = ticks.tick() => {
                 if link.is_overdue() {
                     return;
@@ -193,13 +199,14 @@ async fn pass_on(world: &World, path: &Arc<Path>, running: &Running, peer: &Runn
 }
 
 /// The peer's end: says first what it has, then takes what comes.
-async fn take(peer: Running, from: Boot, mut arriving: Arrivals<Batch>, mut answers: Departures<Word>) {
+async fn take(peer: Running, from: Boot, mut arriving: Arrivals<Call>, mut answers: Departures<Answer>) {
     let Some(relay) = &peer.node.relay else { return };
     let path = arriving.path.clone();
     let mut broken = pin!(path.broken.notified());
     let taken = relay.taken_of(from);
     let mut told = taken.get();
-    answers.send(Word::Taken(told));
+    answers.send(Answer::Taken(Taken { sequence: told }));
+    let mut giving = Giving::new(peer.node.clone(), from);
     let mut ticks = interval(BEAT);
     loop {
         tokio::select! {
@@ -208,16 +215,29 @@ async fn take(peer: Running, from: Boot, mut arriving: Arrivals<Batch>, mut answ
             number = taken.reach(told + 1) => {
                 told = number;
                 // Nobody may be there to hear it. What has been sent is taken all the same.
-                answers.send(Word::Taken(told));
+                answers.send(Answer::Taken(Taken { sequence: told }));
+            }
+            read_on = giving.next() => {
+                answers.send(Answer::ReadOn(read_on));
             }
             _ = ticks.tick() => {
                 if relay.is_in_touch() {
-                    answers.send(Word::InTouch);
+                    answers.send(Answer::InTouch(InTouch {}));
                 }
             }
-            batch = arriving.receive() => match batch {
-                Some(batch) if relay.take_linked(&peer.node, from, &batch).await.is_ok() => {}
-                _ => return,
+            call = arriving.receive() => match call {
+                Some(Call::Batch(batch)) => {
+                    if relay.take_linked(&peer.node, from, &batch).await.is_err() {
+                        return;
+                    }
+                }
+                Some(Call::Ask(Ask { asked })) => {
+                    if let Some(lease) = giving.give(asked) {
+                        answers.send(Answer::Lease(lease));
+                    }
+                }
+                Some(Call::HasRead(HasRead { round })) => giving.read(round),
+                Some(Call::Hello(_)) | None => return,
             },
         }
     }

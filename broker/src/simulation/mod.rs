@@ -50,8 +50,23 @@ struct Report {
     exercised: Exercised,
     violation: Option<String>,
     faults: usize,
+    used: Used,
+}
+
+/// What spared the log something, by the nodes that were there at the end.
+#[derive(Clone, Copy, Debug, Default)]
+struct Used {
     /// Messages that links have brought.
-    by_links: u64,
+    links: u64,
+    /// Publishes that were routed without a barrier.
+    leases: u64,
+}
+
+impl std::ops::AddAssign for Used {
+    fn add_assign(&mut self, other: Used) {
+        self.links += other.links;
+        self.leases += other.leases;
+    }
 }
 
 /// `kept`: events that are kept.
@@ -73,26 +88,29 @@ fn run(seed: u64, kept: usize, mistake: Option<Mistake>) -> Report {
                 break;
             }
         }
-        let relays = (0..world.places.len())
-            .filter_map(|index| world.running(index)?.node.relay.as_ref().map(Relay::figures));
-        let by_links =
-            relays.flatten().filter(|(name, _)| *name == "passed_by_links").map(|(_, times)| times).sum();
+        let mut used = Used::default();
+        for node in (0..world.places.len()).filter_map(|index| Some(world.running(index)?.node)) {
+            let figures = node.relay.as_ref().map(Relay::figures);
+            let links = figures.iter().flatten().filter(|(name, _)| *name == "passed_by_links");
+            let links = links.map(|(_, times)| times).sum();
+            used += Used { links, leases: node.sessions.routed_at_once() };
+        }
         let mut ledger = world.ledger.lock();
         let exercised = std::mem::take(&mut ledger.exercised);
         let (hash, events, faults) = (ledger.hash(), ledger.events(), ledger.faults());
-        Report { hash, events, exercised, violation: ledger.violation.take(), faults, by_links }
+        Report { hash, events, exercised, violation: ledger.violation.take(), faults, used }
     })
 }
 
-/// Runs seeds on all cores; stops at the first violation, and at `until`. Returns what was exercised, and how many messages links brought.
-fn run_all(seeds: std::ops::Range<u64>, kept: usize, until: Option<Instant>) -> (Exercised, u64) {
+/// Runs seeds on all cores; stops at the first violation, and at `until`. Returns what was exercised and used.
+fn run_all(seeds: std::ops::Range<u64>, kept: usize, until: Option<Instant>) -> (Exercised, Used) {
     let next = AtomicU64::new(seeds.start);
     let work = || {
-        let (mut exercised, mut by_links) = (Exercised::new(), 0);
+        let (mut exercised, mut used) = (Exercised::new(), Used::default());
         loop {
             let seed = next.fetch_add(1, Ordering::Relaxed);
             if seed >= seeds.end || until.is_some_and(|until| Instant::now() > until) {
-                return (exercised, by_links);
+                return (exercised, used);
             }
             let report = run(seed, kept, None);
             if let Some(violation) = report.violation {
@@ -102,7 +120,7 @@ fn run_all(seeds: std::ops::Range<u64>, kept: usize, until: Option<Instant>) -> 
                 );
             }
             assert!(report.faults >= 20, "seed {seed} has only {} faults", report.faults);
-            by_links += report.by_links;
+            used += report.used;
             for (what, times) in report.exercised {
                 *exercised.entry(what).or_default() += times;
             }
@@ -111,16 +129,15 @@ fn run_all(seeds: std::ops::Range<u64>, kept: usize, until: Option<Instant>) -> 
     std::thread::scope(|scope| {
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
         let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
-        let (mut all, mut all_by_links) = (Exercised::new(), 0);
+        let (mut all, mut all_used) = (Exercised::new(), Used::default());
         for worker in workers {
-            let (exercised, by_links) =
-                worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-            all_by_links += by_links;
+            let (exercised, used) = worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            all_used += used;
             for (what, times) in exercised {
                 *all.entry(what).or_default() += times;
             }
         }
-        (all, all_by_links)
+        (all, all_used)
     })
 }
 
@@ -140,10 +157,10 @@ fn the_rules_hold_whatever_goes_wrong() {
         drop(run_all(first..u64::MAX, SHOWN, Some(Instant::now() + Duration::from_secs(minutes * 60))));
         return;
     }
-    let (exercised, by_links) = run_all(0..from_env("SIM_SEEDS").unwrap_or(SEEDS), SHOWN, None);
+    let (exercised, used) = run_all(0..from_env("SIM_SEEDS").unwrap_or(SEEDS), SHOWN, None);
     // How often what was judged while what was wrong, for who asks with --nocapture.
-    println!("{FAULTS:?}; links brought {by_links} messages");
-    assert!(by_links > 0, "no link has ever brought a message");
+    println!("{FAULTS:?}; {used:?}");
+    assert!(used.links > 0 && used.leases > 0, "nothing goes the fast way: {used:?}");
     for rule in RULES {
         let times = FAULTS.map(|fault| exercised.get(&(rule, fault)).copied().unwrap_or(0));
         println!("{rule:?}: {times:?}");
@@ -173,6 +190,8 @@ fn mistakes_are_noticed() {
         Mistake::EndWithoutPassing,
         Mistake::LinkAheadOfLog,
         Mistake::ForgetUnconfirmed,
+        Mistake::SubackBeforeRead,
+        Mistake::LeaseBeforeRead,
     ] {
         let noticed = (0..SEEDS).find(|seed| run(*seed, 0, Some(mistake)).violation.is_some());
         // For who asks with --nocapture.

@@ -145,10 +145,15 @@ impl Wire {
         self.inner.lock().node_closed
     }
 
-    /// When the node last wrote anything.
+    /// When the node last wrote anything to a client that it had let in.
     pub(super) fn node_wrote(&self) -> Option<Instant> {
         self.inner.lock().node_wrote
     }
+}
+
+/// Whether a node begins with a CONNACK that lets nobody in: its session, if there is one, goes on to wait.
+fn is_refusal(bytes: &[u8]) -> bool {
+    matches!(bytes, [0x20, _, _, reason, ..] if *reason != 0)
 }
 
 impl Inner {
@@ -260,7 +265,9 @@ impl AsyncWrite for NodeEnd {
         let taken = room.min(bytes.len());
         let at = inner.arrival(Way::Down);
         inner.down.push(at, Bytes::copy_from_slice(&bytes[..taken]));
-        inner.node_wrote = Some(Instant::now());
+        if !is_refusal(bytes) {
+            inner.node_wrote = Some(Instant::now());
+        }
         inner.wake_readers();
         Poll::Ready(Ok(taken))
     }

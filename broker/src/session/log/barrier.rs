@@ -4,7 +4,13 @@
 //! A *barrier* is a record in every partition. Whoever reads its own back has read all that anybody was promised before it
 //! was asked for. All who ask while one is under way share the next.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use futures_util::future::join_all;
 use mqtt_proto::{
@@ -36,6 +42,8 @@ pub(crate) type BarrierPart = (oneshot::Receiver<Outcome>, oneshot::Receiver<()>
 pub(super) struct Barriers {
     waiting: Mutex<Vec<Completion>>,
     asked: Notify,
+    /// One shall be passed though nobody waits for it.
+    is_due: AtomicBool,
 }
 
 /// Who waits until a barrier of this process run is read back from one partition, by its number.
@@ -78,6 +86,13 @@ impl SessionLog {
             let _ = outcome.await;
         }
     }
+
+    /// Soon a barrier is passed that nobody waits for.
+    pub(super) fn look_again(&self) {
+        if !self.barriers.is_due.swap(true, Ordering::AcqRel) {
+            self.barriers.asked.notify_one();
+        }
+    }
 }
 
 /// Passes the barriers that are asked for, until the task is aborted.
@@ -86,12 +101,13 @@ pub(crate) async fn barriers(node: Arc<Node>) {
     loop {
         log.barriers.asked.notified().await;
         let waiting = std::mem::take(&mut *log.barriers.waiting.lock());
-        if waiting.is_empty() {
+        if waiting.is_empty() && !log.barriers.is_due.load(Ordering::Acquire) {
             continue;
         }
         while !pass(&node).await {
             sleep(RETRY).await;
         }
+        log.barriers.is_due.store(false, Ordering::Release);
         waiting.into_iter().for_each(|done| done.sink.appended(done.token, Outcome::Durable(0)));
     }
 }
@@ -99,6 +115,7 @@ pub(crate) async fn barriers(node: Arc<Node>) {
 /// Writes a barrier, and reads it back.
 async fn pass(node: &Arc<Node>) -> bool {
     let log = &node.sessions;
+    let begun = log.leases.now();
     let number = log.next_sequence();
     let now = node.wall();
     let mut parts = Vec::new();
@@ -111,7 +128,12 @@ async fn pass(node: &Arc<Node>) -> bool {
     parts.extend(node.retained.write_barrier(number, now));
     parts.extend(node.relay.as_ref().map(|relay| relay.write_barrier(number, now)));
     let parts = parts.into_iter().map(is_back);
-    timeout(PATIENCE, join_all(parts)).await.is_ok_and(|parts| parts.into_iter().all(|passed| passed))
+    let passed = timeout(PATIENCE, join_all(parts)).await;
+    let has_passed = passed.is_ok_and(|parts| parts.into_iter().all(|passed| passed));
+    if has_passed {
+        log.leases.looked(begun);
+    }
+    has_passed
 }
 
 /// Writes a process run's barrier with this number to one partition, whose reader tells those in `waits`.

@@ -1,11 +1,6 @@
 //! What happens in the log, as it happens: keeps router, mailboxes and queues in line with the view.
 
-use std::{
-    collections::HashSet,
-    sync::{Arc, atomic::Ordering},
-    task::Waker,
-    time::Duration,
-};
+use std::{collections::HashSet, sync::Arc, task::Waker, time::Duration};
 
 use mqtt_proto::{
     acl::Grants,
@@ -55,7 +50,7 @@ async fn read_on(node: &Arc<Node>, partition: u32) -> Result<(), LogError> {
             log.take(node, partition, stored)?;
         }
         if let Some(of) = usize::try_from(partition).ok().and_then(|index| log.partitions.get(index)) {
-            of.next.store(batch.next, Ordering::Release);
+            of.next.raise(batch.next);
         }
     }
 }
@@ -121,11 +116,13 @@ impl SessionLog {
                 self.act(node, partition, state, &mut record, change, &mut wake);
             }
             self.tell_waiting(node, state, &key, &value, former, stored.offset);
-            if let (Key::Message { boot, chunk, .. }, Some(partition)) = (&key, self.partition(partition))
+            let Some(partition) = self.partition(partition) else { return Ok(()) };
+            if let Key::Message { boot, chunk, .. } = &key
                 && *boot == self.boot
             {
                 partition.has_read(*chunk);
             }
+            partition.next.raise(stored.offset + 1);
             Ok::<_, LogError>(())
         })
         .unwrap_or(Ok(()))?;
@@ -192,6 +189,7 @@ impl SessionLog {
                 self.announced(node, state, boot, &filter, (on, sequence));
             }
             Change::Over => {
+                self.leases.relist();
                 self.forget_over(node, state);
                 self.notice_own_end(state);
             }

@@ -15,6 +15,7 @@
 //! | [`direct`] | messages, in order with what a device is sent before it is in the log |
 //! | [`announce`] | tells other nodes which filters sessions in no log have here |
 //! | [`barrier`] | makes sure that nothing is missing that another node promised |
+//! | [`leases`] | the same without the log, where nodes have links |
 //! | [`bodies`] | finds the messages of a queue again |
 //! | [`pass_on`] | gives what waits for a member of a shared subscription to another |
 //! | [`sweep`] | wills and sessions that are due, what nobody holds, and what is dead |
@@ -25,6 +26,7 @@ mod bodies;
 mod claim;
 mod direct;
 mod follow;
+mod leases;
 mod lives;
 mod pass_on;
 mod replay;
@@ -59,12 +61,13 @@ pub(crate) use self::{
     claim::{ClaimFailed, Online, Resumed, may_resume},
     direct::DIRECT_PATIENCE,
     follow::{delivery, follow},
+    leases::{ASK_EVERY, Giving, Hearing, TooMuch, ask_peers, list_peers},
     pass_on::gather,
     replay::{Begins, Reads, parse, read_to_tick},
     sweep::{publish_will, sweep},
     write::{Queueing, Surely, content, message_of, recipient, record},
 };
-use super::mailbox::Mailbox;
+use super::{mailbox::Mailbox, relay::Rising};
 use crate::{
     log::{Cleanup, Completion, Log, Offset, Topic, TopicSettings},
     outside::Outside,
@@ -98,6 +101,7 @@ pub(crate) struct SessionLog {
     /// See [`Place::shared`].
     pub(crate) shared: bool,
     barriers: barrier::Barriers,
+    leases: leases::Leases,
     announcements: announce::Announcements,
     end: lives::End,
     partitions: Vec<Partition>,
@@ -111,8 +115,8 @@ pub(crate) struct SessionLog {
 #[derive(Default)]
 struct Partition {
     state: Mutex<State>,
-    /// All records before this one have been read.
-    next: AtomicU64,
+    /// All records before this one have been read. It rises while the state is locked, or behind what has followed from it.
+    next: Rising,
     /// The number of the last message that this process run has written here. Held while one is written: they stand in the
     /// log as they are numbered. Whoever has it may lock a mailbox, and nothing else.
     written: Mutex<u64>,
@@ -194,7 +198,7 @@ impl SessionLog {
     }
 
     fn position(&self, partition: u32) -> Offset {
-        self.partition(partition).map_or(0, |partition| partition.next.load(Ordering::Acquire))
+        self.partition(partition).map_or(0, |partition| partition.next.get())
     }
 
     /// Sessions that live.

@@ -21,9 +21,11 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::{
+    super::relay::Rising,
     Partition, Place, SessionLog, State,
     announce::Announcements,
     barrier::Barriers,
+    leases::Leases,
     lives::End,
     write::{self, Surely},
 };
@@ -58,7 +60,7 @@ impl SessionLog {
                 let begins = Begins { boot, node: name, shared, outside };
                 let next = read_to_tick(&*log, &topic, partition, begins, &mut reading).await?;
                 let state = Mutex::new(State { view: reading.view, ..State::default() });
-                Ok::<_, LogError>(Partition { state, next: next.into(), ..Partition::default() })
+                Ok::<_, LogError>(Partition { state, next: Rising::new(next), ..Partition::default() })
             }
         }))
         .await?;
@@ -70,6 +72,7 @@ impl SessionLog {
             name: Name::new(name.into()),
             shared,
             barriers: Barriers::default(),
+            leases: Leases::new(),
             announcements: Announcements::default(),
             end: End::default(),
             partitions,
