@@ -18,7 +18,7 @@ DEV := $(patsubst $(CURDIR)/%,%,$(TARGET))/debug
 TOOLS := $(CURDIR)/.tools
 say = @echo "==> $(1)"
 
-.PHONY: help soak test fmt lint deny unit e2e build demo bench rumqttd-stops fuzz crds images image-files tools mosquitto
+.PHONY: help soak test fmt lint deny unit e2e build before demo bench rumqttd-stops fuzz crds images image-files tools mosquitto
 
 help:
 	@echo "make test   everything a change must pass: format, lints, licences, all tests"
@@ -63,7 +63,20 @@ soak:
 	$(call say,the simulation)
 	@SOAK_MINUTES=$(SOAK_MINUTES) cargo test --quiet --workspace --bin mqtt-broker the_rules_hold -- --nocapture
 
-e2e: tools build
+# The broker that the commit before made: stories replace its nodes by those of this one. What both depend on is compiled once; what
+# is of this workspace has the same name in both, so it gets a folder of its own.
+BEFORE := $(DEV)/before
+before: build
+	@commit=$$(git rev-parse --verify --quiet HEAD~1) || { echo "the commit before is needed: clone with its history" >&2; exit 1; }; \
+	if [ "$$(cat $(BEFORE)/commit 2>/dev/null)" != $$commit ]; then \
+		echo "==> the broker of the commit before"; rm -rf $(BEFORE); mkdir -p $(BEFORE)/source $(BEFORE)/target/debug; \
+		git archive $$commit | tar --extract --touch --directory $(BEFORE)/source; \
+		tar --create --directory $(DEV) --exclude '*mqtt*' .fingerprint build deps | tar --extract --directory $(BEFORE)/target/debug; \
+		cargo build --quiet --workspace --bin mqtt-broker --manifest-path $(BEFORE)/source/Cargo.toml --target-dir $(BEFORE)/target; \
+		mv $(BEFORE)/target/debug/mqtt-broker $(BEFORE)/mqtt-broker; rm -rf $(BEFORE)/target $(BEFORE)/source; \
+		echo $$commit > $(BEFORE)/commit; fi
+
+e2e: tools build before
 	$(call say,user stories)
 	@cargo test --quiet --workspace --no-fail-fast $(call tests,e2e/tests)
 

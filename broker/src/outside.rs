@@ -40,6 +40,8 @@ pub(crate) enum Mistake {
     SubackBeforeRead,
     /// A lease counts before what was promised when it was given is read.
     LeaseBeforeRead,
+    /// A node says that it has read what somebody waits to be told of before it has.
+    HasReadBeforeRead,
     /// A subscription of a session in no log is granted before other nodes know of it.
     SubackBeforeAnnouncement,
     /// The newest messages go for want of room, not the oldest.

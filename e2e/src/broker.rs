@@ -35,6 +35,8 @@ const START_LIMIT: Duration = Duration::from_secs(60);
 
 /// A running broker with its folders.
 pub struct Broker {
+    /// What it runs from its next start on.
+    program: PathBuf,
     home: TempDir,
     data: Data,
     process: Child,
@@ -90,18 +92,24 @@ impl Broker {
         Self::start_in(home, data, manifests, &[])
     }
 
-    /// One node of several on the same Kafka, whose topics stay, with further flags. Its addresses are settled at once: it may
-    /// begin anew by itself.
-    pub fn start_beside(store: &Store, manifests: &Manifests, node: &str, flags: &[String]) -> Result<Self> {
+    /// One node of several on the same Kafka, whose topics stay, with further flags: of this program, such as [`before`]. Its
+    /// addresses are settled at once: it may begin anew by itself.
+    pub fn start_beside(
+        program: &Path,
+        store: &Store,
+        manifests: &Manifests,
+        node: &str,
+        flags: &[String],
+    ) -> Result<Self> {
         let home = tempfile::tempdir()?;
         let Store::Kafka(kafka, listener) = store else { bail!("several brokers share a Kafka only") };
         let data = Data::Kafka(Arc::clone(kafka), *listener);
         data.fit(manifests)?.write_to(&home.path().join("manifests"))?;
         let flags = [&["--node".to_owned(), node.to_owned()], flags].concat();
         let [mqtt, admin] = [free_address()?, free_address()?].map(|address| address.to_string());
-        let mut process = serve(home.path(), &data, &mqtt, &admin, &flags)?;
+        let mut process = serve(program, home.path(), &data, &mqtt, &admin, &flags)?;
         let ready = wait_for_ready(home.path(), &mut process, 1)?;
-        Ok(Self::new(home, data, process, &ready, flags))
+        Ok(Self::new(program.to_owned(), home, data, process, &ready, flags))
     }
 
     /// A counter of `/v1/counters`.
@@ -131,11 +139,12 @@ impl Broker {
 
     /// Starts `run --config CONFIG`, and does not wait for the ready line: [`Self::ready`] does.
     pub fn run(home: TempDir, config: &Path) -> Result<Self> {
-        let process = spawn(home.path(), Command::new(binary()?).arg("run").arg("--config").arg(config))?;
+        let program = binary()?;
+        let process = spawn(home.path(), Command::new(&program).arg("run").arg("--config").arg(config))?;
         let nowhere = SocketAddr::from(([0, 0, 0, 0], 0));
         let data = Data::Folder(home.path().join("data"));
         let ready = Ready { mqtt: nowhere, admin: nowhere, mqtts: None, ws: None, wss: None };
-        Ok(Self::new(home, data, process, &ready, Vec::new()))
+        Ok(Self::new(program, home, data, process, &ready, Vec::new()))
     }
 
     /// Waits for the ready line, and knows the addresses then.
@@ -145,9 +154,16 @@ impl Broker {
         Ok(())
     }
 
-    fn new(home: TempDir, data: Data, process: Child, ready: &Ready, flags: Vec<String>) -> Self {
+    fn new(
+        program: PathBuf,
+        home: TempDir,
+        data: Data,
+        process: Child,
+        ready: &Ready,
+        flags: Vec<String>,
+    ) -> Self {
         let Ready { mqtt, admin, mqtts, ws, wss } = *ready;
-        Self { home, data, process, mqtt, mqtts, ws, wss, admin, starts: 1, flags }
+        Self { program, home, data, process, mqtt, mqtts, ws, wss, admin, starts: 1, flags }
     }
 
     fn serves_at(&mut self, ready: &Ready) {
@@ -165,7 +181,7 @@ impl Broker {
         let home = tempfile::tempdir()?;
         manifests.write_to(&home.path().join("manifests"))?;
         let data = Data::Folder(home.path().join("data"));
-        let process = serve(home.path(), &data, "127.0.0.1:0", "127.0.0.1:0", &[])?;
+        let process = serve(&binary()?, home.path(), &data, "127.0.0.1:0", "127.0.0.1:0", &[])?;
         Self::refused(&home, process)
     }
 
@@ -203,9 +219,10 @@ impl Broker {
     ) -> Result<Self> {
         data.fit(manifests)?.write_to(&home.path().join("manifests"))?;
         let flags: Vec<String> = flags.iter().map(|&flag| flag.to_owned()).collect();
-        let mut process = serve(home.path(), &data, mqtt, "127.0.0.1:0", &flags)?;
+        let program = binary()?;
+        let mut process = serve(&program, home.path(), &data, mqtt, "127.0.0.1:0", &flags)?;
         let ready = wait_for_ready(home.path(), &mut process, 1)?;
-        Ok(Self::new(home, data, process, &ready, flags))
+        Ok(Self::new(program, home, data, process, &ready, flags))
     }
 
     /// Writes the manifests live, as the only ones.
@@ -220,13 +237,18 @@ impl Broker {
         Ok(())
     }
 
+    /// From the next start on it is this program.
+    pub fn becomes(&mut self, program: &Path) {
+        self.program = program.to_owned();
+    }
+
     /// Starts again after an end, on the same data and the same ports.
     pub fn restart(&mut self) -> Result<()> {
         ensure!(self.process.try_wait()?.is_some(), "it still runs");
         let (mqtt, admin) = (self.mqtt.to_string(), self.admin.to_string());
         // It may have begun anew by itself meanwhile.
         self.starts = u32::try_from(ready_lines(self.home.path())?.len())?;
-        self.process = serve(self.home.path(), &self.data, &mqtt, &admin, &self.flags)?;
+        self.process = serve(&self.program, self.home.path(), &self.data, &mqtt, &admin, &self.flags)?;
         let ready = wait_for_ready(self.home.path(), &mut self.process, self.starts + 1)?;
         // One that refused to start has not said that it is ready.
         self.starts += 1;
@@ -448,6 +470,11 @@ pub fn binary() -> Result<PathBuf> {
     std::env::var_os("MQTT_BROKER_BIN").map_or_else(|| built("mqtt-broker"), |path| Ok(path.into()))
 }
 
+/// The broker of the commit before, which `make before` built beside this test.
+pub fn before() -> Result<PathBuf> {
+    built("before/mqtt-broker").context("`make before` builds it")
+}
+
 /// A binary of this workspace that cargo built beside this test.
 pub fn built(name: &str) -> Result<PathBuf> {
     let this = std::env::current_exe()?;
@@ -459,8 +486,15 @@ pub fn built(name: &str) -> Result<PathBuf> {
         .with_context(|| format!("no {name} near {}: run `cargo build -p {name}`", this.display()))
 }
 
-fn serve(home: &Path, data: &Data, mqtt: &str, admin: &str, flags: &[String]) -> Result<Child> {
-    let mut command = Command::new(binary()?);
+fn serve(
+    program: &Path,
+    home: &Path,
+    data: &Data,
+    mqtt: &str,
+    admin: &str,
+    flags: &[String],
+) -> Result<Child> {
+    let mut command = Command::new(program);
     command.arg("standalone").arg("--manifests").arg(home.join("manifests"));
     match data {
         Data::Folder(folder) => command.arg("--data").arg(folder),

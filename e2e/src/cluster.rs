@@ -18,7 +18,7 @@ use anyhow::{Context, Result};
 
 use crate::{
     Broker, Manifests, PATIENCE, Store,
-    broker::free_address,
+    broker::{binary, free_address},
     kafka::Listener,
     passage::{Gate, Passage, join},
     wait_until,
@@ -39,11 +39,20 @@ pub struct Cluster {
 impl Cluster {
     /// Returns when all nodes serve. The store must be Kafka; each node goes there a way of its own.
     pub fn start(store: &Store, manifests: &Manifests, count: usize) -> Result<Self> {
-        Self::start_with(store, manifests, &vec![None; count])
+        Self::start_of(&binary()?, store, manifests, count)
+    }
+
+    /// The same of another program than the broker under test.
+    pub fn start_of(program: &Path, store: &Store, manifests: &Manifests, count: usize) -> Result<Self> {
+        Self::begin(program, store, manifests, &vec![None; count])
     }
 
     /// The same with a node for each folder with its certificate for others, if it has one.
     pub fn start_with(store: &Store, manifests: &Manifests, tls: &[Option<&Path>]) -> Result<Self> {
+        Self::begin(&binary()?, store, manifests, tls)
+    }
+
+    fn begin(program: &Path, store: &Store, manifests: &Manifests, tls: &[Option<&Path>]) -> Result<Self> {
         let kafka = store.cluster()?;
         kafka.clear()?;
         let peers = tls.iter().map(|_| free_address()).collect::<Result<Vec<_>>>()?;
@@ -59,7 +68,7 @@ impl Cluster {
             if let Some(folder) = tls {
                 flags.extend(["--peers-tls".to_owned(), folder.display().to_string()]);
             }
-            Broker::start_beside(&way, manifests, &format!("node-{number}"), &flags)
+            Broker::start_beside(program, &way, manifests, &format!("node-{number}"), &flags)
         };
         let nodes = peers.iter().zip(tls).enumerate().map(&mut start).collect::<Result<Vec<_>>>()?;
         let addresses = nodes.iter().map(|node| (node.mqtt, node.admin)).collect();

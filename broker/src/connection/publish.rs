@@ -3,8 +3,8 @@
 //! They are issued strictly in order. Most are routed and handed to the log at once. A QoS 2 message of a
 //! session in the log is noted there first ([`crate::session::note`]); what comes behind it on the connection waits for
 //! its turn. A retained one is kept as its topic's before it is routed, in the order in which they came. Where other nodes
-//! share the log each waits for a fresh view before that ([`knows_all`]). One is acknowledged once it is durable wherever it must be: under its parent, and for each partition of the
-//! session log in which a session gets it.
+//! share the log each waits for a fresh view before that ([`knows_all`]). One is acknowledged once it is durable wherever it
+//! must be: under its parent, and for each partition of the session log in which a session gets it.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -101,10 +101,10 @@ impl Intake {
 }
 
 /// Whether a publish of a connection can be routed now: no session is missing that anybody was told of before. Else `done` is told
-/// once that is so. Until a barrier was passed leases do not do: they say nothing of messages, and what this client had from
+/// once that is so. Leases will not do before a barrier was passed: they say nothing of messages, and what this client had from
 /// another node before must not come behind.
-fn knows_all(has_looked: bool, log: &SessionLog, done: impl FnOnce() -> Completion) -> bool {
-    (has_looked && log.knows_all()) || log.is_fresh_or(done)
+fn knows_all(may_lease: bool, log: &SessionLog, done: impl FnOnce() -> Completion) -> bool {
+    (may_lease && log.knows_all()) || log.is_fresh_or(done)
 }
 
 impl Topics {
@@ -211,7 +211,9 @@ where
             };
             if intake.stage == Stage::Freshening {
                 let done = || Completion { sink: self.settling.clone(), token: FRESH | number };
-                if knows_all(self.has_looked, &self.node.sessions, done) {
+                // That the client is still this node's is in the log, behind the note or before it.
+                let may_lease = self.has_looked && intake.noted.is_none();
+                if knows_all(may_lease, &self.node.sessions, done) {
                     intake.stage = Stage::Ready;
                 }
             } else if intake.stage == Stage::Turn {

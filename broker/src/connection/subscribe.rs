@@ -54,6 +54,13 @@ enum Stage {
     Fresh,
 }
 
+impl Stage {
+    /// Where nothing has changed that other nodes must know there is nothing to tell them.
+    fn first(has_changed: bool) -> Stage {
+        if has_changed { Stage::InForce } else { Stage::Known }
+    }
+}
+
 impl<S> Connection<S>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send,
@@ -81,8 +88,8 @@ where
             .collect();
         trace::subscribed(&self.node, self.client_id(), &subscribe.filters, &reasons);
         let packet_id = subscribe.packet_id;
-        let waiting =
-            Waiting { packet_id, is_subscribe: true, reasons, left, stage: Stage::InForce, retained, shares };
+        let stage = Stage::first(reasons.iter().any(|reason| !reason.is_failure()));
+        let waiting = Waiting { packet_id, is_subscribe: true, reasons, left, stage, retained, shares };
         self.answer(waiting, scratch);
     }
 
@@ -111,7 +118,8 @@ where
             })
             .collect();
         let packet_id = unsubscribe.packet_id;
-        let (retained, shares, stage) = (Vec::new(), Vec::new(), Stage::InForce);
+        // What comes for a session in no log its own node gives to who is there.
+        let (retained, shares, stage) = (Vec::new(), Vec::new(), Stage::first(left > 0));
         let waiting = Waiting { packet_id, is_subscribe: false, reasons, left, stage, retained, shares };
         self.answer(waiting, scratch);
     }

@@ -17,7 +17,7 @@ use tokio::{
     net::{TcpStream, lookup_host},
     sync::mpsc,
     task::{AbortHandle, JoinSet},
-    time::{Instant, interval, sleep, timeout},
+    time::{Instant, MissedTickBehavior, interval, sleep, timeout},
 };
 use tokio_rustls::{TlsConnector, rustls::pki_types::ServerName};
 use tonic::{
@@ -162,6 +162,7 @@ async fn pass_on(
     tracing::info!("a link to node {name} at {address} stands");
     let mut handed = pin!(relay.handed());
     let (mut ticks, mut asks) = (interval(TICK), interval(ASK_EVERY));
+    asks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut hearing = Hearing::new(node.clone(), boot);
     let mut said = VecDeque::new();
     let mut may_have_more = true;

@@ -7,7 +7,7 @@
 //! - a lease ends for who holds it before it does for who gave it, whichever of them stands still in between;
 //! - who was never heard of, as it has begun since, is waited for as if it had been given one: [`Held::until`] needs a look at
 //!   the whole log that is not older than a lease;
-//! - nobody waits for a peer that does not read on longer than a lease and [`OWED`].
+//! - no round waits for a peer that does not read on longer than a lease and [`OWED`].
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -29,6 +29,8 @@ pub(crate) struct Held {
     listed: Option<BTreeSet<Boot>>,
     /// Somebody finds that out.
     is_looked_for: bool,
+    /// This process run is over.
+    is_over: bool,
     /// Until when what was seen of the log is young enough.
     looked: Millis,
 }
@@ -53,6 +55,11 @@ impl Held {
         self.listed = Some(others);
     }
 
+    /// This process run is over, and holds nothing any more.
+    pub(crate) fn end(&mut self) {
+        self.is_over = true;
+    }
+
     /// One was given that had been asked for at this time.
     pub(crate) fn lease(&mut self, of: Boot, asked: Millis) {
         let until = self.leases.entry(of).or_default();
@@ -71,7 +78,7 @@ impl Held {
 
     /// Until when what this process run knows is all that anybody was told; that it is not so now: 0.
     pub(crate) fn until(&self) -> Millis {
-        let Some(listed) = &self.listed else { return 0 };
+        let Some(listed) = self.listed.as_ref().filter(|_| !self.is_over) else { return 0 };
         let leases = listed.iter().map(|boot| self.leases.get(boot).copied().unwrap_or(0));
         leases.fold(self.looked, Millis::min)
     }
@@ -111,6 +118,10 @@ impl Given {
     /// Gives one, unless that peer does not keep up.
     pub(crate) fn give(&mut self, to: Boot, now: Millis) -> bool {
         let peer = self.peers.entry(to).or_default();
+        if peer.read < self.round {
+            // It may not have been asked, as it held nothing then.
+            peer.owes.get_or_insert(now);
+        }
         let keeps_up = peer.owes.is_none_or(|since| now.saturating_sub(since) < OWED);
         if keeps_up {
             peer.until = now.saturating_add(LEASE);
@@ -195,6 +206,7 @@ mod tests {
             0,
         );
         check(&|held| held.list(boots([1, 2, 3])), 0);
+        check(&|held| held.end(), 0);
         check(&|held| held.list(boots([2])), 3000);
         check(&|held| held.list(boots([])), 3300);
         check(
@@ -256,6 +268,8 @@ mod tests {
         assert!(!given.give(1, 13_600));
         given.read(1, u64::MAX);
         assert!(given.give(1, 13_700));
+        assert!(given.give(3, 13_700), "it has held nothing so far");
+        assert!(!given.give(3, 14_700), "somebody waits for it since");
         assert_eq!(given.read_by(1), next, "nobody has read what nobody has asked");
     }
 

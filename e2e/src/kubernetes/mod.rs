@@ -1,7 +1,7 @@
 //! A real Kubernetes for the stories, and what a user does there with kubectl and Helm.
 //!
 //! A test process shares one [`Cluster`], started when the first story asks for it: a node of its own ([`node`]), or
-//! the one that `KUBECONFIG` names, with `MQTT_BROKER_IMAGE` and `MQTT_OPERATOR_IMAGE` to pull from a registry and
+//! the one that `KUBECONFIG` names, with `MQTT_BROKER_IMAGE`, `MQTT_BROKER_IMAGE_BEFORE` and `MQTT_OPERATOR_IMAGE` to pull from a registry and
 //! `KAFKA` as bootstrap servers that both its pods and the tests reach. Then addresses of its Services must be reachable
 //! from here, and stories take turns on that Kafka: RUST_TEST_THREADS=1.
 

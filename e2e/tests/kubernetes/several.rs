@@ -1,4 +1,5 @@
-//! Several brokers of one instance: any of them may go, all may be replaced, and their number may change, while devices publish.
+//! Several brokers of one instance: any of them may go, all may be replaced by those of the next version, and their number may
+//! change, while devices publish.
 
 use std::{collections::BTreeSet, net::SocketAddr, time::Duration};
 
@@ -29,7 +30,8 @@ fn nothing_is_lost_when_pods_die_are_replaced_or_are_fewer_or_more() -> Result<(
     ];
     // Alone: how long a device waits depends on who else is at work.
     let meters = Meters::empty_alone()?;
-    meters.apply(json!({"replicas": 3, "pod": {"resources": small}}), &load)?;
+    let images = meters.namespace.cluster().images();
+    meters.apply(json!({"replicas": 3, "pod": {"resources": small, "image": images.before}}), &load)?;
     meters.wait_until_all_are_ready()?;
     let namespace = &meters.namespace;
     let serving = |what: &str| {
@@ -39,7 +41,6 @@ fn nothing_is_lost_when_pods_die_are_replaced_or_are_fewer_or_more() -> Result<(
         })
     };
     serving("3 brokers are ready")?;
-    what_passes_takes_links(&meters)?;
     let certificate = || namespace.get("secret", "meters-broker-peers").map(|secret| secret["data"].clone());
     let issued = certificate()?;
     let login = meter(1).persistent();
@@ -62,19 +63,20 @@ fn nothing_is_lost_when_pods_die_are_replaced_or_are_fewer_or_more() -> Result<(
     };
     let fleet = Fleet::start(meters.endpoint()?.mqtt, options)?;
     fleet.wait_for_acks(100, SOON)?;
-    // Each pod is replaced, in order.
+    // Each pod is replaced, in order, by one of this version.
     let from = fleet.now();
-    let rolled = json!({"example.com/rolled": "once"});
-    namespace.patch("mqttinstance", "meters", &json!({"spec": {"pod": {"annotations": rolled}}}))?;
+    namespace.patch("mqttinstance", "meters", &json!({"spec": {"pod": {"image": images.broker}}}))?;
     wait_until("new pods", PODS, || {
-        let is_new =
-            |pod: &Value| pod.pointer("/metadata/annotations/example.com~1rolled") == Some(&"once".into());
+        let is_new = |pod: &Value| {
+            pod.pointer("/spec/containers/0/image").and_then(Value::as_str) == Some(&images.broker)
+        };
         let pods = NAMES.iter().map(|pod| namespace.get("pod", pod)).collect::<Result<Vec<_>>>();
         Ok(pods.is_ok_and(|pods| pods.iter().all(is_new)).then_some(()))
     })?;
     serving("3 brokers are ready")?;
     fleet.wait_for_acks(100, SOON)?;
     let replaced = from..fleet.now();
+    what_passes_takes_links(&meters)?;
     ensure!(connect()?.1, "its session is gone with new pods");
     // Whichever has it.
     for pod in NAMES {

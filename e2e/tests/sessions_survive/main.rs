@@ -1,5 +1,5 @@
 //! Sessions survive SIGKILL: two hundred devices of two libraries publish to each other while the broker dies twenty times, or
-//! thirty things befall the three nodes of a cluster and its Kafka.
+//! thirty things befall the three nodes of a cluster and its Kafka, or these become nodes of another version.
 //!
 //! All are persistent, subscribe once, and never begin anew. Meters ([`meter`], rumqttc) publish with QoS 1 to each other
 //! and with QoS 2 to the [`gateway`]s (Paho), which publish with QoS 1 to meters. Only gateways take QoS 2: rumqttc forgets at
@@ -19,8 +19,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Result, ensure};
-use mqtt_e2e::{Broker, Cluster, Manifests, Store, on_kafka, wait_until};
+use anyhow::{Context, Result, ensure};
+use mqtt_e2e::{
+    Broker, Cluster, Manifests, Store,
+    broker::{before, binary},
+    on_kafka, wait_until,
+};
 use serde_json::json;
 
 use self::{book::Book, gateway::Gateway, meter::Meters};
@@ -133,6 +137,35 @@ fn nothing_acknowledged_is_lost_and_qos_2_comes_once_whatever_befalls_three_node
             let known = cluster.nodes.iter().map(|node| node.counter("sessions_logged"));
             let known = known.collect::<Result<Vec<_>>>()?;
             Ok(known.windows(2).all(|two| two.first() == two.last()).then_some(()))
+        })
+    })
+}
+
+/// The nodes of a cluster become those of this version one after the other, and one goes back for a while.
+#[test]
+fn nothing_acknowledged_is_lost_and_qos_2_comes_once_while_nodes_change_their_version() -> Result<()> {
+    on_kafka(|store| {
+        let [old, new] = [before()?, binary()?];
+        let mut cluster = Cluster::start_of(&old, store, &manifests(), NODES)?;
+        let address = cluster.front.address;
+        let changes = [(0, &new), (1, &new), (1, &old), (1, &new), (2, &new)];
+        let mut next = changes.iter();
+        play(address, u32::try_from(changes.len())?, |chance| {
+            let (number, version) = next.next().context("no change is left")?;
+            let node = cluster.node(*number)?;
+            let ends_in_order = chance.bool();
+            if ends_in_order {
+                node.stop()?;
+            } else {
+                node.kill9()?;
+            }
+            node.becomes(version);
+            node.restart()?;
+            Ok(if ends_in_order {
+                "a node ended in order and changed its version"
+            } else {
+                "a node died and changed its version"
+            })
         })
     })
 }

@@ -8,7 +8,7 @@ use std::{
     collections::{BTreeSet, VecDeque},
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -37,7 +37,7 @@ use crate::{
 
 /// How often a lease is asked for.
 pub(crate) const ASK_EVERY: Duration = Duration::from_millis(LEASE / 4);
-/// A look at the log that is as old as this is repeated, if anybody makes use of it.
+/// With less time than this left of it a look at the log is repeated, if anybody makes use of it.
 const LOOK_AGAIN: Millis = LEASE / 2;
 
 /// What this process run holds and has given.
@@ -56,6 +56,7 @@ pub(super) struct Leases {
     heard: Notify,
     waiting: Mutex<Vec<Completion>>,
     asked: Notify,
+    is_over: AtomicBool,
     /// Publishes that were routed at once.
     used: AtomicU64,
 }
@@ -74,6 +75,7 @@ impl Leases {
             heard: Notify::new(),
             waiting: Mutex::default(),
             asked: Notify::new(),
+            is_over: AtomicBool::new(false),
             used: AtomicU64::new(0),
         }
     }
@@ -94,6 +96,12 @@ impl Leases {
     pub(super) fn relist(&self) {
         self.hold(Held::relist);
         self.relisted.notify_one();
+    }
+
+    /// Others count on nothing that this process run says any more.
+    pub(super) fn end(&self) {
+        self.is_over.store(true, Ordering::Release);
+        self.hold(Held::end);
     }
 
     /// A barrier was passed that had been begun at this time.
@@ -126,11 +134,14 @@ impl SessionLog {
     }
 
     /// Tells `done` once every other node knows, of subscriptions, what this one has read before this call, or counts on
-    /// nothing. True: that is so now, and nobody is told.
+    /// nothing. True: that is so now, and nobody is told; nor is anybody if this process run is over.
     pub(crate) fn is_known_or(&self, done: impl FnOnce() -> Completion) -> bool {
         let leases = &self.leases;
         if !self.shared || self.outside.makes(Mistake::SubackBeforeRead) {
             return true;
+        }
+        if leases.is_over.load(Ordering::Acquire) {
+            return false;
         }
         // What was read was read before this look at what was given: a lease that is given later says up to where to read.
         if !leases.given.lock().may_bind(leases.now()) {
@@ -194,7 +205,7 @@ pub(crate) async fn ask_peers(node: Arc<Node>) {
         leases.round.raise(round);
         loop {
             let heard = leases.heard.notified();
-            let others: BTreeSet<Boot> = log.others().into_keys().collect();
+            let others: BTreeSet<Boot> = log.others().into_keys().chain(log.replaced()).collect();
             let waits = leases.given.lock().waits(round, &others, leases.now());
             let Some(until) = waits else { break };
             // Whoever has not read by then counts on nothing any more.
@@ -297,7 +308,11 @@ impl Hearing {
         let log = &self.node.sessions;
         while let Some(heard) = self.heard.front() {
             let (Heard::Lease(Lease { positions, .. }) | Heard::ReadOn(ReadOn { positions, .. })) = heard;
-            if !log.outside.makes(Mistake::LeaseBeforeRead) {
+            let hurries = match heard {
+                Heard::Lease(_) => log.outside.makes(Mistake::LeaseBeforeRead),
+                Heard::ReadOn(_) => log.outside.makes(Mistake::HasReadBeforeRead),
+            };
+            if !hurries {
                 log.reach(positions).await;
             }
             match self.heard.pop_front() {

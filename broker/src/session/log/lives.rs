@@ -1,7 +1,7 @@
 //! Process runs, as the log knows them: which live, which are said to be over, which of them does what only one should, and the
 //! end of this one.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use mqtt_proto::{
     durable::record::{Boot, Key, Value},
@@ -22,10 +22,9 @@ impl Default for End {
 }
 
 impl SessionLog {
-    /// The process runs that are not over.
+    /// The process runs that are not over: not said to be in every partition.
     pub(crate) fn current_runs(&self) -> Vec<Boot> {
-        let current = |state: &mut State| state.view.runs().current().map(|run| run.boot).collect();
-        self.with(0, current).unwrap_or_default()
+        self.others().into_keys().chain([self.boot]).collect()
     }
 
     /// The other process runs that may serve devices from this log: with the name of its node, and whether it lets others do so.
@@ -38,6 +37,15 @@ impl SessionLog {
             });
         }
         others
+    }
+
+    /// The process runs that may not know that they are over: each has another of its node behind it, and nobody has said that it is.
+    pub(super) fn replaced(&self) -> BTreeSet<Boot> {
+        let mut replaced = BTreeSet::new();
+        for partition in 0..self.topic.partitions() {
+            self.with(partition, |state| replaced.extend(state.view.runs().replaced()));
+        }
+        replaced
     }
 
     /// Says that a process run is over: in each partition, so that who reads it there has read all that it was promised there.
@@ -66,6 +74,7 @@ impl SessionLog {
 
     /// This process run has to let its clients go, and to begin anew.
     pub(crate) fn end_here(&self) {
+        self.leases.end();
         self.end.0.send_replace(true);
     }
 
