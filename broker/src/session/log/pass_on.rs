@@ -106,9 +106,9 @@ impl SessionLog {
         self.with(of.partition, |state| state.view.session(of.sid).is_none()) == Some(true)
     }
 
-    /// Whether a message is known, by this name.
+    /// Whether somebody is to have a message, or has it, by this name.
     pub(crate) fn knows(&self, mid: MessageId) -> bool {
-        self.partitions.iter().any(|partition| partition.state.lock().view.message(mid).is_some())
+        self.partitions.iter().any(|partition| partition.state.lock().view.knows(mid))
     }
 }
 

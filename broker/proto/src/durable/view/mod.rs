@@ -314,6 +314,11 @@ impl View {
         self.messages.get(&mid)
     }
 
+    /// Whether a message with this name waits for anybody, or has within the last minutes.
+    pub fn knows(&self, mid: MessageId) -> bool {
+        self.messages.contains_key(&mid) || self.progress.is_of(mid)
+    }
+
     /// Whether a publish that is not released has this message: it may be routed again.
     pub fn names(&self, mid: MessageId) -> bool {
         self.inbound.contains_key(&mid)

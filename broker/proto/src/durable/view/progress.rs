@@ -3,15 +3,17 @@
 //! Most of these are of messages that are in no queue any more, and wait until no late record can refer to them. So each takes
 //! little.
 
+use smallvec::SmallVec;
+
 use super::{Map, give_back, rare::Rare};
 use crate::{
     durable::record::{Boot, Progress},
     message::MessageId,
 };
 
-/// By message and session.
+/// By message; most have one recipient.
 #[derive(Debug, Default)]
-pub(super) struct AllProgress(Map<(MessageId, MessageId), Tellings>);
+pub(super) struct AllProgress(Map<MessageId, SmallVec<[(MessageId, Tellings); 1]>>);
 
 #[derive(Debug)]
 struct Tellings {
@@ -32,15 +34,20 @@ pub(super) struct Told {
 impl AllProgress {
     /// How far a session is with a message.
     pub(super) fn of(&self, mid: MessageId, sid: MessageId) -> Option<Progress> {
-        let tellings = self.0.get(&(mid, sid))?;
+        let (_, tellings) = self.0.get(&mid)?.iter().find(|(of, _)| *of == sid)?;
         tellings.all().map(|told| told.progress).max()
+    }
+
+    /// Whether anybody has been told to be anywhere with this message.
+    pub(super) fn is_of(&self, mid: MessageId) -> bool {
+        self.0.contains_key(&mid)
     }
 
     /// A record was read.
     pub(super) fn tell(&mut self, mid: MessageId, sid: MessageId, told: Told) {
-        let Some(Tellings { first, others }) = self.0.get_mut(&(mid, sid)) else {
-            self.0.insert((mid, sid), Tellings { first: told, others: Rare::default() });
-            return;
+        let sessions = self.0.entry(mid).or_default();
+        let Some((_, Tellings { first, others })) = sessions.iter_mut().find(|(of, _)| *of == sid) else {
+            return sessions.push((sid, Tellings { first: told, others: Rare::default() }));
         };
         let known = match first.boot == told.boot {
             true => Some(first),
@@ -57,26 +64,30 @@ impl AllProgress {
 
     /// A record was deleted.
     pub(super) fn forget(&mut self, mid: MessageId, sid: MessageId, boot: Boot) {
-        let Some(Tellings { first, others }) = self.0.get_mut(&(mid, sid)) else { return };
+        let Some(sessions) = self.0.get_mut(&mid) else { return };
+        let Some(index) = sessions.iter().position(|(of, _)| *of == sid) else { return };
+        let Some((_, Tellings { first, others })) = sessions.get_mut(index) else { return };
         others.retain(|told| told.boot != boot, drop);
-        if first.boot == boot {
-            match others.first() {
-                Some(other) => {
-                    *first = *other;
-                    let next = first.boot;
-                    others.retain(|told| told.boot != next, drop);
-                }
-                None => {
-                    self.0.remove(&(mid, sid));
-                    give_back(&mut self.0);
-                }
-            }
+        if first.boot != boot {
+            return;
+        }
+        if let Some(other) = others.first() {
+            *first = *other;
+            let next = first.boot;
+            others.retain(|told| told.boot != next, drop);
+            return;
+        }
+        sessions.swap_remove(index);
+        if sessions.is_empty() {
+            self.0.remove(&mid);
+            give_back(&mut self.0);
         }
     }
 
     /// Every record: message, session, and what it tells.
     pub(super) fn iter(&self) -> impl Iterator<Item = (MessageId, MessageId, &Told)> {
-        self.0.iter().flat_map(|((mid, sid), tellings)| tellings.all().map(|told| (*mid, *sid, told)))
+        let sessions = self.0.iter().flat_map(|(mid, sessions)| sessions.iter().map(|of| (*mid, of)));
+        sessions.flat_map(|(mid, (sid, tellings))| tellings.all().map(move |told| (mid, *sid, told)))
     }
 }
 
@@ -115,6 +126,7 @@ mod tests {
             }
             let told = model.iter().filter(|((m, s, _), _)| (*m, *s) == (mid, sid));
             assert_eq!(all.of(mid, sid), told.map(|(_, progress)| *progress).max());
+            assert_eq!(all.is_of(mid), model.keys().any(|(m, ..)| *m == mid));
             assert_eq!(all.iter().count(), model.len());
         }
     }
