@@ -6,10 +6,13 @@ use mqtt_operator_api::Kind;
 use parking_lot::Mutex;
 
 /// Upper bounds of the histogram's buckets, in seconds.
-const BUCKETS: [f64; 8] = [0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 15.0, 60.0];
+const BUCKETS: [f64; 10] = [0.01, 0.05, 0.1, 0.5, 1.0, 2.0, 3.0, 5.0, 15.0, 60.0];
 
 #[derive(Debug, Default)]
-pub struct Metrics(Mutex<BTreeMap<(Kind, &'static str), Durations>>);
+pub struct Metrics {
+    reconciles: Mutex<BTreeMap<(Kind, &'static str), Durations>>,
+    propagation: Mutex<Durations>,
+}
 
 #[derive(Debug, Default)]
 struct Durations {
@@ -30,13 +33,12 @@ pub struct Gauges {
 impl Metrics {
     /// `result` is one of a few words.
     pub fn reconciled(&self, kind: Kind, result: &'static str, took: Duration) {
-        let mut all = self.0.lock();
-        let durations = all.entry((kind, result)).or_default();
-        durations.count += 1;
-        durations.sum += took;
-        for (bucket, bound) in durations.buckets.iter_mut().zip(BUCKETS) {
-            *bucket += u64::from(took.as_secs_f64() <= bound);
-        }
+        self.reconciles.lock().entry((kind, result)).or_default().add(took);
+    }
+
+    /// A change of users or grants is in force at every broker, so long after it was seen.
+    pub fn propagated(&self, took: Duration) {
+        self.propagation.lock().add(took);
     }
 
     pub fn text(&self, gauges: Gauges) -> String {
@@ -54,16 +56,39 @@ impl Metrics {
             text,
             "# HELP {name} How long reconciles took, by kind and result.\n# TYPE {name} histogram"
         );
-        for ((kind, result), durations) in &*self.0.lock() {
-            let labels = format!("kind=\"{kind}\",result=\"{result}\"");
-            for (bound, count) in BUCKETS.iter().zip(durations.buckets) {
-                let _ = writeln!(text, "{name}_bucket{{{labels},le=\"{bound}\"}} {count}");
-            }
-            let (count, sum) = (durations.count, durations.sum.as_secs_f64());
-            let _ = writeln!(text, "{name}_bucket{{{labels},le=\"+Inf\"}} {count}");
-            let _ = writeln!(text, "{name}_sum{{{labels}}} {sum}\n{name}_count{{{labels}}} {count}");
+        for ((kind, result), durations) in &*self.reconciles.lock() {
+            durations.write(&mut text, name, &format!("kind=\"{kind}\",result=\"{result}\""));
         }
+        let name = "mqtt_operator_propagation_seconds";
+        let _ = writeln!(
+            text,
+            "# HELP {name} From seeing a change of users or grants to having it in force at every broker.\n# TYPE {name} histogram"
+        );
+        self.propagation.lock().write(&mut text, name, "");
         text
+    }
+}
+
+impl Durations {
+    fn add(&mut self, took: Duration) {
+        self.count += 1;
+        self.sum += took;
+        for (bucket, bound) in self.buckets.iter_mut().zip(BUCKETS) {
+            *bucket += u64::from(took.as_secs_f64() <= bound);
+        }
+    }
+
+    fn write(&self, text: &mut String, name: &str, labels: &str) {
+        let (braced, first) = match labels {
+            "" => (String::new(), String::new()),
+            labels => (format!("{{{labels}}}"), format!("{labels},")),
+        };
+        for (bound, count) in BUCKETS.iter().zip(self.buckets) {
+            let _ = writeln!(text, "{name}_bucket{{{first}le=\"{bound}\"}} {count}");
+        }
+        let (count, sum) = (self.count, self.sum.as_secs_f64());
+        let _ = writeln!(text, "{name}_bucket{{{first}le=\"+Inf\"}} {count}");
+        let _ = writeln!(text, "{name}_sum{braced} {sum}\n{name}_count{braced} {count}");
     }
 }
 
@@ -72,11 +97,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn durations_are_counted_by_kind_and_result() {
+    fn durations_are_counted_in_buckets_and_reconciles_by_kind_and_result() {
         let metrics = Metrics::default();
         metrics.reconciled(Kind::MqttInstance, "settled", Duration::from_millis(20));
         metrics.reconciled(Kind::MqttInstance, "settled", Duration::from_secs(2));
         metrics.reconciled(Kind::ParentTopic, "failed", Duration::from_secs(100));
+        metrics.propagated(Duration::from_millis(1500));
         let text = metrics.text(Gauges { leads: true, waiting: 3, running: 1 });
         for line in [
             "mqtt_operator_leader 1",
@@ -88,6 +114,10 @@ mod tests {
             "mqtt_operator_reconcile_seconds_sum{kind=\"MqttInstance\",result=\"settled\"} 2.02",
             "mqtt_operator_reconcile_seconds_bucket{kind=\"ParentTopic\",result=\"failed\",le=\"60\"} 0",
             "mqtt_operator_reconcile_seconds_bucket{kind=\"ParentTopic\",result=\"failed\",le=\"+Inf\"} 1",
+            "mqtt_operator_propagation_seconds_bucket{le=\"1\"} 0",
+            "mqtt_operator_propagation_seconds_bucket{le=\"2\"} 1",
+            "mqtt_operator_propagation_seconds_sum 1.5",
+            "mqtt_operator_propagation_seconds_count 1",
         ] {
             assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
         }

@@ -4,10 +4,7 @@
 //! taken up after [`DEBOUNCE`], however many follow; failures put an object off, each for longer and by chance, and
 //! delay no other.
 
-use std::{
-    collections::{HashMap, HashSet},
-    time::Duration,
-};
+use std::{collections::HashMap, time::Duration};
 
 use mqtt_operator_api::render::ObjectName;
 use parking_lot::Mutex;
@@ -30,7 +27,10 @@ pub struct Queue {
 #[derive(Debug, Default)]
 struct Entries {
     due: HashMap<ObjectName, Instant>,
-    running: HashSet<ObjectName>,
+    /// When the first change was seen that is not taken up yet.
+    seen: HashMap<ObjectName, Instant>,
+    /// With when the first change was seen that each takes up; none: it is no change that it is for.
+    running: HashMap<ObjectName, Option<Instant>>,
     failures: HashMap<ObjectName, u32>,
 }
 
@@ -48,6 +48,7 @@ pub enum Done {
 impl Queue {
     /// Something has changed.
     pub fn add(&self, object: ObjectName) {
+        self.entries.lock().seen.entry(object.clone()).or_insert_with(Instant::now);
         self.add_after(object, DEBOUNCE);
     }
 
@@ -66,7 +67,8 @@ impl Queue {
                 match entries.earliest() {
                     Some((object, due)) if due <= Instant::now() => {
                         entries.due.remove(&object);
-                        entries.running.insert(object.clone());
+                        let seen = entries.seen.remove(&object);
+                        entries.running.insert(object.clone(), seen);
                         // Another worker may find more.
                         self.changed.notify_one();
                         return object;
@@ -84,10 +86,15 @@ impl Queue {
         }
     }
 
+    /// When the first change was seen that the reconcile which is under way takes up.
+    pub fn seen(&self, object: &ObjectName) -> Option<Instant> {
+        self.entries.lock().running.get(object).copied().flatten()
+    }
+
     /// The object that [`Queue::next`] gave out is done with.
     pub fn done(&self, object: &ObjectName, done: Done) {
         let mut entries = self.entries.lock();
-        entries.running.remove(object);
+        let seen = entries.running.remove(object).flatten();
         let after = match done {
             Done::Settled | Done::Again(_) => {
                 entries.failures.remove(object);
@@ -96,7 +103,10 @@ impl Queue {
             Done::Failed => {
                 let failures = entries.failures.entry(object.clone()).or_default();
                 *failures = failures.saturating_add(1);
-                Some(back_off(*failures, fastrand::f64()))
+                let after = back_off(*failures, fastrand::f64());
+                // What it was for is still to be done.
+                entries.seen.extend(seen.map(|seen| (object.clone(), seen)));
+                Some(after)
             }
         };
         if let Some(after) = after {
@@ -121,7 +131,7 @@ impl Entries {
     }
 
     fn earliest(&self) -> Option<(ObjectName, Instant)> {
-        let idle = self.due.iter().filter(|(object, _)| !self.running.contains(object));
+        let idle = self.due.iter().filter(|(object, _)| !self.running.contains_key(object));
         idle.min_by_key(|(_, due)| **due).map(|(object, due)| (object.clone(), *due))
     }
 }
@@ -198,5 +208,23 @@ mod tests {
             "success starts it anew: {:?}",
             before.elapsed()
         );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn it_is_known_since_when_a_change_waits_until_it_is_done() {
+        let (queue, start) = (Queue::default(), Instant::now());
+        let a = object("a");
+        let next = async |done: Done| {
+            queue.next().await;
+            let seen = queue.seen(&a);
+            queue.done(&a, done);
+            seen
+        };
+        queue.add(a.clone());
+        tokio::time::advance(Duration::from_millis(50)).await;
+        queue.add(a.clone());
+        assert_eq!(next(Done::Failed).await, Some(start), "the first of two");
+        assert_eq!(next(Done::Again(Duration::from_secs(1))).await, Some(start), "it did not work before");
+        assert_eq!(next(Done::Settled).await, None, "nothing has changed since");
     }
 }

@@ -19,7 +19,12 @@ use tokio::{
 use crate::{
     apply::{Error as Unwritten, Writer},
     health::{self, Health, Stage},
-    instance::{build::Options, clusters::Clusters, reconcile::Instances},
+    instance::{
+        build::Options,
+        clusters::Clusters,
+        nodes::Asker,
+        reconcile::{Instances, Memories},
+    },
     invalid,
     leader::{self, Candidate, Fence},
     parent_topic::{Clients, Topics, Wants},
@@ -138,7 +143,18 @@ async fn act(
     let clusters = Arc::new(Clusters::new(clients.clone(), queue.clone()));
     let kinds = Arc::new(Kinds {
         topics: Topics::new(world.clone(), writer.clone(), wants.clone(), clients, resync),
-        instances: Instances::new(world.clone(), writer.clone(), wants, clusters, options, key, resync),
+        instances: Instances {
+            world: world.clone(),
+            writer: writer.clone(),
+            wants,
+            clusters,
+            options,
+            key: Arc::new(key),
+            resync,
+            asker: Asker::default(),
+            health: health.clone(),
+            memories: Memories::default(),
+        },
         world: world.clone(),
         writer,
     });

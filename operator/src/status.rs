@@ -2,22 +2,37 @@
 //!
 //! Promises: `Ready`, `Reconciling` and `Stalled` are always all there and never contradict each other, as kstatus
 //! wants it; `lastTransitionTime` moves with a condition's status alone, so that what is unchanged is equal, and need
-//! not be written.
+//! not be written. `Enforced` stands beside them: it is what brokers say, and names no generation but the one that an object
+//! came in force with, so that neither later ones nor restarts of brokers change it.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use mqtt_operator_api::{
     Kind,
     render::Problem,
-    status::{READY, RECONCILING, STALLED},
+    status::{ENFORCED, READY, RECONCILING, STALLED},
 };
 
 /// The longest message that the API server takes.
 const MESSAGE_BYTES: usize = 32 * 1024;
+/// The reason of `Enforced` where it holds.
+const IN_FORCE: &str = "InForce";
+/// What the message of `Enforced` begins with where the number of a generation follows.
+const GENERATION: &str = "generation ";
 
 /// How an object fares. Reasons are in CamelCase; messages are a line that says what is wrong and what to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Verdict {
     pub turn: Turn,
+    pub reason: String,
+    pub message: String,
+    /// None: as it was told before.
+    pub enforced: Option<Enforced>,
+}
+
+/// Whether every broker has in force what an object says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Enforced {
+    pub everywhere: bool,
     pub reason: String,
     pub message: String,
 }
@@ -35,7 +50,7 @@ pub enum Turn {
 
 impl Verdict {
     pub fn new(turn: Turn, reason: &str, message: impl Into<String>) -> Self {
-        Self { turn, reason: reason.into(), message: message.into() }
+        Self { turn, reason: reason.into(), message: message.into(), enforced: None }
     }
 
     pub fn ready(reason: &str, message: impl Into<String>) -> Self {
@@ -48,6 +63,17 @@ impl Verdict {
 
     pub fn stalled(reason: &str, message: impl Into<String>) -> Self {
         Self::new(Turn::Theirs, reason, message)
+    }
+
+    /// The same, and whether brokers have in force what the object says.
+    pub fn with(self, enforced: Enforced) -> Self {
+        Self { enforced: Some(enforced), ..self }
+    }
+
+    /// The same, and what the object says is in force at no broker, for the same reason.
+    pub fn not_enforced(self) -> Self {
+        let enforced = Enforced::no(&self.reason, self.message.clone());
+        self.with(enforced)
     }
 
     /// What is wrong with one object; none if nothing is.
@@ -63,6 +89,21 @@ impl Verdict {
     }
 }
 
+impl Enforced {
+    pub fn everywhere(message: impl Into<String>) -> Self {
+        Self { everywhere: true, reason: IN_FORCE.into(), message: message.into() }
+    }
+
+    /// Every broker has this generation of the users and grants in force, or a later one.
+    pub fn since(generation: u64) -> Self {
+        Self::everywhere(format!("{GENERATION}{generation}"))
+    }
+
+    pub fn no(reason: &str, message: impl Into<String>) -> Self {
+        Self { everywhere: false, reason: reason.into(), message: message.into() }
+    }
+}
+
 /// The conditions that say so, at their place in time.
 pub fn conditions(
     before: &[Condition],
@@ -70,9 +111,7 @@ pub fn conditions(
     observed: Option<i64>,
     now: &Time,
 ) -> Vec<Condition> {
-    let Verdict { turn, reason, message } = verdict;
-    let mut message = message.clone();
-    message.truncate(message.floor_char_boundary(MESSAGE_BYTES));
+    let Verdict { turn, reason, message, enforced } = verdict;
     let condition = |type_: &str, status: bool, reason: &str, message: &str| {
         let status = if status { "True" } else { "False" };
         let same = before.iter().find(|old| old.type_ == type_ && old.status == status);
@@ -80,23 +119,26 @@ pub fn conditions(
             type_: type_.into(),
             status: status.into(),
             reason: reason.into(),
-            message: message.into(),
+            message: message.get(..message.floor_char_boundary(MESSAGE_BYTES)).unwrap_or_default().into(),
             observed_generation: observed,
             last_transition_time: same.map_or(now, |old| &old.last_transition_time).clone(),
         }
     };
     let wrong = |type_: &str, status: bool| {
-        if status {
-            condition(type_, true, reason, &message)
-        } else {
-            condition(type_, false, "AsWanted", "")
-        }
+        if status { condition(type_, true, reason, message) } else { condition(type_, false, "AsWanted", "") }
     };
-    vec![
-        condition(READY, *turn == Turn::Nobody, reason, &message),
+    let enforced = match enforced {
+        Some(Enforced { everywhere, reason, message }) => {
+            Some(condition(ENFORCED, *everywhere, reason, message))
+        }
+        None => before.iter().find(|old| old.type_ == ENFORCED).cloned(),
+    };
+    let three = [
+        condition(READY, *turn == Turn::Nobody, reason, message),
         wrong(RECONCILING, *turn == Turn::Ours),
         wrong(STALLED, *turn == Turn::Theirs),
-    ]
+    ];
+    three.into_iter().chain(enforced).collect()
 }
 
 /// Whether conditions say `Ready` of this generation of the object.
@@ -105,6 +147,16 @@ pub fn is_ready(conditions: &[Condition], generation: Option<i64>) -> bool {
         condition.type_ == READY && condition.status == "True" && condition.observed_generation == generation
     };
     conditions.iter().any(ready)
+}
+
+/// Since which generation of the users and grants this generation of the object is in force everywhere, as conditions say.
+pub fn enforced_since(conditions: &[Condition], generation: Option<i64>) -> Option<u64> {
+    let enforced = |condition: &&Condition| {
+        condition.type_ == ENFORCED
+            && condition.status == "True"
+            && condition.observed_generation == generation
+    };
+    conditions.iter().find(enforced)?.message.strip_prefix(GENERATION)?.parse().ok()
 }
 
 /// A problem's reason: what sort of field it lies in says it.
@@ -173,6 +225,54 @@ mod tests {
             assert_eq!(line(&conditions), expected);
             assert!(conditions.iter().all(|c| c.observed_generation == Some(7)));
             assert_eq!(super::conditions(&conditions, &verdict, Some(7), &at(99)), conditions, "again");
+        }
+    }
+
+    #[test]
+    fn what_brokers_have_in_force_is_told_beside_whose_turn_it_is_and_as_before_where_nothing_new_is_known() {
+        let mut conditions = Vec::new();
+        for (second, generation, verdict, expected, since) in [
+            (1, 1, Verdict::reconciling("InstanceNotReady", "waits"), None, None),
+            (
+                2,
+                1,
+                Verdict::reconciling("Loading", "waits")
+                    .with(Enforced::no("Loading", "generation 7 is on its way")),
+                Some("Enforced=False Loading \"generation 7 is on its way\" since 2"),
+                None,
+            ),
+            (
+                3,
+                1,
+                Verdict::ready("InForce", "").with(Enforced::since(7)),
+                Some("Enforced=True InForce \"generation 7\" since 3"),
+                Some(7),
+            ),
+            (
+                4,
+                1,
+                Verdict::reconciling("InstanceNotReady", "waits"),
+                Some("Enforced=True InForce \"generation 7\" since 3"),
+                Some(7),
+            ),
+            (
+                5,
+                2,
+                Verdict::reconciling("InstanceNotReady", "waits"),
+                Some("Enforced=True InForce \"generation 7\" since 3"),
+                None,
+            ),
+            (
+                6,
+                2,
+                Verdict::stalled("UserNotInForce", "create it").not_enforced(),
+                Some("Enforced=False UserNotInForce \"create it\" since 6"),
+                None,
+            ),
+        ] {
+            conditions = super::conditions(&conditions, &verdict, Some(generation), &at(second));
+            assert_eq!(conditions.get(3..).map(line).filter(|line| !line.is_empty()).as_deref(), expected);
+            assert_eq!(enforced_since(&conditions, Some(generation)), since, "at {second}");
         }
     }
 

@@ -38,6 +38,12 @@ fn a_grant_that_is_added_or_revoked_is_in_force_within_seconds_for_who_is_connec
     println!("a grant is in force {:?} after kubectl apply began", start.elapsed());
     meters.ready("topicgrant/ops-alarms")?;
     meters.ready("topicgrant/fleet-alarms")?;
+    for (kind, name, told) in
+        [("topicgrant", "ops-alarms", "True generation "), ("mqttinstance", "meters", "True 1/1 pods at ")]
+    {
+        let found = meters.enforced(kind, name)?;
+        ensure!(found.starts_with(told), "{kind}/{name} says {found:?}");
+    }
     device.publish("alarms/meter-1", b"cover opened", 0, 0)?;
     ensure!(heard(&mut desk)? == "alarms/meter-1");
 

@@ -119,6 +119,7 @@ impl Meters {
             .iter()
             .filter(|condition| condition.get("status") == Some(&"True".into()))
             .filter_map(|condition| condition.get("type")?.as_str())
+            .filter(|held| *held != "Enforced")
             .collect();
         ensure!(held == [turn], "{object} says {status}");
         let seen = (status.pointer("/observedGeneration"), found.pointer("/metadata/generation"));
@@ -126,6 +127,16 @@ impl Meters {
         let of_turn = conditions.iter().find(|condition| condition.get("type") == Some(&turn.into()));
         let message = of_turn.and_then(|condition| condition.get("message")?.as_str());
         Ok(message.context("no message")?.to_owned())
+    }
+
+    /// What an object says of whether brokers have it in force.
+    pub(crate) fn enforced(&self, kind: &str, name: &str) -> Result<String> {
+        let found = self.namespace.get(kind, name)?;
+        let conditions = found.pointer("/status/conditions").and_then(Value::as_array);
+        let enforced = |condition: &&Value| condition.get("type") == Some(&"Enforced".into());
+        let condition = conditions.and_then(|all| all.iter().find(enforced)).context("nothing is said")?;
+        let part = |field| condition.get(field).and_then(Value::as_str).unwrap_or_default();
+        Ok(format!("{} {}", part("status"), part("message")))
     }
 
     /// Waits until an object is ready again, or for the first time.

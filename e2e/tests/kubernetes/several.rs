@@ -41,6 +41,15 @@ fn nothing_is_lost_when_pods_die_are_replaced_or_are_fewer_or_more() -> Result<(
         })
     };
     serving("3 brokers are ready")?;
+    let at_all_pods = || {
+        let all =
+            || Ok(meters.enforced("mqttinstance", "meters")?.starts_with("True 3/3 pods at ").then_some(()));
+        wait_until("users and grants to be in force at every pod", SOON, all)
+    };
+    at_all_pods()?;
+    let version =
+        || namespace.get("topicgrant", "load").map(|grant| grant["metadata"]["resourceVersion"].clone());
+    let enforced = version()?;
     let certificate = || namespace.get("secret", "meters-broker-peers").map(|secret| secret["data"].clone());
     let issued = certificate()?;
     let login = meter(1).persistent();
@@ -74,6 +83,8 @@ fn nothing_is_lost_when_pods_die_are_replaced_or_are_fewer_or_more() -> Result<(
         Ok(pods.is_ok_and(|pods| pods.iter().all(is_new)).then_some(()))
     })?;
     serving("3 brokers are ready")?;
+    at_all_pods()?;
+    ensure!(version()? == enforced, "a grant was written though only pods were replaced");
     fleet.wait_for_acks(100, SOON)?;
     let replaced = from..fleet.now();
     what_passes_takes_links(&meters)?;

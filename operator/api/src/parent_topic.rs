@@ -36,6 +36,7 @@ pub const ORDERED_PREFIX: &str = "orderMsg2mq-";
     printcolumn(name = "Partitions", type_ = "integer", json_path = ".spec.partitions"),
     printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status"),
     printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].reason"),
+    printcolumn(name = "Enforced", type_ = "string", json_path = ".status.conditions[?(@.type==\"Enforced\")].status"),
     printcolumn(name = "Remark", type_ = "string", json_path = ".spec.remark", priority = 1),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
     validation = on_topic("TOPIC.size() <= 249 && TOPIC.matches('^[A-Za-z0-9._-]+$')",

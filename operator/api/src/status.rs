@@ -11,6 +11,8 @@ pub const READY: &str = "Ready";
 pub const RECONCILING: &str = "Reconciling";
 /// The condition that says that nothing changes until a person changes something.
 pub const STALLED: &str = "Stalled";
+/// The condition that says whether brokers have it in force, as they say themselves.
+pub const ENFORCED: &str = "Enforced";
 
 /// The status of ParentTopics, MqttUsers and TopicGrants.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
@@ -19,7 +21,8 @@ pub struct Status {
     /// The `metadata.generation` that the conditions speak of.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// One condition a type; `Ready` says whether the object is in force, and if not, whose turn it is.
+    /// One condition a type; `Ready` says whether the object is in force, and if not, whose turn it is; `Enforced` whether
+    /// every broker has said that it has it in force, and of users and grants since which generation.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
@@ -33,7 +36,8 @@ pub struct InstanceStatus {
     /// The `metadata.generation` that the conditions speak of.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// One condition a type; `Ready` says whether the instance serves, and if not, whose turn it is.
+    /// One condition a type; `Ready` says whether the instance serves, and if not, whose turn it is; `Enforced` how many of
+    /// its pods have the users and grants in force, and which have not.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]

@@ -7,6 +7,8 @@
 //! | `InstanceNotReady` | ours | the instance itself is not in force, and says why |
 //! | `PasswordPending` | ours | its password is still to be made or hashed |
 //! | `Loading` | ours | it is on its way to the brokers |
+//!
+//! Whether it is enforced is told besides: see [`Progress`]. While the instance is not in force that stays as it was told.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -25,7 +27,6 @@ pub struct Rendering<'a> {
     /// What could not be written for an object.
     pub failed: &'a BTreeMap<ObjectName, Error>,
     pub progress: &'a Progress,
-    pub generation: u64,
     /// What was rendered is applied.
     pub applied: bool,
     /// There are pods, or there will be.
@@ -46,7 +47,8 @@ impl<'a> Rendering<'a> {
 
     /// What is wrong with an object.
     pub fn wrong(&self, object: &ObjectName) -> Option<Verdict> {
-        Verdict::of_problems(self.problems.get(object).into_iter().flatten().copied())
+        let wrong = Verdict::of_problems(self.problems.get(object).into_iter().flatten().copied());
+        wrong.map(Verdict::not_enforced)
     }
 
     /// How a user or a grant of the instance fares; `good` is said of one that is in force.
@@ -55,22 +57,20 @@ impl<'a> Rendering<'a> {
             return wrong;
         }
         if let Some(failed) = self.failed.get(object) {
-            return failed.verdict();
+            return failed.verdict().not_enforced();
         }
         if self.pending.contains(object) {
-            return Verdict::reconciling("PasswordPending", "its password is being made or hashed");
+            return Verdict::reconciling("PasswordPending", "its password is being made or hashed")
+                .not_enforced();
         }
         if !(self.applied && self.runs) {
             return waits_for(instance);
         }
+        let enforced = self.progress.enforced(object, instance);
         if self.progress.in_force(object) {
-            return Verdict::ready("InForce", good);
+            return Verdict::ready("InForce", good).with(enforced);
         }
-        let generation = self.generation;
-        Verdict::reconciling(
-            "Loading",
-            format!("generation {generation} is on its way to the brokers of {instance}"),
-        )
+        Verdict::reconciling("Loading", enforced.message.clone()).with(enforced)
     }
 }
 
@@ -83,7 +83,7 @@ pub fn waits_for(instance: &ObjectName) -> Verdict {
 pub fn no_instance(object: &ObjectName, instance: &ObjectName) -> Verdict {
     let message = format!("there is no {instance}; create it, or name another one");
     let problem = Problem { object: object.clone(), field: "spec.instanceRef.name".into(), message };
-    Verdict::of_problems([&problem]).unwrap_or_else(|| waits_for(instance))
+    Verdict::of_problems([&problem]).unwrap_or_else(|| waits_for(instance)).not_enforced()
 }
 
 /// What is said of a user that may log in.

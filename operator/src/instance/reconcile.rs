@@ -7,12 +7,13 @@ use std::{
 };
 
 use k8s_openapi::{api::core::v1::Pod, jiff::Timestamp};
-use kube::ResourceExt as _;
+use kube::{Resource, ResourceExt as _};
 use mqtt_broker_api::{acl::AclDocument, shards};
 use mqtt_operator_api::{
     Kind,
     instance::MqttInstance,
     render::{ObjectName, Objects, Problem, Rendered, name_of, render},
+    status::Status,
 };
 use parking_lot::Mutex;
 use serde_json::Map;
@@ -23,7 +24,7 @@ use super::{
     certificates,
     clusters::Clusters,
     fetch::{self, Members},
-    in_force::Progress,
+    in_force::{self, Progress},
     issuing::{self, Issued, Pair},
     members::{self, Rendering},
     nodes::{Asker, Broker},
@@ -34,10 +35,11 @@ use super::{
 };
 use crate::{
     apply::{Error, Owner, Writer},
+    health::Health,
     invalid,
     parent_topic::{Access, Wanted, Wants},
     queue::Done,
-    status::{Verdict, is_ready},
+    status::{Verdict, enforced_since},
     user::{
         self, Generated,
         hasher::{A_RENDERING, HashKey, Hasher},
@@ -64,8 +66,13 @@ pub struct Instances {
     pub key: Arc<HashKey>,
     pub resync: Duration,
     pub asker: Asker,
-    memories: Mutex<HashMap<ObjectName, Arc<tokio::sync::Mutex<Memory>>>>,
+    pub health: Arc<Health>,
+    pub memories: Memories,
 }
+
+/// By instance.
+#[derive(Default)]
+pub struct Memories(Mutex<HashMap<ObjectName, Arc<tokio::sync::Mutex<Memory>>>>);
 
 /// What is remembered of one instance. A new instance of the same name has another UID, and another memory.
 #[derive(Default)]
@@ -84,19 +91,6 @@ struct Memory {
 }
 
 impl Instances {
-    pub fn new(
-        world: Arc<World>,
-        writer: Arc<Writer>,
-        wants: Arc<Wants>,
-        clusters: Arc<Clusters>,
-        options: build::Options,
-        key: HashKey,
-        resync: Duration,
-    ) -> Self {
-        let (asker, memories) = (Asker::default(), Mutex::default());
-        Self { world, writer, wants, clusters, options, key: Arc::new(key), resync, asker, memories }
-    }
-
     /// Brings one instance in line, and says how it and all that names it fare.
     pub async fn reconcile(&self, name: &ObjectName) -> Result<Done, Error> {
         let found = self.world.instances.get(&name.namespace, &name.name);
@@ -109,7 +103,7 @@ impl Instances {
                 self.members_wait(name).await
             }
             _ => {
-                self.memories.lock().remove(name);
+                self.memories.0.lock().remove(name);
                 self.wants.release(name);
                 self.clusters.release(name);
                 self.world.secrets.release(name);
@@ -121,7 +115,7 @@ impl Instances {
     }
 
     async fn reconcile_one(&self, name: &ObjectName, instance: &MqttInstance) -> Result<Done, Error> {
-        let memory = self.memories.lock().entry(name.clone()).or_default().clone();
+        let memory = self.memories.0.lock().entry(name.clone()).or_default().clone();
         let mut memory = memory.lock().await;
         let uid = instance.uid().unwrap_or_default();
         if memory.uid != uid {
@@ -193,8 +187,12 @@ impl Instances {
         {
             memory.progress.assume_loaded(rendered.acl.generation);
         }
+        for took in memory.progress.arrived(Instant::now()) {
+            self.health.metrics.propagated(took);
+        }
         let failed = applied.as_ref().and_then(|applied| applied.failed.clone()).or(not_nudged);
-        let written = Written { failed: failed.as_ref(), held };
+        let enforced = in_force::counted(&brokers, rendered.acl.generation, &hash);
+        let written = Written { failed: failed.as_ref(), held, enforced };
         let unready = memory.unready.map_or(Duration::ZERO, |since| since.elapsed());
         let ready = self.say_of_instance(instance, &rendered, &written, &brokers, unready).await?;
         let rendering = Rendering {
@@ -202,7 +200,6 @@ impl Instances {
             pending: &rendered.pending,
             failed: &generated.failed,
             progress: &memory.progress,
-            generation: rendered.acl.generation,
             applied: applied.is_some(),
             runs: !held || !brokers.is_empty(),
         };
@@ -291,16 +288,17 @@ impl Instances {
         }
         if rendered.acl != *before || before.generation == 0 {
             rendered.acl.generation = before.generation.saturating_add(1);
+            let seen = self.health.queue.seen(name).unwrap_or_else(Instant::now);
+            memory.progress.begun(rendered.acl.generation, seen);
         }
-        // What was ready is in force as it was, as far as the operator that said so could tell.
-        let ready = ready_objects(objects);
-        memory
-            .progress
-            .rendered(&rendered.acl, &objects.users, &objects.grants, |object| ready.contains(object));
-        memory.before = Some(Arc::new(rendered.acl.clone()));
-        // Another rendering helps only those whose password is there.
         rendered.problems.extend(generated.problems.iter().cloned());
         let wrong: BTreeSet<_> = rendered.problems.iter().map(|problem| &problem.object).collect();
+        // After a start: what was enforced is so as it was, as far as the operator that said so could tell.
+        let said = memory.before.is_none().then(|| enforced_objects(objects, before.generation));
+        let enforced = |object: &ObjectName| said.as_ref().and_then(|said| said.get(object).copied());
+        memory.progress.rendered(&rendered.acl, &objects.users, &objects.grants, &wrong, enforced);
+        memory.before = Some(Arc::new(rendered.acl.clone()));
+        // Another rendering helps only those whose password is there.
         rendered.pending.retain(|user| !wrong.contains(user) && !generated.failed.contains_key(user));
         Ok((rendered, generated, next))
     }
@@ -398,14 +396,14 @@ impl Instances {
     }
 }
 
-/// Users and grants whose status says that they are in force as they are.
-fn ready_objects(objects: &Objects) -> BTreeSet<ObjectName> {
-    let users = objects.users.iter().filter(|user| {
-        user.status.as_ref().is_some_and(|status| is_ready(&status.conditions, user.metadata.generation))
-    });
-    let grants = objects.grants.iter().filter(|grant| {
-        grant.status.as_ref().is_some_and(|status| is_ready(&status.conditions, grant.metadata.generation))
-    });
-    let users = users.map(|user| name_of(Kind::MqttUser, user));
-    users.chain(grants.map(|grant| name_of(Kind::TopicGrant, grant))).collect()
+/// Users and grants whose status says that they are in force as they are, and since which generation. One that is later than
+/// the document that was applied last is of another count.
+fn enforced_objects(objects: &Objects, applied: u64) -> HashMap<ObjectName, u64> {
+    fn one<K: Resource>(kind: Kind, object: &K, status: Option<&Status>) -> Option<(ObjectName, u64)> {
+        let since = enforced_since(&status?.conditions, object.meta().generation)?;
+        Some((name_of(kind, object), since))
+    }
+    let users = objects.users.iter().map(|user| one(Kind::MqttUser, user, user.status.as_ref()));
+    let grants = objects.grants.iter().map(|grant| one(Kind::TopicGrant, grant, grant.status.as_ref()));
+    users.chain(grants).flatten().filter(|(_, since)| *since <= applied).collect()
 }

@@ -25,7 +25,7 @@ use super::{
 use crate::{
     apply::{Error, Subject},
     queue::Done,
-    status::{Verdict, is_ready},
+    status::{Enforced, Verdict, is_ready},
 };
 
 /// Statuses that are written at a time.
@@ -36,6 +36,8 @@ pub(super) struct Written<'a> {
     pub(super) failed: Option<&'a Error>,
     /// Pods wait for a Secret.
     pub(super) held: bool,
+    /// Which brokers have users and grants in force.
+    pub(super) enforced: Enforced,
 }
 
 impl Instances {
@@ -70,7 +72,8 @@ impl Instances {
         if !rows.is_empty() {
             more.insert("nodes".into(), json!(rows));
         }
-        self.say_instance(instance, &verdict::verdict(&facts), more).await
+        let verdict = verdict::verdict(&facts).with(written.enforced.clone());
+        self.say_instance(instance, &verdict, more).await
     }
 
     pub(super) async fn say_instance(

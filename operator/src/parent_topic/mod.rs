@@ -36,7 +36,7 @@ pub use self::{
 use crate::{
     apply::{Error, Subject, Writer},
     queue::Done,
-    status::{Verdict, is_ready},
+    status::{Enforced, Verdict, is_ready},
     watch::World,
 };
 
@@ -87,7 +87,13 @@ impl Topics {
             return Ok(Done::Settled);
         }
         let created = self.was_created(topic, &outcome);
-        let verdict = if outcome.is_ok() && !self.is_in_force(topic, &instance, &wanted) {
+        let known = self.is_in_force(topic, &instance, &wanted);
+        let enforced = if known {
+            Enforced::everywhere("every broker has it as a parent topic")
+        } else {
+            Enforced::no("Loading", format!("it is on its way to the brokers of {instance}"))
+        };
+        let verdict = if outcome.is_ok() && !known {
             let message = format!(
                 "Kafka topic {} is there, and on its way to the brokers of {instance}",
                 wanted.parent.topic
@@ -96,7 +102,7 @@ impl Topics {
         } else {
             verdict(&wanted, &outcome, created, &instance)
         };
-        self.say(topic, &verdict).await?;
+        self.say(topic, &verdict.with(enforced)).await?;
         Ok(if outcome.is_ok() {
             Done::Again(self.resync.mul_f64(1.0 + 0.1 * fastrand::f64()))
         } else {
