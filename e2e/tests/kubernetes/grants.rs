@@ -109,7 +109,7 @@ fn a_bad_grant_is_refused_or_says_why_it_is_not_in_force_and_takes_nothing_from_
         with_instance(object("MqttUser", "thief", json!({})), here.clone()),
         with_instance(grant("loot", "thief", &[("pubsub", "#")]), here),
     ])?;
-    let reason = "jsonpath={.status.conditions[?(@.type==\"Stalled\")].reason}=NamespaceNotAllowed";
+    let reason = "jsonpath={.status.conditions[?(@.type==\"Stalled\")].reason}=NotAllowed";
     for object in ["mqttuser/thief", "topicgrant/loot"] {
         foreign.wait(reason, object, SOON)?;
     }
@@ -124,7 +124,18 @@ fn a_bad_grant_is_refused_or_says_why_it_is_not_in_force_and_takes_nothing_from_
 
     // What was wrong comes right when the other object comes.
     namespace.apply(&object("MqttUser", "nobody", json!({})))?;
-    meters.ready("topicgrant/for-nobody")
+    meters.ready("topicgrant/for-nobody")?;
+
+    // Where the instance takes a namespace's objects, who owns a parent topic still has a say.
+    let topic =
+        |from: Value| namespace.patch("parenttopic", "readings", &json!({"spec": {"grantsFrom": from}}));
+    topic(json!({"namespaces": []}))?;
+    let allowed = json!({"spec": {"allowedNamespaces": [foreign.name()]}});
+    namespace.patch("mqttinstance", "meters", &allowed)?;
+    foreign.wait("condition=Ready", "mqttuser/thief", SOON)?;
+    foreign.wait(reason, "topicgrant/loot", SOON)?;
+    topic(json!({"namespaces": [foreign.name()]}))?;
+    foreign.wait("condition=Enforced", "topicgrant/loot", SOON)
 }
 
 fn with_instance(mut object: Value, instance: Value) -> Value {

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     duration::Duration,
     quantity::Quantity,
-    refs::{SecretKeyRef, SecretRef},
+    refs::{self, NAMESPACE_OR_ALL, SecretKeyRef, SecretRef},
     rules,
     status::InstanceStatus,
     workload::{Monitoring, Pod, Service},
@@ -72,10 +72,7 @@ pub struct MqttInstanceSpec {
     /// Other namespaces whose ParentTopics, MqttUsers and TopicGrants may name this instance, `*` standing for all of
     /// them; empty: those of its own namespace alone.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(
-        length(max = 100),
-        inner(length(min = 1, max = 63), regex(pattern = r"^([*]|[a-z0-9]([-a-z0-9]*[a-z0-9])?)$"))
-    )]
+    #[schemars(length(max = 100), inner(length(min = 1, max = 63), regex(pattern = NAMESPACE_OR_ALL)))]
     #[x_kube(merge_strategy = ListMerge::Set)]
     pub allowed_namespaces: Vec<String>,
     /// Where brokers listen.
@@ -109,7 +106,7 @@ pub struct MqttInstanceSpec {
 impl MqttInstanceSpec {
     /// Whether objects of another namespace may belong to the instance.
     pub fn allows(&self, namespace: &str) -> bool {
-        self.allowed_namespaces.iter().any(|allowed| allowed == "*" || allowed == namespace)
+        refs::include(&self.allowed_namespaces, namespace)
     }
 }
 

@@ -7,7 +7,13 @@ use kube::{
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{duration::Duration, quantity::Quantity, refs::InstanceRef, rules, status::Status};
+use crate::{
+    duration::Duration,
+    quantity::Quantity,
+    refs::{InstanceRef, NAMESPACE_OR_ALL},
+    rules,
+    status::Status,
+};
 
 /// The topics that every instance has of its own; no parent topic may take their names.
 pub const SYSTEM_TOPICS: [&str; 5] =
@@ -80,6 +86,9 @@ pub struct ParentTopicSpec {
     /// What becomes of the log topic, and of all that is stored in it, when this object is deleted.
     #[serde(default)]
     pub deletion_policy: DeletionPolicy,
+    /// Which namespaces may be granted anything below this topic; absent: all whose objects the instance takes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub grants_from: Option<GrantsFrom>,
     /// A note for people.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 1024))]
@@ -102,6 +111,18 @@ pub enum DeletionPolicy {
     #[default]
     Retain,
     Delete,
+}
+
+/// Whose TopicGrants may reach below a parent topic. One of another namespace that does, by a wildcard or a placeholder, too, is
+/// not in force.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct GrantsFrom {
+    /// Namespaces besides that of this object and that of the instance, `*` standing for all; empty: none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 100), inner(length(min = 1, max = 63), regex(pattern = NAMESPACE_OR_ALL)))]
+    #[x_kube(merge_strategy = ListMerge::Set)]
+    pub namespaces: Vec<String>,
 }
 
 /// When stored records may go.

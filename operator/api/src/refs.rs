@@ -6,6 +6,13 @@ use serde::{Deserialize, Serialize};
 /// A DNS subdomain, which is what objects are named.
 pub(crate) const NAME: &str = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$";
 pub(crate) const NAMESPACE: &str = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$";
+/// One of a list of namespaces, `*` standing for all of them.
+pub(crate) const NAMESPACE_OR_ALL: &str = r"^([*]|[a-z0-9]([-a-z0-9]*[a-z0-9])?)$";
+
+/// Whether a namespace is in such a list.
+pub(crate) fn include(namespaces: &[String], namespace: &str) -> bool {
+    namespaces.iter().any(|included| included == "*" || included == namespace)
+}
 
 /// Names an MqttInstance.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]

@@ -228,6 +228,20 @@ fn objects_of_another_namespace_count_where_the_instance_allows_that() {
 }
 
 #[test]
+fn a_grant_counts_below_a_parent_topic_where_its_owners_let_its_namespace() {
+    for (from, rules) in [(json!({"namespaces": ["city"]}), 1), (json!({}), 0)] {
+        let guarded = json!({"metadata": {"name": "t"}, "spec": {"instanceRef": {"name": "meters"}, "grantsFrom": from}});
+        let found = rendered(&json!({
+            "instance": {"metadata": {"name": "meters"}, "spec": {"allowedNamespaces": ["*"], "auth": {}}},
+            "topics": [guarded], "users": [foreign("other")], "grants": [foreign_grant("all", "other")],
+        }));
+        assert_eq!(found.acl.users.iter().map(|user| user.rules.len()).sum::<usize>(), rules, "{from}");
+        let told = found.problems.iter().any(|problem| problem.field == "spec.rules[0].filter");
+        assert!(told == (rules == 0), "{:?}", found.problems);
+    }
+}
+
+#[test]
 fn a_problem_of_one_object_takes_nothing_from_the_others() {
     let good_user = |rules: Vec<Rule>| AclUser {
         username: "good".into(),

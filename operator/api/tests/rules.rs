@@ -278,6 +278,12 @@ fn a_parent_topic_is_named_and_sized_so_that_a_log_can_keep_it() {
                 Some("spec.retention.age: must lie between 1s and 876000h"),
             ),
             (json!({"retention": {"size": "1"}}), Some("spec.retention.size: must lie between 1Ki and 1Ei")),
+            (json!({"grantsFrom": {}}), None),
+            (json!({"grantsFrom": {"namespaces": ["plant-a", "*"]}}), None),
+            (
+                json!({"grantsFrom": {"namespaces": ["a.b"]}}),
+                Some("spec.grantsFrom.namespaces[0]: \"a.b\" has characters"),
+            ),
             (json!({"instanceRef": {"name": "M"}}), Some("spec.instanceRef.name: \"M\" is not a name")),
             (
                 json!({"instanceRef": {"name": "m", "namespace": "a.b"}}),

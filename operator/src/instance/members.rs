@@ -3,7 +3,7 @@
 //! | reason | whose turn | when |
 //! |---|---|---|
 //! | `InForce` | nobody's | every broker has it |
-//! | `Conflict`, `SecretNotFound`, `SecretUnusable`, `NoPassword`, `UserNotInForce`, `InstanceNotFound`, `Invalid` | a person's | see [`Verdict::of_problems`] |
+//! | `NotAllowed`, `Conflict`, `SecretNotFound`, `SecretUnusable`, `NoPassword`, `UserNotInForce`, `InstanceNotFound`, `Invalid` | a person's | see [`Verdict::of_problems`] |
 //! | `InstanceNotReady` | ours | the instance itself is not in force, and says why |
 //! | `PasswordPending` | ours | its password is still to be made or hashed |
 //! | `Loading` | ours | it is on its way to the brokers |

@@ -4,6 +4,7 @@
 //! objects that claim one name and are equally old: the first wins); a problem of one object takes nothing away
 //! from the others; what is wrong is told, never half applied.
 
+mod consent;
 mod kafka;
 mod secret_text;
 mod tls;
@@ -171,7 +172,7 @@ pub fn render(
             (name, AclUser { username, passwords, client_ids, rules: Vec::new() })
         })
         .collect();
-    add_rules(grants, &objects.users, &mut acl_users, &mut problems);
+    add_rules(&instance, grants, &objects.users, &topics, &mut acl_users, &mut problems);
 
     let anonymous_user = anonymous.and_then(|name| acl_users.get(&name)).map(|user| user.username.clone());
     let mut acl_users: Vec<_> = acl_users.into_values().collect();
@@ -380,12 +381,15 @@ fn secret_value<'a>(
 }
 
 fn add_rules(
+    instance: &ObjectName,
     mut grants: Vec<(ObjectName, &TopicGrant)>,
     all_users: &[MqttUser],
+    topics: &BTreeMap<String, (ObjectName, &ParentTopic)>,
     users: &mut BTreeMap<ObjectName, AclUser>,
     problems: &mut Vec<Problem>,
 ) {
-    let existing: BTreeSet<_> = all_users.iter().map(|user| name_of(Kind::MqttUser, user)).collect();
+    let existing: BTreeMap<_, _> =
+        all_users.iter().map(|user| (name_of(Kind::MqttUser, user), user)).collect();
     grants.sort_by(|(a, _), (b, _)| a.cmp(b));
     for (name, grant) in grants {
         let user = ObjectName {
@@ -393,7 +397,12 @@ fn add_rules(
             namespace: name.namespace.clone(),
             name: grant.spec.user_ref.name.clone(),
         };
-        if let Some(user) = users.get_mut(&user) {
+        if let (Some(user), Some(object)) = (users.get_mut(&user), existing.get(&user)) {
+            let topics = topics.iter().map(|(topic, (name, object))| (topic.as_str(), name, *object));
+            if let Some(problem) = consent::refusal(&name, grant, object, instance, topics) {
+                problems.push(problem);
+                continue;
+            }
             user.rules.extend(
                 grant
                     .spec
@@ -403,7 +412,7 @@ fn add_rules(
             );
             continue;
         }
-        let message = if existing.contains(&user) {
+        let message = if existing.contains_key(&user) {
             format!("{user} is not in force, so this grants nothing; see what is wrong with it")
         } else {
             format!("there is no {user}; create it, or name another one")
