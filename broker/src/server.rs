@@ -9,7 +9,7 @@ use tokio::{net::TcpListener, sync::watch, task::JoinSet, time::timeout};
 
 use crate::{
     admin::{self, Stage},
-    admission::memory,
+    admission::{memory, term},
     bridge::mq2mqtt,
     listener::{self, Listener, tls},
     log::BoxFuture,
@@ -54,6 +54,7 @@ impl Server {
     /// Does what a node does besides serving connections. `links`: those to other nodes.
     pub(crate) fn begin(&mut self, node: &Arc<Node>, links: Option<(TcpListener, Arc<peers::Current>)>) {
         self.tasks.spawn(memory::watch(node.clone()));
+        self.tasks.spawn(term::watch(node.clone()));
         if let Some((socket, settings)) = links {
             self.tasks.spawn(peers::listen(node.clone(), socket, settings.clone()));
             self.tasks.spawn(peers::dial_all(node.clone(), settings));

@@ -8,7 +8,7 @@ use mqtt_broker_api::{
     config::{Characters, InstanceConfig, Limits, Ordering},
     shards,
 };
-use mqtt_proto::{template::Template, topic::strict_characters};
+use mqtt_proto::{message::Millis, template::Template, topic::strict_characters};
 
 use crate::{
     auth::Access,
@@ -87,6 +87,11 @@ impl Settings {
             online: count(self.config.session.online_messages),
             offline: count(self.config.session.offline_messages),
         }
+    }
+
+    /// Whether the instance has come to its end.
+    pub(crate) fn has_expired(&self, wall: impl FnOnce() -> Millis) -> bool {
+        self.config.expires_at.is_some_and(|at| wall() / 1000 >= at)
     }
 
     /// The registered parent that a topic stands under.

@@ -12,6 +12,10 @@ pub struct InstanceConfig {
     pub instance: String,
     pub limits: Limits,
     pub session: SessionRules,
+    /// From then on (Unix time in seconds) nobody is let in, and who is there is closed; absent: never. Not written where it is
+    /// absent, for brokers that do not know it refuse a config with it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_at: Option<u64>,
     /// Registered groups: client IDs `GROUP@@device` are counted under them.
     #[serde(default)]
     pub groups: Vec<String>,

@@ -7,6 +7,7 @@ mod addresses;
 mod failures;
 mod half_open;
 pub(crate) mod memory;
+pub(crate) mod term;
 
 use std::{net::SocketAddr, sync::Arc};
 

@@ -49,6 +49,8 @@ pub(super) enum Close {
     LogFailed,
     /// Memory was short, and much waited for it.
     NoMemory,
+    /// The instance has come to its end. Sessions stay: it may be moved.
+    Expired,
     ShuttingDown,
 }
 
@@ -68,6 +70,8 @@ impl Close {
             Close::NoMemory => {
                 (Reason::ServerBusy, "the broker is short of memory, and much waits for this client")
             }
+            // DISCONNECT may not say "banned", as CONNACK then does (MQTT 5 section 3.14.2.1).
+            Close::Expired => (Reason::AdministrativeAction, "the instance has expired"),
             Close::ShuttingDown => (Reason::ServerShuttingDown, "the broker is stopping"),
         })
     }
@@ -233,6 +237,7 @@ fn report<S>(connection: &Connection<S>, close: &Close) {
             node.counters.connections_shed.add(1);
             notice!(node, shed, client_id, %peer, "closed: memory is short, and much waits for it");
         }
+        Close::Expired => tracing::debug!(client_id, %peer, "closed: the instance has expired"),
         Close::LogFailed => tracing::warn!(client_id, %peer, "closed: a publish could not be made durable"),
     }
 }

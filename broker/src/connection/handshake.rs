@@ -93,6 +93,8 @@ pub(super) enum Refused {
     AddressLimit(u64),
     #[error("too many wrong passwords came from its address for its user; it may try again")]
     TooManyFailures,
+    #[error("the instance has expired: move spec.expiresAt to let devices in again")]
+    Expired,
     #[error("memory is short")]
     NoMemory,
     #[error("all {0} connections of the instance are in use")]
@@ -139,6 +141,9 @@ impl Refused {
             Refused::Will(WillError::Payload) => Reason::PayloadFormatInvalid,
             Refused::ConnectionLimit(_) | Refused::AddressLimit(_) => Reason::QuotaExceeded,
             Refused::TooManyFailures | Refused::NoMemory => Reason::ServerBusy,
+            // Who may end it is the administrator, and another try is in vain; "quota exceeded" says that there may be room soon.
+            // MQTT 3: not authorized.
+            Refused::Expired => Reason::Banned,
             // "Session taken over" is none that CONNACK may carry (MQTT 5 section 3.2.2.2).
             Refused::LogAway | Refused::Claim(_) => Reason::ServerUnavailable,
         })
@@ -260,6 +265,9 @@ async fn let_in(
     unread: Vec<u8>,
     peer: SocketAddr,
 ) -> Result<(Admitted, BytesMut), Refused> {
+    if settings.has_expired(|| node.wall()) {
+        return Err(Refused::Expired);
+    }
     let limits = settings.limits();
     let given_expiry = connect.properties.session_expiry_interval;
     let expiry = match connect.version {

@@ -291,6 +291,9 @@ where
             if mail.called && self.node.admission.memory.is_too_much(self.waiting_bytes()) {
                 return Err(Close::NoMemory);
             }
+            if mail.called && self.node.settings().has_expired(|| self.node.wall()) {
+                return Err(Close::Expired);
+            }
             self.follow_settings()?;
             outcome?;
             self.write_overdue(mail.first_direct);

@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use mqtt_broker_api::config::InstanceConfig;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, DuplexStream},
     net::TcpStream,
@@ -17,13 +18,14 @@ use tokio::{
 
 use super::{Connection, serve};
 use crate::{
-    admission::Newcomer,
+    admission::{Newcomer, term},
     log::sim::{SimLog, cluster::Cluster, still::Still},
     node::Node,
     outside::Outside,
     process::make_node,
     server,
     session::log::Place,
+    settings::Settings,
     simulation::world,
 };
 
@@ -92,6 +94,45 @@ async fn a_publish_that_the_store_refuses_closes_its_connection_without_an_ackno
         }
         drop(client);
         served.await.unwrap();
+        tasks.iter().for_each(|task| task.abort());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn at_the_end_of_its_instance_everybody_is_closed_and_refused_and_finds_its_session_once_that_is_moved()
+{
+    for (connect, level) in [
+        (&b"\x10\x0d\0\x04MQTT\x04\0\0\0\0\x01c"[..], 4),
+        (b"\x10\x13\0\x04MQTT\x05\0\0\0\x05\x11\0\0\0\x3c\0\x01c", 5),
+    ] {
+        let Rig { node, log, tasks, .. } = Rig::new().await;
+        let apply = async |expires_at: Option<u64>| {
+            let config = InstanceConfig { expires_at, ..world::config(10, 10) };
+            let settings = Settings::compile(config, &world::acl(), &*log).await;
+            node.apply(settings.unwrap_or_else(|problems| panic!("{:?}", problems.lines))).await;
+        };
+        let greeted = async || {
+            let (mut client, served) = dial(&node);
+            client.write_all(connect).await.unwrap();
+            let head = read(&mut client, 2).await;
+            let connack = read(&mut client, head[1].into()).await;
+            (client, served, [connack[0], connack[1]])
+        };
+        let watching = tokio::spawn(term::watch(node.clone()));
+        apply(Some(node.wall() / 1000 + 10)).await;
+        let (mut client, served, connack) = greeted().await;
+        assert_eq!(connack, [0, 0], "level {level}");
+        let last = read(&mut client, 1000).await;
+        match level {
+            5 => assert!(matches!(last[..], [0xe0, _, 0x98, ..]), "{last:02x?}"),
+            _ => assert!(last.is_empty(), "{last:02x?}"),
+        }
+        drop(client);
+        served.await.unwrap();
+        assert_eq!(greeted().await.2, [0, if level == 5 { 0x8a } else { 5 }], "level {level}");
+        apply(None).await;
+        assert_eq!(greeted().await.2, [1, 0], "level {level}");
+        watching.abort();
         tasks.iter().for_each(|task| task.abort());
     }
 }

@@ -161,6 +161,7 @@ mod tests {
         check(&Close::KeepAlive, Some(0x8d), "keep alive");
         check(&Close::Refused("its user was removed"), Some(0x87), "user was removed");
         check(&Close::Violation(Reason::MalformedPacket, "a bad byte".into()), Some(0x81), "a bad byte");
+        check(&Close::Expired, Some(0x98), "has expired");
         check(&Close::ShuttingDown, Some(0x8b), "stopping");
     }
 }

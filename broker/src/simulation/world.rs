@@ -543,6 +543,7 @@ pub(crate) fn config(offline: u32, online: u32) -> InstanceConfig {
             sharing: Sharing::RoundRobin,
             response_information: None,
         },
+        expires_at: None,
         groups: Vec::new(),
         parents: vec![parent("m", Ordering::PartitionOrdered), parent("n", Ordering::Normal)],
         listeners: Listeners::default(),

@@ -6,6 +6,7 @@ mod certificates;
 mod faults;
 mod first_use;
 mod grants;
+mod lifecycle;
 mod meters;
 mod passwords;
 mod rest;

@@ -1,5 +1,6 @@
 //! `MqttInstance`: one MQTT service, its size, its limits and how sessions are kept.
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -75,6 +76,14 @@ pub struct MqttInstanceSpec {
     #[schemars(length(max = 100), inner(length(min = 1, max = 63), regex(pattern = NAMESPACE_OR_ALL)))]
     #[x_kube(merge_strategy = ListMerge::Set)]
     pub allowed_namespaces: Vec<String>,
+    /// When the instance ends: from then on devices are refused, and those that are there are closed; all that is stored stays.
+    /// Move it to let devices in again. Absent: it does not end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 40), regex(pattern = rules::TIME))]
+    pub expires_at: Option<Time>,
+    /// While it is true the operator changes nothing of what runs the instance, nor of its Kafka topics: brokers go on as they are.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub paused: bool,
     /// Where brokers listen.
     #[serde(default)]
     #[x_kube(validation = Rule::new("self.mqtt.port != self.admin.port")

@@ -19,6 +19,10 @@ pub(crate) fn placeholders() -> Rule {
     Rule::new(KNOWN_PLACEHOLDERS.0).message(KNOWN_PLACEHOLDERS.1)
 }
 
+/// A point in time as RFC 3339 writes it, such as 2027-01-31T12:00:00Z.
+pub(crate) const TIME: &str =
+    r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}([.][0-9]{1,9})?(Z|[+-][0-9]{2}:[0-9]{2})$";
+
 /// Bounds of a Quantity, both included.
 pub(crate) fn bytes_between(least: &str, most: &str) -> Rule {
     let of_self = "quantity(string(self))";

@@ -9,7 +9,7 @@ use kube::core::cel;
 use regex::Regex;
 use serde_json::{Map, Value, json};
 
-use crate::{Kind, crds, duration, quantity, refs, workload};
+use crate::{Kind, crds, duration, quantity, refs, rules, workload};
 
 /// One thing that is wrong: where, and what to do about it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -217,6 +217,7 @@ fn in_words(pattern: &str, text: &str) -> String {
         workload::AMOUNT => format!(
             "{text:?} is not an amount; write a number, alone or with one of m Ki Mi Gi Ti k M G T, such as 250m or 1.5Gi"
         ),
+        rules::TIME => format!("{text:?} is not a point in time; write it as 2027-01-31T12:00:00Z"),
         quantity::PATTERN => quantity::NotAQuantity(text.into()).to_string(),
         _ => format!("{text:?} has characters it may not have; write it so that it matches {pattern}"),
     }

@@ -80,7 +80,7 @@ fn a_whole_set_becomes_two_documents() {
     let set = json!({
         "instance": {"metadata": {"name": "meters", "namespace": "plant"}, "spec": {
             "limits": {"packetSize": "64Ki", "deliveryRate": 9, "keepAlive": "89500ms", "characters": "Strict"},
-            "session": {"expiry": "1h30m", "responseInformation": "replies/${clientId}"}, "auth": {"anonymousUser": "guest"}, "groups": ["GID-home"], "allowedNamespaces": ["default"],
+            "session": {"expiry": "1h30m", "responseInformation": "replies/${clientId}"}, "auth": {"anonymousUser": "guest"}, "groups": ["GID-home"], "allowedNamespaces": ["default"], "expiresAt": "2027-01-31T12:00:00+08:00",
             "kafka": {"bootstrapServers": ["kafka-0.kafka:9092"]}, "listeners": {"mqtt": {"port": 2883}, "serverReference": "mqtt.example:1883"},
         }},
         "topics": [
@@ -155,6 +155,7 @@ fn a_whole_set_becomes_two_documents() {
                 sharing: config::Sharing::RoundRobin,
                 response_information: Some("replies/${clientId}".into()),
             },
+            expires_at: Some(1_801_368_000),
             groups: vec!["GID-home".into()],
             parents: vec![
                 config::Parent {

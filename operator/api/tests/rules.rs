@@ -42,6 +42,12 @@ fn an_instance_is_held_to_its_bounds() {
                 json!({"allowedNamespaces": ["a", "a"]}),
                 Some("spec.allowedNamespaces[1]: \"a\" stands here twice"),
             ),
+            (json!({"expiresAt": "2036-01-31T12:00:00Z", "paused": true}), None),
+            (json!({"expiresAt": "2036-01-31T12:00:00.5+08:00"}), None),
+            (
+                json!({"expiresAt": "2036-01-31"}),
+                Some("spec.expiresAt: \"2036-01-31\" is not a point in time"),
+            ),
             (json!({"limits": {"memory": "64Mi", "connectRate": 1, "connectionsPerAddress": 1}}), None),
             (json!({"limits": {"memory": "1Mi"}}), Some("spec.limits.memory: must lie between 64Mi and 1Ti")),
             (json!({"limits": {"connectRate": 0}}), Some("spec.limits.connectRate: is 0")),

@@ -121,6 +121,11 @@ impl Instances {
         if memory.uid != uid {
             *memory = Memory { uid: uid.clone(), ..Memory::default() };
         }
+        if instance.spec.paused {
+            // Whatever happens meanwhile is looked at afterwards.
+            memory.resynced = None;
+            return self.pause(name, instance).await;
+        }
         let thorough = memory.resynced.is_none_or(|at| at.elapsed() >= self.resync);
         if thorough {
             self.doubt(name);
@@ -215,7 +220,7 @@ impl Instances {
             () if waits && !believed => ASK_AGAIN,
             () if waits => ASK_WHY,
             () if !ready => ASK_WHY,
-            () => self.until_resync(&memory),
+            () => self.until_resync(instance, &memory),
         }))
     }
 
@@ -388,11 +393,13 @@ impl Instances {
         self.writer.forget_status(|object| all.contains(object));
     }
 
-    /// Resyncs are spread by chance, so that not all instances have theirs at once. A certificate may be due before.
-    fn until_resync(&self, memory: &Memory) -> Duration {
+    /// Resyncs are spread by chance, so that not all instances have theirs at once. A certificate may be due before, or the
+    /// instance's end.
+    fn until_resync(&self, instance: &MqttInstance, memory: &Memory) -> Duration {
         let since = memory.resynced.map_or(Duration::ZERO, |at| at.elapsed());
         let resync = self.resync.saturating_sub(since).mul_f64(1.0 + 0.1 * fastrand::f64());
-        issuing::wait(resync, memory.issued_until, Timestamp::now())
+        let (end, now) = (instance.spec.expires_at.as_ref().map(|at| at.0), Timestamp::now());
+        issuing::wait(issuing::wait(resync, memory.issued_until, now), end, now)
     }
 }
 

@@ -3,13 +3,15 @@
 use std::{collections::HashMap, time::Duration};
 
 use futures_util::{StreamExt as _, stream};
-use kube::Resource as _;
+use k8s_openapi::jiff::Timestamp;
+use kube::{Resource as _, core::ObjectMeta};
 use mqtt_operator_api::{
     Kind,
     grant::TopicGrant,
     instance::MqttInstance,
     parent_topic::ParentTopic,
     render::{ObjectName, Objects, Rendered, name_of},
+    status::Status,
     user::MqttUser,
 };
 use serde_json::{Map, Value, json};
@@ -64,6 +66,7 @@ impl Instances {
             brokers,
             service: service.as_deref(),
             unready,
+            now: Timestamp::now(),
         };
         let mut more = Map::new();
         more.insert("endpoints".into(), json!(verdict::endpoints(instance, service.as_deref())));
@@ -121,6 +124,18 @@ impl Instances {
         Ok(Done::Settled)
     }
 
+    /// Nothing of the instance is changed: what names it and is not in force waits until that is over.
+    pub(super) async fn pause(&self, name: &ObjectName, instance: &MqttInstance) -> Result<Done, Error> {
+        self.wants.clear(name);
+        self.say_instance(instance, &verdict::paused(), told_before(instance)).await?;
+        let Members { mut topics, mut users, mut grants } = Members::of(&self.world, name);
+        topics.retain(|topic| waits(topic.meta(), topic.status.as_ref()));
+        users.retain(|user| waits(user.meta(), user.status.as_ref()));
+        grants.retain(|grant| waits(grant.meta(), grant.status.as_ref()));
+        self.say_all(&Members { topics, users, grants }, |_| members::waits_for(name)).await?;
+        Ok(Done::Settled)
+    }
+
     pub(super) async fn say_all(
         &self,
         members: &Members,
@@ -158,6 +173,11 @@ impl Instances {
     }
 }
 
+/// Whether an object is not in force as it is.
+fn waits(metadata: &ObjectMeta, status: Option<&Status>) -> bool {
+    !status.is_some_and(|status| is_ready(&status.conditions, metadata.generation))
+}
+
 /// What a status says besides its conditions: it is as true as it was.
 pub(super) fn told_before(instance: &MqttInstance) -> Map<String, Value> {
     let Value::Object(mut told) = json!(instance.status) else { return Map::new() };
@@ -165,7 +185,7 @@ pub(super) fn told_before(instance: &MqttInstance) -> Map<String, Value> {
     told
 }
 
-fn subject<'a>(object: &'a ObjectName, metadata: &'a kube::core::ObjectMeta, seen: &'a Value) -> Subject<'a> {
+fn subject<'a>(object: &'a ObjectName, metadata: &'a ObjectMeta, seen: &'a Value) -> Subject<'a> {
     let uid = metadata.uid.as_deref().unwrap_or_default();
     Subject { object, uid, generation: metadata.generation, seen }
 }

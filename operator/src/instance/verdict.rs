@@ -7,12 +7,17 @@
 //! | `Forbidden`, `Refused`, `NameTaken` | a person's | the API server, or an object in the way |
 //! | `ImageNotPulled`, `NotStarted`, `Crashing`, `Unschedulable` | a person's | a pod can't run |
 //! | `BrokersNotReady` | a person's | a broker says for longer than [`PATIENCE`] why it is not ready |
+//! | `Expired` | a person's | `spec.expiresAt` is over |
+//! | `Paused` | a person's | `spec.paused` is true |
 //! | `Starting`, `Updating`, `WaitsForAddress` | ours | on its way |
 //! | `Retrying` | ours | something did not work, and is tried again |
 
 use std::time::Duration;
 
-use k8s_openapi::api::{apps::v1::StatefulSet, core::v1::Service};
+use k8s_openapi::{
+    api::{apps::v1::StatefulSet, core::v1::Service},
+    jiff::Timestamp,
+};
 use mqtt_operator_api::{instance::MqttInstance, render::Problem, status::Endpoints, workload::ServiceType};
 
 use super::nodes::Broker;
@@ -36,6 +41,13 @@ pub struct Facts<'a> {
     pub service: Option<&'a Service>,
     /// How long no broker has been ready.
     pub unready: Duration,
+    pub now: Timestamp,
+}
+
+/// Nothing is changed for now.
+pub fn paused() -> Verdict {
+    let message = "spec.paused is true, so nothing of the instance is changed, and brokers go on as they are; set it to false";
+    Verdict::stalled("Paused", message)
 }
 
 pub fn verdict(facts: &Facts<'_>) -> Verdict {
@@ -58,6 +70,13 @@ pub fn verdict(facts: &Facts<'_>) -> Verdict {
         if let Some(trouble) = broker.trouble.as_ref().filter(|trouble| trouble.theirs) {
             return Verdict::stalled(&trouble.reason, format!("pod {}: {}", broker.pod, trouble.message));
         }
+    }
+    if let Some(at) = facts.instance.spec.expires_at.as_ref().filter(|at| at.0 <= facts.now) {
+        let message = format!(
+            "expired at {}: devices are refused, and what is stored stays; move spec.expiresAt",
+            at.0
+        );
+        return Verdict::stalled("Expired", message);
     }
     let said = brokers.iter().find_map(|broker| Some((&broker.pod, broker.said.as_ref()?)));
     let ready = brokers.iter().filter(|broker| broker.ready && !broker.ending).count();
@@ -160,6 +179,12 @@ mod tests {
         .unwrap()
     }
 
+    fn instance_until(end: &str) -> MqttInstance {
+        let mut instance = instance("ClusterIP");
+        instance.spec.expires_at = serde_json::from_value(json!(end)).unwrap();
+        instance
+    }
+
     fn service(more: &Value) -> Service {
         let mut service = json!({"spec": {"ports": [{"name": "mqtt", "port": 1883, "nodePort": 31883}]}});
         service["status"] = more.clone();
@@ -196,6 +221,7 @@ mod tests {
             brokers,
             service: None,
             unready,
+            now: Timestamp::UNIX_EPOCH,
         }
     }
 
@@ -229,6 +255,11 @@ mod tests {
             "Starting",
             "pod meters-broker-0 is not ready: Kafka is away",
         );
+        let ends = instance_until("1970-01-01T00:00:00Z");
+        let over = "expired at 1970-01-01T00:00:00Z: devices are refused";
+        check("its end has come", &facts(&ends, &done, &ready), Turn::Theirs, "Expired", over);
+        let goes_on = instance_until("1970-01-01T00:00:01Z");
+        check("its end is to come", &facts(&goes_on, &done, &ready), Turn::Nobody, "Serving", "1 broker");
         let long = Facts { unready: PATIENCE * 2, ..facts(&plain, &done, &says) };
         check("it says so for long", &long, Turn::Theirs, "BrokersNotReady", "Kafka is away");
         let trouble = Trouble {

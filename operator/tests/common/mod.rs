@@ -39,6 +39,7 @@ spec:
     sasl: {mechanism: SCRAM-SHA-512, username: mqtt, passwordSecretRef: {name: kafka, key: password}}
   auth: {anonymousUser: guest}
   groups: [GID-home, GID-plant]
+  expiresAt: \"2036-01-31T12:00:00Z\"
   listeners:
     mqtt: {port: 2883}
     mqtts:

@@ -461,6 +461,7 @@ fn config(
             },
             response_information: spec.session.response_information.clone(),
         },
+        expires_at: spec.expires_at.as_ref().map(|at| u64::try_from(at.0.as_second()).unwrap_or(0)),
         groups: spec.groups.clone(),
         parents: topics.into_iter().map(|(topic, (_, object))| parent(topic, object)).collect(),
         listeners: config::Listeners {
