@@ -38,10 +38,8 @@ pub(crate) enum Mistake {
     RouteOnOldView,
     /// A subscription is granted before those have read it who hold a lease.
     SubackBeforeRead,
-    /// A lease counts before what was promised when it was given is read.
+    /// What a peer says that counts once this node has read so far counts before.
     LeaseBeforeRead,
-    /// A node says that it has read what somebody waits to be told of before it has.
-    HasReadBeforeRead,
     /// A subscription of a session in no log is granted before other nodes know of it.
     SubackBeforeAnnouncement,
     /// The newest messages go for want of room, not the oldest.

@@ -192,7 +192,6 @@ fn mistakes_are_noticed() {
         Mistake::ForgetUnconfirmed,
         Mistake::SubackBeforeRead,
         Mistake::LeaseBeforeRead,
-        Mistake::HasReadBeforeRead,
     ] {
         let noticed = (0..SEEDS).find(|seed| run(*seed, 0, Some(mistake)).violation.is_some());
         // For who asks with --nocapture.

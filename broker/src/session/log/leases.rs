@@ -85,7 +85,7 @@ impl Leases {
         u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
-    fn hold(&self, act: impl FnOnce(&mut Held)) {
+    pub(super) fn hold(&self, act: impl FnOnce(&mut Held)) {
         let mut held = self.held.lock();
         act(&mut held);
         self.until.store(held.until(), Ordering::Release);
@@ -159,7 +159,7 @@ impl SessionLog {
     }
 
     /// Up to where this node has read each partition, with all that follows from it.
-    fn positions(&self) -> Vec<Offset> {
+    pub(super) fn positions(&self) -> Vec<Offset> {
         let of = |partition: &super::Partition| {
             let _applied = partition.state.lock();
             partition.next.get()
@@ -308,11 +308,7 @@ impl Hearing {
         let log = &self.node.sessions;
         while let Some(heard) = self.heard.front() {
             let (Heard::Lease(Lease { positions, .. }) | Heard::ReadOn(ReadOn { positions, .. })) = heard;
-            let hurries = match heard {
-                Heard::Lease(_) => log.outside.makes(Mistake::LeaseBeforeRead),
-                Heard::ReadOn(_) => log.outside.makes(Mistake::HasReadBeforeRead),
-            };
-            if !hurries {
+            if !log.outside.makes(Mistake::LeaseBeforeRead) {
                 log.reach(positions).await;
             }
             match self.heard.pop_front() {

@@ -1,5 +1,6 @@
 //! What a start finds in the log.
 
+mod leases;
 mod pass_on;
 
 use std::sync::Arc;
@@ -36,12 +37,12 @@ impl AppendSink for Nobody {
 }
 
 async fn node(log: &Arc<EmbeddedLog>) -> Arc<Node> {
-    node_on(log.clone(), Outside::default()).await
+    node_on(log.clone(), Outside::default(), PLACE).await
 }
 
-async fn node_on(log: Arc<dyn Log>, outside: Outside) -> Arc<Node> {
+async fn node_on(log: Arc<dyn Log>, outside: Outside, place: Place<'_>) -> Arc<Node> {
     let (config, acl) = (world::config(10, 10), world::acl());
-    match make_node(outside, log, PLACE, &config, &acl).await {
+    match make_node(outside, log, place, &config, &acl).await {
         Ok(Ok(node)) => node,
         Ok(Err(problems)) => panic!("{:?}", problems.lines),
         Err(error) => panic!("{error}"),

@@ -106,7 +106,7 @@ async fn what_waits_at_the_end_of_a_session_goes_to_another_once_the_log_takes_i
         let cluster = Cluster::new(fastrand::Rng::with_seed(1), Box::new(|_, _, _| {}));
         let outside = Outside { simulated: Some(Still::new(cluster.clone())), mistake: None };
         let log = SimLog::new(cluster, outside.clone(), fastrand::Rng::with_seed(2), 10_000);
-        let first = node_on(log.clone(), outside.clone()).await;
+        let first = node_on(log.clone(), outside.clone(), PLACE).await;
         let left = Left { log: &*log, sessions: &first.sessions, now: first.now() };
         left.client(1, 0, Phase::Offline);
         left.joins(1);
@@ -114,7 +114,7 @@ async fn what_waits_at_the_end_of_a_session_goes_to_another_once_the_log_takes_i
         left.joins(2);
         left.message(21, first.boot, 2, QoS::AtLeastOnce);
         left.client(2, 1, Phase::Ended);
-        let node = node_on(log.clone(), outside).await;
+        let node = node_on(log.clone(), outside, PLACE).await;
         match slow {
             true => log.set_weather(Weather { latency: 20_000..20_001, ..Weather::default() }),
             false => log.set_away(true),
