@@ -26,6 +26,7 @@ help:
 	@echo "make bench  CPU time a message and memory a connection, beside other brokers"
 	@echo "make rumqttd-stops  does to rumqttd what README says stops it"
 	@echo "make soak   the simulation with other seeds each time, until a rule breaks or SOAK_MINUTES (60) are over"
+	@echo "make before the broker of the commit before this one, which stories on several nodes begin with"
 	@echo "make fuzz   the fuzz targets, FUZZ_SECONDS (300) each, FUZZ_TARGETS to choose"
 	@echo "make crds   writes crds/, its copy in the chart and JSON schemas from the resource types"
 	@echo "make images builds the images of the broker and the operator, optimised; REGISTRY=host/path/ goes before their names"
@@ -67,7 +68,8 @@ soak:
 # is of this workspace has the same name in both, so it gets a folder of its own.
 BEFORE := $(DEV)/before
 before: build
-	@commit=$$(git rev-parse --verify --quiet HEAD~1) || { echo "the commit before is needed: clone with its history" >&2; exit 1; }; \
+	@git rev-parse --verify --quiet HEAD~1 >/dev/null || git fetch --quiet --deepen 1 || true; \
+	commit=$$(git rev-parse --verify --quiet HEAD~1) || { echo "the commit before is needed: clone with its history" >&2; exit 1; }; \
 	if [ "$$(cat $(BEFORE)/commit 2>/dev/null)" != $$commit ]; then \
 		echo "==> the broker of the commit before"; rm -rf $(BEFORE); mkdir -p $(BEFORE)/source $(BEFORE)/target/debug; \
 		git archive $$commit | tar --extract --touch --directory $(BEFORE)/source; \
