@@ -86,12 +86,6 @@ impl From<Status> for NoLink {
     }
 }
 
-impl From<TooMuch> for NoLink {
-    fn from(TooMuch: TooMuch) -> NoLink {
-        NoLink::TooMuch
-    }
-}
-
 /// What is behind an error that says little by itself.
 fn root(error: &(dyn std::error::Error + 'static)) -> String {
     let last = std::iter::successors(Some(error), |error| error.source()).last();
@@ -174,7 +168,9 @@ async fn pass_on(
                     Some(Answer::Taken(Taken { sequence })) => link.taken(sequence),
                     Some(Answer::InTouch(InTouch {})) => relay.peer_is_in_touch(name),
                     Some(Answer::Lease(lease)) => hearing.lease(lease),
-                    Some(Answer::ReadOn(read_on)) => hearing.read_on(read_on)?,
+                    Some(Answer::ReadOn(read_on)) => {
+                        hearing.read_on(read_on).map_err(|TooMuch| NoLink::TooMuch)?;
+                    }
                     // Of a later version.
                     Some(Answer::Welcome(_)) | None => {}
                 }

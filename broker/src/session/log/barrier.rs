@@ -17,13 +17,16 @@ use mqtt_proto::{
     durable::record::{Boot, Key, Value},
     message::Millis,
 };
-use parking_lot::Mutex;
 use tokio::{
-    sync::{Notify, oneshot},
+    sync::oneshot,
     time::{sleep, timeout},
 };
 
-use super::{SessionLog, State, write::record};
+use super::{
+    SessionLog, State,
+    rounds::{self, Rounds},
+    write::record,
+};
 use crate::{
     log::{Completion, Log, Outcome, Topic},
     node::Node,
@@ -40,8 +43,7 @@ pub(crate) type BarrierPart = (oneshot::Receiver<Outcome>, oneshot::Receiver<()>
 /// Who waits for a fresh view.
 #[derive(Default)]
 pub(super) struct Barriers {
-    waiting: Mutex<Vec<Completion>>,
-    asked: Notify,
+    rounds: Rounds,
     /// One shall be passed though nobody waits for it.
     is_due: AtomicBool,
 }
@@ -73,8 +75,7 @@ impl SessionLog {
         if !self.shared || self.outside.makes(Mistake::RouteOnOldView) {
             return true;
         }
-        self.barriers.waiting.lock().push(done());
-        self.barriers.asked.notify_one();
+        self.barriers.rounds.join(done());
         false
     }
 
@@ -90,7 +91,7 @@ impl SessionLog {
     /// Soon a barrier is passed that nobody waits for.
     pub(super) fn look_again(&self) {
         if !self.barriers.is_due.swap(true, Ordering::AcqRel) {
-            self.barriers.asked.notify_one();
+            self.barriers.rounds.ask();
         }
     }
 }
@@ -99,8 +100,7 @@ impl SessionLog {
 pub(crate) async fn barriers(node: Arc<Node>) {
     let log = &node.sessions;
     loop {
-        log.barriers.asked.notified().await;
-        let waiting = std::mem::take(&mut *log.barriers.waiting.lock());
+        let waiting = log.barriers.rounds.next().await;
         if waiting.is_empty() && !log.barriers.is_due.load(Ordering::Acquire) {
             continue;
         }
@@ -108,7 +108,7 @@ pub(crate) async fn barriers(node: Arc<Node>) {
             sleep(RETRY).await;
         }
         log.barriers.is_due.store(false, Ordering::Release);
-        waiting.into_iter().for_each(|done| done.sink.appended(done.token, Outcome::Durable(0)));
+        rounds::tell(waiting);
     }
 }
 

@@ -23,9 +23,12 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-use super::SessionLog;
+use super::{
+    SessionLog,
+    rounds::{self, Rounds},
+};
 use crate::{
-    log::{Completion, Outcome},
+    log::Completion,
     node::Node,
     outside::Mistake,
     peers::{
@@ -54,8 +57,7 @@ pub(super) struct Leases {
     round: Rising,
     /// Told when a peer has read on.
     heard: Notify,
-    waiting: Mutex<Vec<Completion>>,
-    asked: Notify,
+    waiting: Rounds,
     is_over: AtomicBool,
     /// Publishes that were routed at once.
     used: AtomicU64,
@@ -73,8 +75,7 @@ impl Leases {
             given: Mutex::new(Given::new(0)),
             round: Rising::new(0),
             heard: Notify::new(),
-            waiting: Mutex::default(),
-            asked: Notify::new(),
+            waiting: Rounds::default(),
             is_over: AtomicBool::new(false),
             used: AtomicU64::new(0),
         }
@@ -147,8 +148,7 @@ impl SessionLog {
         if !leases.given.lock().may_bind(leases.now()) {
             return true;
         }
-        leases.waiting.lock().push(done());
-        leases.asked.notify_one();
+        leases.waiting.join(done());
         false
     }
 
@@ -196,8 +196,7 @@ pub(crate) async fn ask_peers(node: Arc<Node>) {
     let log = &node.sessions;
     let leases = &log.leases;
     loop {
-        leases.asked.notified().await;
-        let waiting = std::mem::take(&mut *leases.waiting.lock());
+        let waiting = leases.waiting.next().await;
         if waiting.is_empty() {
             continue;
         }
@@ -211,7 +210,7 @@ pub(crate) async fn ask_peers(node: Arc<Node>) {
             // Whoever has not read by then counts on nothing any more.
             let _ = timeout_at(leases.began + Duration::from_millis(until), heard).await;
         }
-        waiting.into_iter().for_each(|done| done.sink.appended(done.token, Outcome::Durable(0)));
+        rounds::tell(waiting);
     }
 }
 

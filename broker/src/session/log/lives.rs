@@ -39,7 +39,7 @@ impl SessionLog {
         others
     }
 
-    /// The process runs that may not know that they are over: each has another of its node behind it, and nobody has said that it is.
+    /// The process runs that may not know that they are over: each has another of its node behind it.
     pub(super) fn replaced(&self) -> BTreeSet<Boot> {
         let mut replaced = BTreeSet::new();
         for partition in 0..self.topic.partitions() {

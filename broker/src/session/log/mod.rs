@@ -16,6 +16,7 @@
 //! | [`announce`] | tells other nodes which filters sessions in no log have here |
 //! | [`barrier`] | makes sure that nothing is missing that another node promised |
 //! | [`leases`] | the same without the log, where nodes have links |
+//! | [`rounds`] | those who wait for either |
 //! | [`bodies`] | finds the messages of a queue again |
 //! | [`pass_on`] | gives what waits for a member of a shared subscription to another |
 //! | [`sweep`] | wills and sessions that are due, what nobody holds, and what is dead |
@@ -30,6 +31,7 @@ mod leases;
 mod lives;
 mod pass_on;
 mod replay;
+mod rounds;
 mod sweep;
 #[cfg(test)]
 mod tests;
