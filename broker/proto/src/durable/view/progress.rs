@@ -3,23 +3,25 @@
 //! Most of these are of messages that are in no queue any more, and wait until no late record can refer to them. So each takes
 //! little.
 
-use smallvec::SmallVec;
+use std::collections::hash_map::Entry;
 
-use super::{Map, give_back, rare::Rare};
+use super::{Map, give_back};
 use crate::{
     durable::record::{Boot, Progress},
     message::MessageId,
 };
 
-/// By message; most have one recipient.
+/// By message.
 #[derive(Debug, Default)]
-pub(super) struct AllProgress(Map<MessageId, SmallVec<[(MessageId, Tellings); 1]>>);
+pub(super) struct AllProgress(Map<MessageId, OfMessage>);
 
+/// What all have told of one message. Most have one recipient, of which one run tells: all others are one pointer away.
 #[derive(Debug)]
-struct Tellings {
-    first: Told,
-    /// Of other process runs.
-    others: Rare<Told>,
+struct OfMessage {
+    sid: MessageId,
+    told: Told,
+    /// Of other sessions, and of other process runs, by session.
+    others: Option<Box<Map<MessageId, Vec<Told>>>>,
 }
 
 /// What one process run told.
@@ -34,8 +36,9 @@ pub(super) struct Told {
 impl AllProgress {
     /// How far a session is with a message.
     pub(super) fn of(&self, mid: MessageId, sid: MessageId) -> Option<Progress> {
-        let (_, tellings) = self.0.get(&mid)?.iter().find(|(of, _)| *of == sid)?;
-        tellings.all().map(|told| told.progress).max()
+        let OfMessage { sid: first, told, others } = self.0.get(&mid)?;
+        let others = others.iter().filter_map(|others| others.get(&sid)).flatten();
+        (*first == sid).then_some(told).into_iter().chain(others).map(|told| told.progress).max()
     }
 
     /// Whether anybody has been told to be anywhere with this message.
@@ -45,55 +48,71 @@ impl AllProgress {
 
     /// A record was read.
     pub(super) fn tell(&mut self, mid: MessageId, sid: MessageId, told: Told) {
-        let sessions = self.0.entry(mid).or_default();
-        let Some((_, Tellings { first, others })) = sessions.iter_mut().find(|(of, _)| *of == sid) else {
-            return sessions.push((sid, Tellings { first: told, others: Rare::default() }));
-        };
-        let known = match first.boot == told.boot {
-            true => Some(first),
-            false => others.iter_mut().find(|known| known.boot == told.boot),
-        };
-        match known {
-            Some(known) => {
-                known.progress = known.progress.max(told.progress);
-                known.created = known.created.max(told.created);
+        let known = match self.0.entry(mid) {
+            Entry::Vacant(entry) => {
+                entry.insert(OfMessage { sid, told, others: None });
+                return;
             }
-            None => others.push(told),
+            Entry::Occupied(entry) => entry.into_mut(),
+        };
+        if known.sid == sid && known.told.boot == told.boot {
+            return known.told.join(told);
+        }
+        let of_session = known.others.get_or_insert_default().entry(sid).or_default();
+        match of_session.iter_mut().find(|known| known.boot == told.boot) {
+            Some(known) => known.join(told),
+            None => of_session.push(told),
         }
     }
 
     /// A record was deleted.
     pub(super) fn forget(&mut self, mid: MessageId, sid: MessageId, boot: Boot) {
-        let Some(sessions) = self.0.get_mut(&mid) else { return };
-        let Some(index) = sessions.iter().position(|(of, _)| *of == sid) else { return };
-        let Some((_, Tellings { first, others })) = sessions.get_mut(index) else { return };
-        others.retain(|told| told.boot != boot, drop);
-        if first.boot != boot {
+        let Some(known) = self.0.get_mut(&mid) else { return };
+        if known.sid != sid || known.told.boot != boot {
+            known.take(sid, |told| told.boot == boot);
             return;
         }
-        if let Some(other) = others.first() {
-            *first = *other;
-            let next = first.boot;
-            others.retain(|told| told.boot != next, drop);
+        let next = known.others.as_ref().and_then(|others| others.keys().next().copied());
+        if let Some((sid, told)) = next.and_then(|next| Some((next, known.take(next, |_| true)?))) {
+            (known.sid, known.told) = (sid, told);
             return;
         }
-        sessions.swap_remove(index);
-        if sessions.is_empty() {
-            self.0.remove(&mid);
-            give_back(&mut self.0);
-        }
+        self.0.remove(&mid);
+        give_back(&mut self.0);
     }
 
     /// Every record: message, session, and what it tells.
     pub(super) fn iter(&self) -> impl Iterator<Item = (MessageId, MessageId, &Told)> {
-        let sessions = self.0.iter().flat_map(|(mid, sessions)| sessions.iter().map(|of| (*mid, of)));
-        sessions.flat_map(|(mid, (sid, tellings))| tellings.all().map(move |told| (mid, *sid, told)))
+        self.0.iter().flat_map(|(mid, OfMessage { sid, told, others })| {
+            let others = others.iter().flat_map(|others| others.iter());
+            let others = others.flat_map(move |(sid, all)| all.iter().map(move |told| (*mid, *sid, told)));
+            std::iter::once((*mid, *sid, told)).chain(others)
+        })
     }
 }
 
-impl Tellings {
-    fn all(&self) -> impl Iterator<Item = &Told> {
-        std::iter::once(&self.first).chain(self.others.iter())
+impl OfMessage {
+    /// Takes the first of what a session's other runs told that is as asked for.
+    fn take(&mut self, sid: MessageId, is_it: impl FnMut(&Told) -> bool) -> Option<Told> {
+        let others = self.others.as_deref_mut()?;
+        let of_session = others.get_mut(&sid)?;
+        let taken = of_session.iter().position(is_it).map(|index| of_session.swap_remove(index));
+        if of_session.is_empty() {
+            others.remove(&sid);
+            give_back(others);
+        }
+        if others.is_empty() {
+            self.others = None;
+        }
+        taken
+    }
+}
+
+impl Told {
+    /// The same run told something again.
+    fn join(&mut self, told: Told) {
+        self.progress = self.progress.max(told.progress);
+        self.created = self.created.max(told.created);
     }
 }
 
