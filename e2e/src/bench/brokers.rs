@@ -48,8 +48,8 @@ pub enum Kind {
 pub(super) enum Store {
     Folder,
     Kafka,
-    /// Two nodes share it, with links between them. Publishers are at the one, subscribers at the other.
-    KafkaOfTwo,
+    /// So many nodes share it, with links between them. Publishers are at the first, subscribers at the second.
+    KafkaOf(usize),
 }
 
 impl Store {
@@ -152,15 +152,21 @@ impl Broker {
         Ok(broker)
     }
 
-    /// Two nodes of ours on the same core, with links.
-    pub(super) fn start_two(binary: &Path, core: usize, kafka: &str) -> anyhow::Result<[Self; 2]> {
-        let [one, other] = [("one", free_address()?.to_string()), ("other", free_address()?.to_string())];
-        let start = |(name, way): &(&str, String), (peer, at): &(&str, String)| {
-            let peer = format!("{peer}={at}");
-            let more = ["--node", name, "--peers", way, "--peer", &peer].map(str::to_owned);
+    /// So many nodes of ours on the same core, with links.
+    pub(super) fn start_joined(
+        nodes: usize,
+        binary: &Path,
+        core: usize,
+        kafka: &str,
+    ) -> anyhow::Result<Vec<Self>> {
+        let addresses = (0..nodes).map(|_| free_address()).collect::<anyhow::Result<Vec<_>>>()?;
+        let start = |(node, own): (usize, &SocketAddr)| {
+            let mut more = vec![format!("--node=node-{node}"), format!("--peers={own}")];
+            let others = addresses.iter().enumerate().filter(|(peer, _)| *peer != node);
+            more.extend(others.map(|(peer, at)| format!("--peer=node-{peer}={at}")));
             Self::start(Kind::Ours, binary, core, Some(kafka), &more)
         };
-        Ok([start(&one, &other)?, start(&other, &one)?])
+        addresses.iter().enumerate().map(start).collect()
     }
 
     fn await_ready(&mut self) -> anyhow::Result<()> {

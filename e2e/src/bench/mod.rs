@@ -9,10 +9,13 @@ mod results;
 mod scenes;
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::Args;
+use rdkafka::ClientConfig;
+use rdkafka::consumer::{BaseConsumer, Consumer};
 
 pub use brokers::Kind;
 
@@ -20,7 +23,7 @@ use crate::kafka::{Kafka, KafkaOptions};
 use crate::load::Report;
 use brokers::{Broker, PARTITIONS, Store, TOPIC};
 use results::{Results, Run};
-use scenes::{SCENES, Scene};
+use scenes::{SCENES, Scene, Way};
 
 /// The command line of `mqtt-bench`.
 #[derive(Debug, Args)]
@@ -90,7 +93,8 @@ pub fn run(options: &Options) -> anyhow::Result<bool> {
         for scene in &scenes {
             for kind in options.brokers.iter().filter(|kind| scene.suits(**kind)) {
                 let kafka = kafka.as_ref().filter(|_| scene.store.is_kafka());
-                let outcome = measure(options, &load, scene, *kind, seconds, kafka);
+                let outcome =
+                    measure(options, &load, scene, *kind, seconds, kafka).map_err(|e| format!("{e:#}"));
                 eprintln!(
                     "round {round}/{rounds} · {} · {kind}: {}",
                     scene.name,
@@ -116,7 +120,7 @@ fn start_kafka() -> anyhow::Result<Kafka> {
     Kafka::start(KafkaOptions { shows_log: false, ..KafkaOptions::default() })
 }
 
-/// One run: a fresh broker or nothing but `kafka`, one load, the report or why there is none.
+/// One run: a fresh broker or nothing but `kafka`, the load, the report or why there is none.
 fn measure(
     options: &Options,
     load: &Path,
@@ -124,76 +128,110 @@ fn measure(
     kind: Kind,
     seconds: f64,
     kafka: Option<&Kafka>,
-) -> Result<Report, String> {
-    let one_line = |e: anyhow::Error| format!("{e:#}");
+) -> anyhow::Result<Report> {
     if let Some(kafka) = kafka {
-        kafka.clear().map_err(one_line)?;
+        kafka.clear()?;
     }
     let address = kafka.map(Kafka::bootstrap);
     let (path, core) = (binary(options, load, kind), options.broker_core);
-    let (mut broker, other) = match (kind, kafka) {
-        (Kind::Bare, None) => return Err("it needs Kafka".to_owned()),
-        (Kind::Bare, Some(kafka)) => {
-            kafka.create_topic(TOPIC, PARTITIONS, &[]).map_err(one_line)?;
-            (None, None)
+    let mut nodes = match (kind, kafka, scene.store) {
+        (Kind::Bare, None, _) => bail!("it needs Kafka"),
+        (Kind::Bare, Some(kafka), _) => {
+            kafka.create_topic(TOPIC, PARTITIONS, &[])?;
+            Vec::new()
         }
-        _ if scene.store == Store::KafkaOfTwo => {
-            let kafka = address.as_deref().unwrap_or_default();
-            let [one, other] = Broker::start_two(path, core, kafka).map_err(one_line)?;
-            (Some(one), Some(other))
+        (_, _, Store::KafkaOf(nodes)) => {
+            Broker::start_joined(nodes, path, core, address.as_deref().unwrap_or_default())?
         }
-        _ => (Some(Broker::start(kind, path, core, address.as_deref(), &[]).map_err(one_line)?), None),
+        _ => vec![Broker::start(kind, path, core, address.as_deref(), &[])?],
     };
-    let without_sessions = match &broker {
-        Some(broker) if scene.restarts => Some(broker.settled_kb().map_err(one_line)?),
+    let log = address.as_deref().filter(|_| kind == Kind::Ours);
+    let logged = log.map(session_records).transpose()?;
+    let without_sessions = match nodes.first() {
+        Some(broker) if scene.way == Way::Restart => Some(broker.settled_kb()?),
         _ => None,
     };
-    let mut command = Command::new("taskset");
-    let core = if broker.is_some() { options.load_core } else { options.broker_core };
-    command.args(["-c", &core.to_string()]).arg(load);
-    match &broker {
-        Some(broker) => {
-            command.args(["--addr", &broker.addr.to_string(), "--pid", &broker.pid().to_string()])
-        }
-        None => command.args(["--addr", address.as_deref().unwrap_or_default()]),
-    };
-    if let Some(other) = &other {
-        command.args(["--subscribers-at", &other.addr.to_string(), "--pid", &other.pid().to_string()]);
-    }
     // Links are made within a second.
-    let warmup = match (&other, options.quick) {
-        (Some(_), _) => "2",
-        (None, true) => "0.3",
-        (None, false) => "1",
+    let warmup = match (nodes.len(), options.quick) {
+        (2.., _) => "2",
+        (_, true) => "0.3",
+        (_, false) => "1",
     };
-    command.args(["--duration", &seconds.to_string(), "--warmup", warmup]);
-    command.args(["--timeout", &(seconds + 120.0).to_string()]);
-    if let Some((user, password)) = broker.as_ref().and_then(|broker| broker.login) {
-        command.args(["--username", user, "--password", password]);
-    }
-    // The generator bounds its own time, so this wait is bounded too.
-    let output =
-        command.args(scene.load_of(kind)).output().map_err(|e| format!("cannot run taskset: {e}"))?;
-    let said = String::from_utf8_lossy(&output.stderr);
-    let said = said.lines().last().unwrap_or("no report").trim_start_matches("mqtt-load: ").to_owned();
-    match output.status.code() {
-        Some(0) => {
-            let report = serde_json::from_slice(&output.stdout);
-            let mut report: Report = report.map_err(|e| format!("unreadable report: {e}"))?;
-            if let (Some(broker), Some(before)) = (&mut broker, without_sessions) {
-                let sessions = report.connections.max(1) as f64;
-                let each = |now: u64| Some((now as f64 - before as f64) / sessions);
-                report.broker_rss_kb_per_session_made = each(broker.settled_kb().map_err(one_line)?);
-                report.ready_seconds = Some(broker.restart().map_err(one_line)?.as_secs_f64());
-                report.broker_rss_kb_per_session = each(broker.settled_kb().map_err(one_line)?);
-            }
-            Ok(report)
+    let generator = |core: usize, at: &str, nodes: &[Broker]| {
+        let mut command = Command::new("taskset");
+        command.args(["-c", &core.to_string()]).arg(load).args(["--addr", at]);
+        nodes.iter().for_each(|node| {
+            command.args(["--pid", &node.pid().to_string()]);
+        });
+        command.args(["--duration", &seconds.to_string(), "--warmup", warmup]);
+        command.args(["--timeout", &(seconds + 120.0).to_string()]);
+        if let Some((user, password)) = nodes.first().and_then(|node| node.login) {
+            command.args(["--username", user, "--password", password]);
         }
-        _ => Err(match broker.and_then(|broker| broker.last_words()) {
-            Some(words) => format!("{said} (broker: {words})"),
-            None => said,
-        }),
+        command.args(scene.load_of(kind)).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    };
+    let core = options.load_core;
+    let generators = match (nodes.as_slice(), scene.way) {
+        ([], _) => vec![generator(options.broker_core, address.as_deref().unwrap_or_default(), &[])],
+        (nodes, Way::LoadEach) => {
+            let each = nodes.chunks(1).zip(nodes);
+            each.map(|(node, Broker { addr, .. })| generator(core, &addr.to_string(), node)).collect()
+        }
+        ([one, others @ ..], _) => {
+            let mut command = generator(core, &one.addr.to_string(), &nodes);
+            if let Some(other) = others.first() {
+                command.args(["--subscribers-at", &other.addr.to_string()]);
+            }
+            vec![command]
+        }
+    };
+    let running = generators.into_iter().map(|mut command| command.spawn().context("cannot run taskset"));
+    let running = running.collect::<anyhow::Result<Vec<_>>>()?;
+    // The generator bounds its own time, so these waits are bounded too.
+    let reports = running.into_iter().map(|child| reported(child, &nodes)).collect::<Vec<_>>();
+    let reports = reports.into_iter().collect::<anyhow::Result<Vec<_>>>()?;
+    let mut report = Report::joined(reports).context("no report")?;
+    if let (Some(log), Some(before)) = (log, logged)
+        && report.published > 0
+    {
+        let grown = session_records(log)?.saturating_sub(before);
+        report.log_records_per_message = Some(grown as f64 / report.published as f64);
     }
+    if let (Some(broker), Some(before)) = (nodes.first_mut(), without_sessions) {
+        let sessions = report.connections.max(1) as f64;
+        let each = |now: u64| Some((now as f64 - before as f64) / sessions);
+        report.broker_rss_kb_per_session_made = each(broker.settled_kb()?);
+        report.ready_seconds = Some(broker.restart()?.as_secs_f64());
+        report.broker_rss_kb_per_session = each(broker.settled_kb()?);
+    }
+    Ok(report)
+}
+
+/// What a generator printed, or its last words and those of the broker.
+fn reported(generator: Child, nodes: &[Broker]) -> anyhow::Result<Report> {
+    let output = generator.wait_with_output().context("the load generator is lost")?;
+    if output.status.code() == Some(0) {
+        return serde_json::from_slice(&output.stdout).context("unreadable report");
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    let said = said.lines().last().unwrap_or("no report").trim_start_matches("mqtt-load: ");
+    match nodes.iter().find_map(Broker::last_words) {
+        Some(words) => bail!("{said} (broker: {words})"),
+        None => bail!("{said}"),
+    }
+}
+
+/// All that has ever been written to the session log, by where its partitions end.
+fn session_records(kafka: &str) -> anyhow::Result<u64> {
+    const LOG: &str = "__mqtt-sessions";
+    const LIMIT: Duration = Duration::from_secs(20);
+    let consumer: BaseConsumer = ClientConfig::new().set("bootstrap.servers", kafka).create()?;
+    let metadata = consumer.fetch_metadata(Some(LOG), LIMIT).context("no word of the session log")?;
+    let partitions = metadata.topics().iter().flat_map(|topic| topic.partitions());
+    partitions
+        .map(|partition| Ok(consumer.fetch_watermarks(LOG, partition.id(), LIMIT)?.1.unsigned_abs()))
+        .sum()
 }
 
 fn binary<'a>(options: &'a Options, load: &'a Path, kind: Kind) -> &'a Path {

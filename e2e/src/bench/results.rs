@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::brokers::{Kind, Store};
+use super::brokers::Kind;
 use super::scenes::{Bar, Metric, SCENES, Scene};
 use crate::load::Report;
 
@@ -74,7 +74,7 @@ impl Results {
         let at = self.scenes.iter().position(|s| s.name == scene.name).unwrap_or_else(|| {
             self.scenes.push(SceneResults {
                 name: scene.name,
-                on_kafka: scene.store == Store::Kafka,
+                on_kafka: scene.store.is_kafka(),
                 runs: Vec::new(),
                 bars: Vec::new(),
                 wanted: scene.bars,
@@ -140,6 +140,9 @@ impl SceneResults {
         let mut parts: Vec<String> = Vec::new();
         if let Some(memory) = self.spread(Metric::IdleKb, kind) {
             parts.push(memory.text(Metric::IdleKb));
+            parts.extend(
+                self.spread(Metric::AllMb, kind).map(|all| format!("{} in all", all.text(Metric::AllMb))),
+            );
         } else if let Some(ready) = self.spread(Metric::Ready, kind) {
             parts.push(ready.text(Metric::Ready));
             for memory in [Metric::SessionKb, Metric::MadeKb] {
@@ -151,6 +154,10 @@ impl SceneResults {
             let latency = self.spread(Metric::P50, kind).zip(self.spread(Metric::P99, kind));
             parts
                 .extend(latency.map(|(p50, p99)| format!("{} / {}", digits(p50.median), digits(p99.median))));
+            parts.extend(
+                self.spread(Metric::LogRecords, kind)
+                    .map(|log| format!("{} to the log", log.text(Metric::LogRecords))),
+            );
         }
         let reports = || runs().filter_map(|run| run.report.as_ref());
         if reports().any(|report| !report.kept_pace()) {
@@ -263,6 +270,7 @@ pub(super) fn in_brief(outcome: &Result<Report, String>) -> String {
                 Metric::P50,
                 Metric::P99,
                 Metric::IdleKb,
+                Metric::LogRecords,
                 Metric::Ready,
                 Metric::SessionKb,
                 Metric::MadeKb,
@@ -291,7 +299,7 @@ fn thousands(figure: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::load::{Checks, Latency};
+    use crate::load::Latency;
 
     fn report(cpu: f64) -> Report {
         Report {
@@ -299,21 +307,11 @@ mod tests {
             qos: 0,
             connections: 100,
             payload: 128,
-            asked_per_second: None,
             seconds: 1.0,
             messages: 30_000,
             per_second: 30_000.0,
-            latency: None,
-            checks: Checks::default(),
-            unsent: 0,
-            generator_late_p99_us: None,
-            generator_cpu_us_per_message: 1.0,
             broker_cpu_us_per_message: Some(cpu),
-            broker_rss_kb: None,
-            broker_rss_kb_per_connection: None,
-            ready_seconds: None,
-            broker_rss_kb_per_session: None,
-            broker_rss_kb_per_session_made: None,
+            ..Report::default()
         }
     }
 

@@ -12,9 +12,18 @@ pub(super) struct Scene {
     pub(super) peers: &'static [Kind],
     /// Where ours keeps its log.
     pub(super) store: Store,
-    /// Afterwards it is killed and started again; that is what is measured.
-    pub(super) restarts: bool,
+    pub(super) way: Way,
     pub(super) bars: &'static [Bar],
+}
+
+/// What is done with the broker, or with all nodes of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Way {
+    Load,
+    /// Each node has the load for itself.
+    LoadEach,
+    /// Afterwards it is killed and started again; that is what is measured.
+    Restart,
 }
 
 /// One thing our broker must reach.
@@ -30,6 +39,8 @@ pub(super) enum Metric {
     P50,
     P99,
     IdleKb,
+    AllMb,
+    LogRecords,
     Ready,
     SessionKb,
     MadeKb,
@@ -89,6 +100,8 @@ impl Metric {
             Self::P50 => report.latency.map(|l| l.p50_us / 1000.0),
             Self::P99 => report.latency.map(|l| l.p99_us / 1000.0),
             Self::IdleKb => report.broker_rss_kb_per_connection,
+            Self::AllMb => report.broker_rss_kb.map(|kb| kb as f64 / 1024.0),
+            Self::LogRecords => report.log_records_per_message,
             Self::Ready => report.ready_seconds,
             Self::SessionKb => report.broker_rss_kb_per_session,
             Self::MadeKb => report.broker_rss_kb_per_session_made,
@@ -103,6 +116,8 @@ impl Metric {
             Self::P99 => "p99",
             Self::IdleKb | Self::SessionKb => "memory",
             Self::MadeKb => "memory before",
+            Self::AllMb => "memory in all",
+            Self::LogRecords => "log",
             Self::Ready => "ready after",
         }
     }
@@ -113,6 +128,8 @@ impl Metric {
             Self::PerSecond => "/s",
             Self::P50 | Self::P99 => "ms",
             Self::IdleKb | Self::SessionKb | Self::MadeKb => "KB",
+            Self::AllMb => "MB",
+            Self::LogRecords => "records",
             Self::Ready => "s",
         }
     }
@@ -138,6 +155,10 @@ const LEFT: &[Bar] = &[
 
 const RATE_OF_BARE: Bar = Bar { of: Metric::PerSecond, limit: Limit::LeastOfBest(0.7) };
 
+/// A seat's session lasts, so that each of its logins claims it anew.
+const CLAIMS: &[&str] = &["--persistent", "connect"];
+const TAKEOVER: &[&str] = &["--qos", "1", "takeover", "--sessions", "5000"];
+
 /// On two nodes as on one.
 const PACED: &[&str] =
     &["--qos", "1", "--window", "1000", "--rate", "2000", "--sleep", "p2p", "--pairs", "50"];
@@ -150,7 +171,7 @@ pub(super) const SCENES: &[Scene] = &[
         load: &["--qos", "0", "--rate", "30000", "p2p", "--pairs", "50"],
         peers: BROKERS,
         store: Store::Folder,
-        restarts: false,
+        way: Way::Load,
         bars: &[cpu(0.8)],
     },
     Scene {
@@ -158,7 +179,7 @@ pub(super) const SCENES: &[Scene] = &[
         load: &["--qos", "1", "--window", "20", "p2p", "--pairs", "50"],
         peers: BROKERS,
         store: Store::Folder,
-        restarts: false,
+        way: Way::Load,
         bars: &[cpu(1.0)],
     },
     Scene {
@@ -166,7 +187,7 @@ pub(super) const SCENES: &[Scene] = &[
         load: &["--qos", "2", "--window", "20", "p2p", "--pairs", "50"],
         peers: BROKERS,
         store: Store::Folder,
-        restarts: false,
+        way: Way::Load,
         bars: &[cpu(1.0)],
     },
     Scene {
@@ -174,7 +195,7 @@ pub(super) const SCENES: &[Scene] = &[
         load: &["--qos", "1", "--window", "20", "fan-in", "--publishers", "50"],
         peers: BROKERS,
         store: Store::Folder,
-        restarts: false,
+        way: Way::Load,
         bars: &[cpu(1.0)],
     },
     Scene {
@@ -182,7 +203,7 @@ pub(super) const SCENES: &[Scene] = &[
         load: &["--qos", "0", "--rate", "600", "fan-out", "--subscribers", "100"],
         peers: BROKERS,
         store: Store::Folder,
-        restarts: false,
+        way: Way::Load,
         bars: &[cpu(0.8)],
     },
     Scene {
@@ -190,7 +211,7 @@ pub(super) const SCENES: &[Scene] = &[
         load: &["--qos", "1", "--window", "20", "fan-out", "--subscribers", "100"],
         peers: BROKERS,
         store: Store::Folder,
-        restarts: false,
+        way: Way::Load,
         bars: &[cpu(1.0)],
     },
     Scene {
@@ -198,7 +219,7 @@ pub(super) const SCENES: &[Scene] = &[
         load: &["--qos", "1", "--window", "1000", "--rate", "2000", "p2p", "--pairs", "50"],
         peers: BROKERS,
         store: Store::Folder,
-        restarts: false,
+        way: Way::Load,
         bars: &[
             cpu(0.9),
             Bar { of: Metric::P50, limit: Limit::MostOfBest(1.0) },
@@ -210,7 +231,7 @@ pub(super) const SCENES: &[Scene] = &[
         load: &["--qos", "1", "--window", "20", "--persistent", "p2p", "--pairs", "50"],
         peers: &[],
         store: Store::Folder,
-        restarts: false,
+        way: Way::Load,
         bars: &[],
     },
     Scene {
@@ -218,7 +239,7 @@ pub(super) const SCENES: &[Scene] = &[
         load: &["--qos", "1", "--window", "1000", "--rate", "2000", "--persistent", "p2p", "--pairs", "50"],
         peers: &[],
         store: Store::Folder,
-        restarts: false,
+        way: Way::Load,
         bars: &[Bar { of: Metric::P50, limit: Limit::AtMost(0.5) }],
     },
     Scene {
@@ -226,7 +247,7 @@ pub(super) const SCENES: &[Scene] = &[
         load: PACED,
         peers: &[],
         store: Store::Kafka,
-        restarts: false,
+        way: Way::Load,
         bars: &[],
     },
     Scene {
@@ -234,31 +255,79 @@ pub(super) const SCENES: &[Scene] = &[
         load: PACED_LASTING,
         peers: &[],
         store: Store::Kafka,
-        restarts: false,
+        way: Way::Load,
         bars: &[],
     },
     Scene {
         name: "p2p QoS 1 across two nodes, 50 pairs, 2,000/s",
         load: PACED,
         peers: &[],
-        store: Store::KafkaOfTwo,
-        restarts: false,
+        store: Store::KafkaOf(2),
+        way: Way::Load,
         bars: &[],
     },
     Scene {
         name: "p2p QoS 1 across two nodes to sessions that last, 50 pairs, 2,000/s",
         load: PACED_LASTING,
         peers: &[],
-        store: Store::KafkaOfTwo,
-        restarts: false,
+        store: Store::KafkaOf(2),
+        way: Way::Load,
         bars: &[],
+    },
+    Scene {
+        name: "logins, 64 at a time",
+        load: &["connect"],
+        peers: BROKERS,
+        store: Store::Folder,
+        way: Way::Load,
+        bars: &[Bar { of: Metric::PerSecond, limit: Limit::LeastOfBest(1.5) }],
+    },
+    Scene {
+        name: "logins to sessions that last, 64 at a time",
+        load: CLAIMS,
+        peers: &[],
+        store: Store::Folder,
+        way: Way::Load,
+        bars: &[],
+    },
+    Scene {
+        name: "logins to sessions that last, 64 at a time, on two nodes",
+        load: CLAIMS,
+        peers: &[],
+        store: Store::KafkaOf(2),
+        way: Way::Load,
+        bars: &[],
+    },
+    Scene {
+        name: "5,000 sessions taken over, 16 at a time",
+        load: TAKEOVER,
+        peers: &[],
+        store: Store::Folder,
+        way: Way::Load,
+        bars: &[],
+    },
+    Scene {
+        name: "5,000 sessions taken over by another of two nodes, 16 at a time",
+        load: TAKEOVER,
+        peers: &[],
+        store: Store::KafkaOf(2),
+        way: Way::Load,
+        bars: &[],
+    },
+    Scene {
+        name: "idle, 6 nodes with 16,700 connections each",
+        load: &["idle", "--connections", "16700"],
+        peers: &[],
+        store: Store::KafkaOf(6),
+        way: Way::LoadEach,
+        bars: &[Bar { of: Metric::IdleKb, limit: Limit::AtMost(3.0) }],
     },
     Scene {
         name: "idle, 5,000 connections",
         load: &["idle", "--connections", "5000"],
         peers: BROKERS,
         store: Store::Folder,
-        restarts: false,
+        way: Way::Load,
         bars: &[Bar { of: Metric::IdleKb, limit: Limit::AtMost(3.0) }],
     },
     Scene {
@@ -266,7 +335,7 @@ pub(super) const SCENES: &[Scene] = &[
         load: &["--qos", "1", "leave", "--sessions", "100000"],
         peers: &[],
         store: Store::Folder,
-        restarts: true,
+        way: Way::Restart,
         bars: LEFT,
     },
     Scene {
@@ -274,7 +343,7 @@ pub(super) const SCENES: &[Scene] = &[
         load: &["--qos", "1", "leave", "--sessions", "100000"],
         peers: &[],
         store: Store::Kafka,
-        restarts: true,
+        way: Way::Restart,
         bars: LEFT,
     },
     Scene {
@@ -282,7 +351,7 @@ pub(super) const SCENES: &[Scene] = &[
         load: &["--qos", "1", "--window", "20", "--topic", "stored", "stored", "--publishers", "50"],
         peers: &[],
         store: Store::Folder,
-        restarts: false,
+        way: Way::Load,
         bars: &[Bar { of: Metric::PerSecond, limit: Limit::AtLeast(100_000.0) }],
     },
     Scene {
@@ -302,7 +371,7 @@ pub(super) const SCENES: &[Scene] = &[
         ],
         peers: &[],
         store: Store::Folder,
-        restarts: false,
+        way: Way::Load,
         bars: &[Bar { of: Metric::P50, limit: Limit::AtMost(1.5) }],
     },
     Scene {
@@ -310,7 +379,7 @@ pub(super) const SCENES: &[Scene] = &[
         load: &["--qos", "1", "--window", "20", "--topic", "stored", "stored", "--publishers", "50"],
         peers: &[Kind::Bare],
         store: Store::Kafka,
-        restarts: false,
+        way: Way::Load,
         bars: &[RATE_OF_BARE],
     },
     Scene {
@@ -318,7 +387,7 @@ pub(super) const SCENES: &[Scene] = &[
         load: &["--qos", "1", "--window", "200", "--topic", "stored", "stored", "--publishers", "50"],
         peers: &[Kind::Bare],
         store: Store::Kafka,
-        restarts: false,
+        way: Way::Load,
         bars: &[RATE_OF_BARE],
     },
     Scene {
@@ -339,7 +408,7 @@ pub(super) const SCENES: &[Scene] = &[
         ],
         peers: &[Kind::Bare],
         store: Store::Kafka,
-        restarts: false,
+        way: Way::Load,
         bars: &[Bar { of: Metric::P50, limit: Limit::MostOfBest(1.5) }],
     },
 ];

@@ -367,6 +367,7 @@ impl<'a> Engine<'a> {
             latency: self.ledger.latencies.summary(),
             checks: self.ledger.checks,
             unsent,
+            published: self.sent.into(),
             generator_late_p99_us: self.lateness.summary().map(|late| late.p99_us),
             generator_cpu_us_per_message: each(after.own.saturating_sub(before.own)),
             broker_cpu_us_per_message: after

@@ -92,7 +92,7 @@ impl Leaving<'_> {
         if readable {
             let stage = &mut seat.stage;
             peer = seat.conn.receive(scratch, |packet, out| match (packet, *stage) {
-                (Packet::ConnAck { code: 0 }, Stage::Greeted) => {
+                (Packet::ConnAck { code: 0, .. }, Stage::Greeted) => {
                     for filter in FILTERS {
                         let filter = format!("{}/{client_id}/{filter}", plan.topic);
                         wire::subscribe(out, &filter, plan.qos as u8);
@@ -100,7 +100,7 @@ impl Leaving<'_> {
                     *stage = Stage::Subscribing(FILTERS.len());
                     Ok(())
                 }
-                (Packet::ConnAck { code }, Stage::Greeted) => {
+                (Packet::ConnAck { code, .. }, Stage::Greeted) => {
                     Err(LoadError::Refused { connection: index, code })
                 }
                 (Packet::SubAck { granted }, Stage::Subscribing(missing)) => {

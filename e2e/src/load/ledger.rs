@@ -94,11 +94,11 @@ impl Ledger {
                     None => self.checks.ack_disorder += 1,
                 }
             }
-            (Packet::ConnAck { code: 0 }, Role::Subscriber(_, filter), Greeted, qos) => {
+            (Packet::ConnAck { code: 0, .. }, Role::Subscriber(_, filter), Greeted, qos) => {
                 wire::subscribe(out, filter, qos as u8);
             }
-            (Packet::ConnAck { code: 0 }, _, Greeted, _) => *stage = Ready,
-            (Packet::ConnAck { code }, _, Greeted, _) => {
+            (Packet::ConnAck { code: 0, .. }, _, Greeted, _) => *stage = Ready,
+            (Packet::ConnAck { code, .. }, _, Greeted, _) => {
                 return Err(LoadError::Refused { connection: index, code: *code });
             }
             (Packet::SubAck { granted }, Role::Subscriber(..), Greeted, qos) => {

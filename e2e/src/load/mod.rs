@@ -17,6 +17,7 @@ mod publisher;
 mod report;
 mod seats;
 mod storm;
+mod takeover;
 mod timer;
 mod window;
 mod wire;
@@ -36,6 +37,7 @@ pub fn run(plan: &Plan) -> Result<Report, LoadError> {
     match plan.scene {
         Scene::Connect { at_once } => storm::run(plan, at_once),
         Scene::Leave { sessions, at_once } => leave::run(plan, sessions, at_once),
+        Scene::Takeover { sessions, at_once } => takeover::run(plan, sessions, at_once),
         Scene::Stored { publishers, bare: true } => bare::run(plan, publishers),
         _ => engine::run(plan),
     }
@@ -52,6 +54,8 @@ pub enum LoadError {
     Refused { connection: usize, code: u8 },
     #[error("the broker refused the subscription of connection {connection}: check the user's grants")]
     NotSubscribed { connection: usize },
+    #[error("device {connection} found no session where it came again")]
+    NoSession { connection: usize },
     #[error("the broker closed connection {connection} while {phase}")]
     Closed { connection: usize, phase: Phase },
     #[error("connection {connection} received {source}")]

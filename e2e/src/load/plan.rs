@@ -55,7 +55,7 @@ pub struct Options {
     /// Most messages published; the run ends early there.
     #[arg(long, global = true, default_value_t = 50_000_000)]
     pub messages: u32,
-    /// Subscribers' sessions outlive their connections.
+    /// Subscribers' sessions outlive their connections; in a storm, everyone's.
     #[arg(long, global = true)]
     pub persistent: bool,
     /// First levels of every topic.
@@ -114,6 +114,13 @@ pub enum Scene {
         #[arg(long, default_value_t = 500)]
         at_once: u32,
     },
+    /// Devices at --addr come to --subscribers-at while their connections there still stand.
+    Takeover {
+        #[arg(long, default_value_t = 1000)]
+        sessions: u32,
+        #[arg(long, default_value_t = 16)]
+        at_once: u32,
+    },
     /// Connect, disconnect, again.
     Connect {
         #[arg(long, default_value_t = 64)]
@@ -131,6 +138,7 @@ impl Scene {
             Self::Stored { bare: true, .. } => "bare",
             Self::Idle { .. } => "idle",
             Self::Leave { .. } => "leave",
+            Self::Takeover { .. } => "takeover",
             Self::Connect { .. } => "connect",
         }
     }
@@ -251,7 +259,9 @@ impl Plan {
             }
             Scene::FanOut { publishers, subscribers } => one(publishers, subscribers),
             Scene::Stored { publishers, .. } => one(publishers, 0),
-            Scene::Idle { .. } | Scene::Leave { .. } | Scene::Connect { .. } => Vec::new(),
+            Scene::Idle { .. } | Scene::Leave { .. } | Scene::Takeover { .. } | Scene::Connect { .. } => {
+                Vec::new()
+            }
         }
     }
 
@@ -289,10 +299,13 @@ impl Plan {
             }
             Scene::Stored { publishers, .. } => (publishers, 0),
             Scene::Idle { connections } => (connections, 0),
+            Scene::Takeover { sessions, at_once } => (sessions, at_once.min(sessions)),
             Scene::Connect { at_once } | Scene::Leave { at_once, .. } => (at_once, 0),
         };
         // A side without anyone makes the scene empty, but for those that have one side.
-        let empty = a == 0 || (b == 0 && matches!(self.scene, Scene::FanIn { .. } | Scene::FanOut { .. }));
+        let empty = a == 0
+            || (b == 0
+                && matches!(self.scene, Scene::FanIn { .. } | Scene::FanOut { .. } | Scene::Takeover { .. }));
         if empty { 0 } else { u64::from(a) + u64::from(b) }
     }
 }
@@ -394,6 +407,9 @@ mod tests {
         check("idle --connections 19000", true);
         check("idle --connections 19001", false);
         check("fan-out --subscribers 0", false);
+        check("takeover --sessions 9000", true);
+        check("takeover --sessions 19000", false);
+        check("takeover --at-once 0", false);
         check("fan-in --publishers 1 --subscribers 2", false);
         check("stored", false);
         check("stored --qos 1", true);

@@ -13,15 +13,19 @@ pub struct Report {
     /// What was asked for a second, counted as `messages` are; absent: as fast as it went.
     pub asked_per_second: Option<f64>,
     pub seconds: f64,
-    /// What the scene counts: deliveries, acknowledgements (stored), connections (idle, connect).
+    /// What the scene counts: deliveries, acknowledgements (stored), connections (idle, connect), sessions (leave, takeover).
     pub messages: u64,
     pub per_second: f64,
-    /// From when a message was due to its delivery (stored: acknowledgement; bare: delivery report; connect: CONNACK).
+    /// From when a message was due to its delivery (stored: acknowledgement; bare: delivery report; connect and takeover: from the
+    /// opening of the connection to CONNACK).
     pub latency: Option<Latency>,
     #[serde(flatten)]
     pub checks: Checks,
     /// Messages that were due but not sent when time was up: the broker did not keep the pace.
     pub unsent: u64,
+    /// All that were published, warm-up included.
+    #[serde(default)]
+    pub published: u64,
     /// How late the generator itself took up a due message, in µs (p99); with --rate only. Latencies include it.
     pub generator_late_p99_us: Option<f64>,
     /// With --rate the generator spins, so this is all of a core.
@@ -40,6 +44,9 @@ pub struct Report {
     /// The same of the first, that has made them.
     #[serde(default)]
     pub broker_rss_kb_per_session_made: Option<f64>,
+    /// What the session log on Kafka has grown by, those of the connections included, for each published message.
+    #[serde(default)]
+    pub log_records_per_message: Option<f64>,
 }
 
 /// Microseconds.
@@ -72,6 +79,27 @@ impl Report {
     /// which makes its CPU time a message look better and its latency worse.
     pub fn kept_pace(&self) -> bool {
         self.unsent == 0 && self.asked_per_second.is_none_or(|asked| self.per_second >= asked * 0.95)
+    }
+
+    /// One report of runs that went on side by side and had nothing to say but of connections and memory.
+    pub fn joined(reports: Vec<Self>) -> Option<Self> {
+        reports.into_iter().reduce(|one, other| {
+            let connections = one.connections + other.connections;
+            let share = |report: &Self| {
+                Some(
+                    report.broker_rss_kb_per_connection? * report.connections as f64
+                        / connections.max(1) as f64,
+                )
+            };
+            Self {
+                broker_rss_kb_per_connection: share(&one).zip(share(&other)).map(|(one, other)| one + other),
+                broker_rss_kb: one.broker_rss_kb.zip(other.broker_rss_kb).map(|(one, other)| one + other),
+                connections,
+                messages: one.messages + other.messages,
+                broker_cpu_us_per_message: None,
+                ..one
+            }
+        })
     }
 
     /// What makes this run a failed one; empty when every promise of its QoS was kept.
@@ -137,6 +165,20 @@ mod tests {
             checks,
             ..Report::default()
         }
+    }
+
+    #[test]
+    fn memory_of_several_nodes_is_summed_and_its_share_a_connection_weighed() {
+        let idle = |connections, kb, each| Report {
+            connections,
+            broker_rss_kb: Some(kb),
+            broker_rss_kb_per_connection: Some(each),
+            ..report(0, connections, Checks::default())
+        };
+        let joined = Report::joined(vec![idle(100, 1_000, 2.0), idle(300, 2_000, 4.0)]).unwrap();
+        assert_eq!((joined.connections, joined.messages, joined.broker_rss_kb), (400, 400, Some(3_000)));
+        assert_eq!(joined.broker_rss_kb_per_connection, Some(3.5));
+        assert_eq!(Report::joined(Vec::new()), None);
     }
 
     #[test]

@@ -92,7 +92,7 @@ impl Storm<'_> {
                 client_id: &client_id,
                 login: plan.login(),
                 keep_alive: KEEP_ALIVE,
-                clean: true,
+                clean: !plan.persistent,
             };
             wire::connect(&mut seat.conn.out, &connect);
             seat.stage = Stage::Greeted;
@@ -101,7 +101,7 @@ impl Storm<'_> {
         if readable {
             let (stage, begun) = (&mut seat.stage, seat.begun);
             peer = seat.conn.receive(scratch, |packet, out| match (packet, *stage) {
-                (Packet::ConnAck { code: 0 }, Stage::Greeted) => {
+                (Packet::ConnAck { code: 0, .. }, Stage::Greeted) => {
                     *stage = Stage::Leaving;
                     *logins += 1;
                     if begun >= *from {
@@ -110,7 +110,7 @@ impl Storm<'_> {
                     wire::disconnect(out);
                     Ok(())
                 }
-                (Packet::ConnAck { code }, Stage::Greeted) => {
+                (Packet::ConnAck { code, .. }, Stage::Greeted) => {
                     Err(LoadError::Refused { connection: index, code })
                 }
                 (packet, _) => Err(LoadError::Unexpected { connection: index, packet: packet.name() }),

@@ -6,9 +6,19 @@
 /// A packet a broker sends.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Packet<'a> {
-    ConnAck { code: u8 },
-    SubAck { granted: &'a [u8] },
-    Publish { qos: u8, id: u16, payload: &'a [u8] },
+    /// Whether there was a session, and the return code.
+    ConnAck {
+        present: bool,
+        code: u8,
+    },
+    SubAck {
+        granted: &'a [u8],
+    },
+    Publish {
+        qos: u8,
+        id: u16,
+        payload: &'a [u8],
+    },
     PubAck(u16),
     PubRec(u16),
     PubRel(u16),
@@ -143,7 +153,7 @@ fn packet(head: u8, body: &[u8]) -> Result<Packet<'_>, WireError> {
         0x62 => identifier(body, "PUBREL").map(Packet::PubRel),
         0x70 => identifier(body, "PUBCOMP").map(Packet::PubComp),
         0x20 => match body {
-            [0 | 1, code] => Ok(Packet::ConnAck { code: *code }),
+            [present @ (0 | 1), code] => Ok(Packet::ConnAck { present: *present == 1, code: *code }),
             _ => Err(WireError::Shape("CONNACK")),
         },
         0x90 => match body {
@@ -227,7 +237,8 @@ mod tests {
                 );
             }
         };
-        check(&[0x20, 2, 0, 5], Packet::ConnAck { code: 5 });
+        check(&[0x20, 2, 0, 5], Packet::ConnAck { present: false, code: 5 });
+        check(&[0x20, 2, 1, 0], Packet::ConnAck { present: true, code: 0 });
         check(&[0x90, 3, 0, 1, 2], Packet::SubAck { granted: &[2] });
         check(&[0x30, 5, 0, 1, b't', 7, 8], Packet::Publish { qos: 0, id: 0, payload: &[7, 8] });
         check(&[0x3A, 6, 0, 1, b't', 1, 2, 9], Packet::Publish { qos: 1, id: 258, payload: &[9] });
