@@ -18,7 +18,7 @@ DEV := $(patsubst $(CURDIR)/%,%,$(TARGET))/debug
 TOOLS := $(CURDIR)/.tools
 say = @echo "==> $(1)"
 
-.PHONY: help soak test fmt lint deny unit e2e build before demo bench rumqttd-stops fuzz crds images image-files tools mosquitto
+.PHONY: help soak test fmt lint deny unit e2e build before demo bench rumqttd-stops fuzz crds images image-files tools mosquitto promtool
 
 help:
 	@echo "make test   everything a change must pass: format, lints, licences, all tests"
@@ -143,12 +143,15 @@ image-files:
 
 # The clients and the Kafka that the stories run, and the brokers the benchmark compares with. A second run finds them
 # there.
-tools: mosquitto $(TOOLS)/paho $(TOOLS)/paho-java $(TOOLS)/bin/drive-paho-go $(TOOLS)/mqttjs $(KAFKAS:%=$(TOOLS)/kafka-%) \
+tools: mosquitto promtool $(TOOLS)/paho $(TOOLS)/paho-java $(TOOLS)/bin/drive-paho-go $(TOOLS)/mqttjs $(KAFKAS:%=$(TOOLS)/kafka-%) \
 	$(TOOLS)/kubernetes/made $(TOOLS)/bin/kubeconform $(TOOLS)/servicemonitors.yaml
 
 mosquitto:
 	@if ! { command -v mosquitto && command -v mosquitto_pub; } >/dev/null; then \
 		echo "==> mosquitto and its command-line clients"; e2e/apt-install mosquitto mosquitto-clients; fi
+
+promtool:
+	@if ! command -v promtool >/dev/null; then echo "==> Prometheus, which judges the alerts"; e2e/apt-install prometheus; fi
 
 $(TOOLS)/paho: e2e/clients/requirements.txt
 	$(call say,Eclipse Paho for Python)

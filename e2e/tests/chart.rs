@@ -49,6 +49,8 @@ fn shapes() -> Vec<Value> {
         json!({"watchNamespaces": ["plant", "city"]}),
         json!({
             "replicas": 2, "serviceMonitor": {"enabled": true, "labels": {"release": "prometheus"}},
+            "prometheusRule": {"enabled": true, "labels": {"release": "prometheus"}, "runbooks": "https://git.example/README.md"},
+            "dashboard": {"enabled": true},
             "image": {"repository": "registry.example/mqtt-operator", "tag": "7", "pullPolicy": "Always"},
             "broker": {"image": {"repository": "registry.example/mqtt-broker", "digest": format!("sha256:{:064}", 1)}},
             "imagePullSecrets": [{"name": "registry"}], "crds": {"keep": false}, "log": {"format": "text", "level": "debug"},
@@ -216,10 +218,10 @@ fn the_operator_may_do_what_it_must_and_no_more() -> Result<()> {
             let limits: &[(&str, &[&str])] = &[
                 ("/pods", &["list", "watch", "patch"]),
                 ("events.k8s.io/events", &["create", "patch"]),
-                ("mqtt.dms.dev/mqttinstances", &["list", "watch"]),
+                ("mqtt.dms.dev/mqttinstances", &["get", "list", "watch"]),
                 ("mqtt.dms.dev/mqttusers", &["list", "watch"]),
                 ("mqtt.dms.dev/topicgrants", &["list", "watch"]),
-                ("mqtt.dms.dev/parenttopics", &["list", "watch", "patch"]),
+                ("mqtt.dms.dev/parenttopics", &["get", "list", "watch", "patch"]),
             ];
             for (limited, allowed) in limits.iter().filter(|(limited, _)| *limited == resource) {
                 let more = verbs.iter().find(|verb| !allowed.contains(&verb.as_str()));
@@ -298,6 +300,8 @@ fn values_that_mean_nothing_are_refused_and_named() -> Result<()> {
         (json!({"tolerations": [{"effekt": "NoSchedule"}]}), "effekt"),
         (json!({"serviceMonitor": {"enabled": true, "interval": "30"}}), "/serviceMonitor/interval"),
         (json!({"commonLabels": {"team": 1}}), "/commonLabels/team"),
+        (json!({"prometheusRule": {"runbooks": "README.md"}}), "/prometheusRule/runbooks"),
+        (json!({"dashboard": {"enable": true}}), "enable"),
     ];
     for (values, named) in cases {
         let output = helm(&["template", "mqtt-operator"], values)?;

@@ -95,5 +95,12 @@ async fn ready(State(health): State<Arc<Health>>) -> (StatusCode, &'static str) 
 async fn metrics(State(health): State<Arc<Health>>) -> String {
     let (waiting, running) = health.queue.load();
     let leads = matches!(*health.stage.lock(), Stage::Listing | Stage::Acting);
-    health.metrics.text(Gauges { leads, waiting, running })
+    health.metrics.text(Gauges { leads, waiting, running, resident_bytes: resident_bytes() })
+}
+
+/// As Linux counts it (proc(5)).
+fn resident_bytes() -> Option<usize> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    line.split_whitespace().next()?.parse::<usize>().ok()?.checked_mul(1024)
 }

@@ -1,6 +1,10 @@
 //! Figures of the operator, in the text format of Prometheus.
 
-use std::{collections::BTreeMap, fmt::Write as _, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fmt::Write as _,
+    time::{Duration, SystemTime},
+};
 
 use mqtt_operator_api::Kind;
 use parking_lot::Mutex;
@@ -11,6 +15,8 @@ const BUCKETS: [f64; 10] = [0.01, 0.05, 0.1, 0.5, 1.0, 2.0, 3.0, 5.0, 15.0, 60.0
 #[derive(Debug, Default)]
 pub struct Metrics {
     reconciles: Mutex<BTreeMap<(Kind, &'static str), Durations>>,
+    /// When one of the kind ended well last, since the Unix epoch.
+    succeeded: Mutex<BTreeMap<Kind, Duration>>,
     propagation: Mutex<Durations>,
 }
 
@@ -28,11 +34,17 @@ pub struct Gauges {
     /// Due and not yet taken up.
     pub waiting: usize,
     pub running: usize,
+    /// Of this process; none where Linux does not tell.
+    pub resident_bytes: Option<usize>,
 }
 
 impl Metrics {
-    /// `result` is one of a few words.
+    /// `result` is one of a few words, `settled` among them.
     pub fn reconciled(&self, kind: Kind, result: &'static str, took: Duration) {
+        if result == "settled" {
+            let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+            self.succeeded.lock().insert(kind, now);
+        }
         self.reconciles.lock().entry((kind, result)).or_default().add(took);
     }
 
@@ -43,7 +55,7 @@ impl Metrics {
 
     pub fn text(&self, gauges: Gauges) -> String {
         let mut text = String::new();
-        let Gauges { leads, waiting, running } = gauges;
+        let Gauges { leads, waiting, running, resident_bytes } = gauges;
         let mut gauge = |name: &str, help: &str, value: usize| {
             // Writing to a String does not fail.
             let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} gauge\n{name} {value}");
@@ -51,6 +63,17 @@ impl Metrics {
         gauge("mqtt_operator_leader", "Whether this process holds the Lease.", usize::from(leads));
         gauge("mqtt_operator_queue_waiting", "Objects that are due and not yet taken up.", waiting);
         gauge("mqtt_operator_queue_running", "Objects that are being reconciled.", running);
+        if let Some(bytes) = resident_bytes {
+            gauge("process_resident_memory_bytes", "Memory that this process has.", bytes);
+        }
+        let name = "mqtt_operator_last_success_timestamp_seconds";
+        let _ = writeln!(
+            text,
+            "# HELP {name} When a reconcile of the kind ended well last, in seconds since the Unix epoch.\n# TYPE {name} gauge"
+        );
+        for (kind, at) in &*self.succeeded.lock() {
+            let _ = writeln!(text, "{name}{{kind=\"{kind}\"}} {}", at.as_secs());
+        }
         let name = "mqtt_operator_reconcile_seconds";
         let _ = writeln!(
             text,
@@ -103,10 +126,11 @@ mod tests {
         metrics.reconciled(Kind::MqttInstance, "settled", Duration::from_secs(2));
         metrics.reconciled(Kind::ParentTopic, "failed", Duration::from_secs(100));
         metrics.propagated(Duration::from_millis(1500));
-        let text = metrics.text(Gauges { leads: true, waiting: 3, running: 1 });
+        let text = metrics.text(Gauges { leads: true, waiting: 3, running: 1, resident_bytes: Some(4096) });
         for line in [
             "mqtt_operator_leader 1",
             "mqtt_operator_queue_waiting 3",
+            "process_resident_memory_bytes 4096",
             "mqtt_operator_queue_running 1",
             "mqtt_operator_reconcile_seconds_bucket{kind=\"MqttInstance\",result=\"settled\",le=\"0.01\"} 0",
             "mqtt_operator_reconcile_seconds_bucket{kind=\"MqttInstance\",result=\"settled\",le=\"0.05\"} 1",
@@ -121,5 +145,8 @@ mod tests {
         ] {
             assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
         }
+        let succeeded =
+            |kind: &str| text.contains(&format!("last_success_timestamp_seconds{{kind=\"{kind}\"}} "));
+        assert!(succeeded("MqttInstance") && !succeeded("ParentTopic"), "{text}");
     }
 }

@@ -26,6 +26,7 @@ use crate::{
         reconcile::{Instances, Memories},
     },
     invalid,
+    kept::{Keeper, Records},
     leader::{self, Candidate, Fence},
     parent_topic::{Clients, Topics, Wants},
     queue::{Done, Queue},
@@ -73,6 +74,8 @@ pub enum Error {
         "Secret {0} holds no key of 32 bytes under {HASH_KEY:?}; delete it, and all passwords are hashed anew"
     )]
     NoKey(String),
+    #[error("what instances have left can't be read: {0}")]
+    NotRemembered(Unwritten),
     #[error("no random bytes: {0}")]
     NoRandom(getrandom::Error),
 }
@@ -141,13 +144,26 @@ async fn act(
     let (options, resync) = (settings.options.clone(), settings.resync);
     let clients = Arc::new(Clients::default());
     let clusters = Arc::new(Clusters::new(clients.clone(), queue.clone()));
+    let keeper = Arc::new(Keeper {
+        world: world.clone(),
+        writer: writer.clone(),
+        clusters: clusters.clone(),
+        clients: clients.clone(),
+        queue: queue.clone(),
+        namespace: settings.namespace.clone(),
+        prefix: settings.lease.clone(),
+        watched: settings.watch_namespaces.clone(),
+        records: Records::default(),
+    });
+    keeper.load().await.map_err(Error::NotRemembered)?;
     let kinds = Arc::new(Kinds {
-        topics: Topics::new(world.clone(), writer.clone(), wants.clone(), clients, resync),
+        topics: Topics::new(world.clone(), writer.clone(), wants.clone(), clients, keeper.clone(), resync),
         instances: Instances {
             world: world.clone(),
             writer: writer.clone(),
             wants,
             clusters,
+            keeper,
             options,
             key: Arc::new(key),
             resync,

@@ -81,12 +81,12 @@ fn a_password_that_is_generated_and_one_that_replaces_it() {
         }))
         .unwrap()
     };
-    let Plan::Apply(first) = plan(&user(json!({})), None, [1; 32]) else { panic!() };
+    let Plan::Apply(first) = plan(&user(json!({})), None, None, [1; 32]) else { panic!() };
     let data: BTreeMap<_, _> =
         first.data.clone().unwrap().into_iter().map(|(key, value)| (key, value.0)).collect();
     let found = Found { owner: Some("u-1"), data: &data };
     let rotated = user(json!({"mqtt.dms.dev/rotate-password": "2026-11"}));
-    let Plan::Apply(second) = plan(&rotated, Some(found), [2; 32]) else { panic!() };
+    let Plan::Apply(second) = plan(&rotated, Some(found), None, [2; 32]) else { panic!() };
     let objects = [first, second].map(|secret| serde_json::to_value(secret).unwrap());
     compare("generated_password", &objects);
 }

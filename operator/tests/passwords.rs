@@ -43,7 +43,7 @@ fn the_secret_of_a_generated_password_follows_its_user_and_no_one_else() {
         |what: &str, annotation, found: Option<&[(&str, &str)]>, expected: Option<&[(&str, &str)]>| {
             let found = found.map(data);
             let found = found.as_ref().map(|data| Found { owner: Some("uid-of-fleet"), data });
-            let applied = match plan(&user("fleet", annotation, None), found, [7; 32]) {
+            let applied = match plan(&user("fleet", annotation, None), found, None, [7; 32]) {
                 Plan::Keep => None,
                 Plan::Apply(secret) => {
                     Some(secret.data.unwrap().into_iter().map(|(key, value)| (key, value.0)).collect())
@@ -76,7 +76,7 @@ fn the_secret_of_a_generated_password_follows_its_user_and_no_one_else() {
 
     for owner in [None, Some("uid-of-another")] {
         let there = data(&[name, old]);
-        let plan = plan(&user("fleet", None, None), Some(Found { owner, data: &there }), [7; 32]);
+        let plan = plan(&user("fleet", None, None), Some(Found { owner, data: &there }), None, [7; 32]);
         let Plan::Refuse(problem) = plan else { panic!("{owner:?}: {plan:?}") };
         assert_eq!(
             format!("{}: {}: {}", problem.object, problem.field, problem.message),

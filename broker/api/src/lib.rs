@@ -9,6 +9,7 @@ pub mod admin;
 pub mod config;
 pub mod node;
 pub mod shards;
+pub mod topics;
 pub mod trace;
 pub mod yaml;
 

@@ -5,7 +5,7 @@ use std::{borrow::Cow, net::SocketAddr};
 use serde::{Deserialize, Serialize};
 
 /// Where the events are, keyed by client ID, each client's in the partition that Kafka's Java client chooses for it.
-pub const TOPIC: &str = "mqtt-device-trace";
+pub const TOPIC: &str = crate::topics::DEVICE_TRACE;
 
 /// One event. A record repeated after a failure has the same `id`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -11,13 +11,16 @@ use axum::{
 };
 use base64::{Engine, prelude::BASE64_STANDARD};
 use bytes::Bytes;
-use mqtt_broker_api::admin::{Appended, NewRecord, RecordView, Text};
+use mqtt_broker_api::{
+    admin::{Appended, NewRecord, RecordView, Text},
+    topics::MQ2MQTT,
+};
 use serde::Deserialize;
 use tokio::sync::mpsc;
 
 use super::Serving;
 use crate::{
-    bridge::{MQ2MQTT, stored::timestamp},
+    bridge::stored::timestamp,
     log::{LogError, Offset, Outcome, ReadLimit, Record, StoredRecord, Topic, append_and_wait},
     node::Node,
 };

@@ -15,6 +15,7 @@ use std::{
 use bytes::Bytes;
 use mqtt_broker_api::{
     config::Ordering,
+    topics::{DEVICE_CONNECT, DEVICE_DISCONNECT, MQ2MQTT, MQ2MQTT_REJECTED, POSITIONS},
     trace::{self, TraceEvent, Traced},
 };
 use mqtt_kafka::largest_record;
@@ -30,11 +31,6 @@ use crate::{
     settings::Parent,
 };
 
-pub(crate) const MQ2MQTT: &str = "mq2mqtt";
-pub(crate) const MQ2MQTT_REJECTED: &str = "mq2mqtt-rejected";
-const DEVICE_CONNECT: &str = "mqtt-device-connect";
-const DEVICE_DISCONNECT: &str = "mqtt-device-disconnect";
-const POSITIONS: &str = "__mqtt-positions";
 const PARTITIONS: u32 = 3;
 const SYSTEM_RETENTION: Duration = Duration::from_secs(7 * 24 * 3600);
 

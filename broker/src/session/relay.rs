@@ -44,7 +44,7 @@ use crate::{
     router::{Recipient, Route, fanout::Fanout},
 };
 
-const TOPIC: &str = "__mqtt-relay";
+const TOPIC: &str = mqtt_broker_api::topics::RELAY;
 /// Besides its message a record names the nodes that it is for.
 const RECORD_BYTES: u32 = 64 * 1024;
 const KEPT: Duration = Duration::from_secs(3600);

@@ -42,7 +42,7 @@ use crate::{
     outside::{Mistake, Outside},
 };
 
-const TOPIC: &str = "__mqtt-retained";
+const TOPIC: &str = mqtt_broker_api::topics::RETAINED;
 const MOST_PARTITIONS: u32 = 3;
 /// Besides the packet a record has a key with the topic once more.
 const RECORD_BYTES: u32 = 128 * 1024;

@@ -3,10 +3,14 @@
 - apiGroups: [mqtt.dms.dev]
   resources: [mqttinstances, parenttopics, mqttusers, topicgrants]
   verbs: [list, watch]
+# Before anything is deleted in Kafka.
+- apiGroups: [mqtt.dms.dev]
+  resources: [mqttinstances, parenttopics]
+  verbs: [get]
 - apiGroups: [mqtt.dms.dev]
   resources: [mqttinstances/status, parenttopics/status, mqttusers/status, topicgrants/status]
   verbs: [patch]
-# A finalizer, where spec.deletionPolicy is Delete.
+# Takes away the finalizer of an earlier version.
 - apiGroups: [mqtt.dms.dev]
   resources: [parenttopics]
   verbs: [patch]

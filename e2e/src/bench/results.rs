@@ -168,7 +168,7 @@ impl SceneResults {
         }
         match failed.first() {
             Some(why) => parts.push(format!("**{} failed**: {}", failed.len(), why.replace('|', "/"))),
-            None if !suits && kind != Kind::Bare => parts.push("does not store".to_owned()),
+            None if !suits && kind != Kind::Bare => parts.push("not compared".to_owned()),
             None => {}
         }
         if parts.is_empty() { "–".to_owned() } else { parts.join(" · ") }

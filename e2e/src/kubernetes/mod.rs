@@ -6,6 +6,7 @@
 //! from here, and stories take turns on that Kafka: RUST_TEST_THREADS=1.
 
 mod audit;
+mod crowd;
 mod images;
 mod kafka;
 mod namespace;
@@ -29,6 +30,7 @@ use rustix::process::Signal;
 use self::node::Node;
 pub use self::{
     audit::Write,
+    crowd::Crowd,
     images::Images,
     kafka::{Consumer, PodKafka},
     namespace::Namespace,

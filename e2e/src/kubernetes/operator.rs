@@ -107,11 +107,41 @@ impl Operator {
         Some(holder).filter(|holder| !holder.is_empty()).context("the Lease is held by nobody")
     }
 
+    /// A figure without labels of the pod that acts now.
+    pub fn metric(&self, name: &str) -> Result<f64> {
+        let path = format!("/api/v1/namespaces/{NAME}/pods/{}:8080/proxy/metrics", self.leader()?);
+        let text = self.cluster.kubectl(&["get", "--raw", &path])?;
+        let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        value.and_then(|value| value.parse().ok()).with_context(|| format!("no {name} in {text}"))
+    }
+
     /// Its pods.
     pub fn pods(&self) -> Result<Vec<Value>> {
         let text = self.kubectl(&["get", "pods", "--selector", SELECTOR, "--output", "json"])?;
         let list: Value = serde_json::from_str(&text)?;
         Ok(list.get("items").and_then(Value::as_array).context("no items")?.clone())
+    }
+
+    /// So many of them run from now on; waits for that.
+    pub fn scale(&self, replicas: u32) -> Result<()> {
+        self.kubectl(&["scale", &format!("deployment/{NAME}"), &format!("--replicas={replicas}")])?;
+        match replicas {
+            0 => self
+                .kubectl(&["wait", "--for=delete", "pods", "--selector", SELECTOR, "--timeout=120s"])
+                .map(drop),
+            _ => self.wait_until_up(),
+        }
+    }
+
+    /// What it remembers of an instance, as its Secret's annotations tell it; none: nothing.
+    pub fn remembers(&self, namespace: &str, instance: &str) -> Result<Option<Value>> {
+        let text =
+            self.kubectl(&["get", "secrets", "--selector", "mqtt.dms.dev/kept", "--output", "json"])?;
+        let list: Value = serde_json::from_str(&text)?;
+        let of = Value::from(format!("{namespace}/{instance}"));
+        let annotations = |secret: &Value| secret.pointer("/metadata/annotations").cloned();
+        let items = list.get("items").and_then(Value::as_array).context("no items")?;
+        Ok(items.iter().filter_map(annotations).find(|found| found.get("mqtt.dms.dev/instance") == Some(&of)))
     }
 
     /// Waits until all of them are ready.

@@ -3,14 +3,17 @@
 mod around;
 mod by_hand;
 mod certificates;
+mod ends;
 mod faults;
 mod first_use;
+mod gitops;
 mod grants;
 mod lifecycle;
 mod meters;
 mod passwords;
 mod rest;
 mod rivals;
+mod scale;
 mod scope;
 mod several;
 mod topics;

@@ -15,7 +15,11 @@ const SETTLED: Duration = Duration::from_secs(150);
 
 #[test]
 fn once_all_is_in_force_nothing_is_written_but_the_lease() -> Result<()> {
-    let meters = Meters::start(json!({}))?;
+    rests(&Meters::start(json!({}))?)
+}
+
+/// Waits until the operator writes nothing here for a while but the Lease.
+pub(crate) fn rests(meters: &Meters) -> Result<()> {
     let (cluster, user) = (meters.namespace.cluster(), meters.operator.user());
     let writes = || -> Result<(Vec<Write>, usize)> {
         let all = cluster.writes()?.into_iter().filter(|write| write.user == user);

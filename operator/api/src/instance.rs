@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     duration::Duration,
+    parent_topic::DeletionPolicy,
     quantity::Quantity,
     refs::{self, NAMESPACE_OR_ALL, SecretKeyRef, SecretRef},
     rules,
@@ -84,6 +85,15 @@ pub struct MqttInstanceSpec {
     /// While it is true the operator changes nothing of what runs the instance, nor of its Kafka topics: brokers go on as they are.
     #[serde(default, skip_serializing_if = "is_false")]
     pub paused: bool,
+    /// What becomes of what is the instance's own in Kafka (sessions, retained messages, `mq2mqtt` and the like), of topics that go with
+    /// their ParentTopic, and of generated passwords, when this object is deleted. Retain: they stay for `retainFor`, and an
+    /// instance that is created under the same name takes them back. Delete: they go at once.
+    #[serde(default)]
+    pub deletion_policy: DeletionPolicy,
+    /// How long they stay.
+    #[serde(default = "fifteen_days")]
+    #[schemars(extend("x-kubernetes-validations" = [rules::time_between("1s", "876000h")]))]
+    pub retain_for: Duration,
     /// Where brokers listen.
     #[serde(default)]
     #[x_kube(validation = Rule::new("self.mqtt.port != self.admin.port")
@@ -417,6 +427,10 @@ pub struct TlsListener {
     /// place. A device whose certificate has no common name logs in as others do.
     #[serde(default, skip_serializing_if = "is_false")]
     pub user_from_certificate: bool,
+}
+
+fn fifteen_days() -> Duration {
+    Duration::hours(15 * 24)
 }
 
 fn is_false(flag: &bool) -> bool {

@@ -83,7 +83,8 @@ pub struct ParentTopicSpec {
     /// How long stored records are kept.
     #[serde(default)]
     pub retention: Retention,
-    /// What becomes of the log topic, and of all that is stored in it, when this object is deleted.
+    /// What becomes of the log topic, and of all that is stored in it, when this object is deleted. Retain: it stays for good. Delete:
+    /// it goes some seconds later; if the instance goes, too, when its own `deletionPolicy` and `retainFor` say so.
     #[serde(default)]
     pub deletion_policy: DeletionPolicy,
     /// Which namespaces may be granted anything below this topic; absent: all whose objects the instance takes.
@@ -104,8 +105,7 @@ pub enum Ordering {
     PartitionOrdered,
 }
 
-/// Retain: the log topic stays as it is. Delete: the operator deletes it on Kafka; if it can't for five minutes, or if the
-/// instance is gone, the topic stays and this object goes all the same.
+/// Retain: it stays. Delete: the operator deletes it. What is said with the field tells what, and when.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum DeletionPolicy {
     #[default]

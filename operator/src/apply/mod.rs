@@ -18,7 +18,7 @@ use k8s_openapi::{
 };
 use kube::{
     Api, Client,
-    api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions},
+    api::{DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions},
     core::{ApiResource, DynamicObject, GroupVersionKind, ObjectMeta},
 };
 use mqtt_operator_api::{Kind, render::ObjectName};
@@ -173,6 +173,46 @@ impl Writer {
         );
         let patched = async { api.patch(&object.name, &params, &patch).await.map(drop) };
         self.write(&format!("change the finalizers of {object}"), absent_is_fine(patched)).await
+    }
+
+    /// Brings a Secret of the operator's own in line.
+    pub async fn apply_own(&self, namespace: &str, secret: &Secret) -> Result<(), Error> {
+        let name = secret.metadata.name.as_deref().unwrap_or_default();
+        let secrets: Api<Secret> = Api::namespaced(self.client.clone(), namespace);
+        let params = PatchParams::apply(MANAGER).force();
+        let what = format!("apply Secret {namespace}/{name}");
+        self.write(&what, secrets.patch(name, &params, &Patch::Apply(secret))).await.map(drop)
+    }
+
+    /// Those of the operator's own that a label selector matches.
+    pub async fn list_own(&self, namespace: &str, selector: &str) -> Result<Vec<Secret>, Error> {
+        let secrets: Api<Secret> = Api::namespaced(self.client.clone(), namespace);
+        let (what, params) = (format!("list Secrets in {namespace}"), ListParams::default().labels(selector));
+        Ok(self.ask(&what, secrets.list(&params)).await?.items)
+    }
+
+    /// Whether one is there.
+    pub async fn has_own(&self, namespace: &str, name: &str) -> Result<bool, Error> {
+        let secrets: Api<Secret> = Api::namespaced(self.client.clone(), namespace);
+        let what = format!("get Secret {namespace}/{name}");
+        Ok(self.ask(&what, secrets.get_metadata_opt(name)).await?.is_some())
+    }
+
+    /// For what is changed elsewhere than in the cluster: an error once this process leads no longer.
+    pub fn leads(&self) -> Result<(), Error> {
+        self.fence.left().map(drop).ok_or(Error::Lost)
+    }
+
+    pub async fn delete_own(&self, namespace: &str, name: &str) -> Result<(), Error> {
+        let secrets: Api<Secret> = Api::namespaced(self.client.clone(), namespace);
+        let deleted = async { secrets.delete(name, &DeleteParams::default()).await.map(drop) };
+        self.write(&format!("delete Secret {namespace}/{name}"), absent_is_fine(deleted)).await
+    }
+
+    /// Whether an object of ours is there: asked of the API server, for what is done otherwise can't be undone.
+    pub async fn is_there(&self, object: &ObjectName) -> Result<bool, Error> {
+        let (what, api) = (format!("get {object}"), self.ours(object));
+        Ok(self.ask(&what, api.get_opt(&object.name)).await?.is_some())
     }
 
     /// A Secret of the operator's own: what lies there, or what was put there because nothing was.

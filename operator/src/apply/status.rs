@@ -1,7 +1,7 @@
 //! Statuses: written when they change, and told as an event when they change for the worse or back.
 //!
-//! What was written last is remembered until [`Writer::forget_status`], for a watch may lag behind it; else
-//! `lastTransitionTime` would move twice for one change.
+//! What was written last is remembered until the watch has told it or until [`Writer::forget_status`], for a watch may lag behind;
+//! else `lastTransitionTime` would move twice for one change.
 
 use std::collections::HashMap;
 
@@ -31,9 +31,30 @@ pub struct Subject<'a> {
     pub seen: &'a Value,
 }
 
-/// By object: its UID, and the status that was written last.
+/// By object: its UID, and the status that was written last and not seen since.
 #[derive(Default)]
 pub(super) struct Statuses(Mutex<HashMap<ObjectName, (String, Value)>>);
+
+/// A status that is to be, and what it takes the place of.
+struct News {
+    before: Value,
+    old: Vec<Condition>,
+    now: Vec<Condition>,
+    status: Value,
+}
+
+impl Statuses {
+    /// What was written last, as long as the watch has not told it: then what is seen is all there is to know.
+    fn not_seen_yet(&self, object: &ObjectName, uid: &str, seen: &Value) -> Option<Value> {
+        let mut statuses = self.0.lock();
+        let (of, written) = statuses.get(object)?;
+        if of == uid && written != seen {
+            return Some(written.clone());
+        }
+        statuses.remove(object);
+        None
+    }
+}
 
 impl Writer {
     /// Says how an object fares, and what else there is to say. Answers the conditions.
@@ -43,16 +64,8 @@ impl Writer {
         verdict: &Verdict,
         more: Map<String, Value>,
     ) -> Result<Vec<Condition>, Error> {
-        let Subject { object, uid, generation, seen } = subject;
-        let written =
-            self.statuses.0.lock().get(*object).filter(|(of, _)| of == uid).map(|(_, status)| status.clone());
-        let before = written.unwrap_or_else(|| (*seen).clone());
-        let old = conditions_in(&before);
-        let now = conditions(&old, verdict, *generation, &Time(now()));
-        let mut status = more;
-        status.insert("observedGeneration".into(), json!(generation));
-        status.insert("conditions".into(), json!(now));
-        let status = Value::Object(status);
+        let Subject { object, uid, .. } = subject;
+        let News { before, old, now, status } = self.news(subject, verdict, more);
         if status == before {
             return Ok(now);
         }
@@ -74,6 +87,24 @@ impl Writer {
             self.tell(subject, verdict).await;
         }
         Ok(now)
+    }
+
+    /// Whether that would be anything new.
+    pub fn has_news(&self, subject: &Subject<'_>, verdict: &Verdict) -> bool {
+        let News { before, status, .. } = self.news(subject, verdict, Map::new());
+        status != before
+    }
+
+    fn news(&self, subject: &Subject<'_>, verdict: &Verdict, more: Map<String, Value>) -> News {
+        let Subject { object, uid, generation, seen } = subject;
+        let written = self.statuses.not_seen_yet(object, uid, seen);
+        let before = written.unwrap_or_else(|| (*seen).clone());
+        let old = conditions_in(&before);
+        let now = conditions(&old, verdict, *generation, &Time(now()));
+        let mut status = more;
+        status.insert("observedGeneration".into(), json!(generation));
+        status.insert("conditions".into(), json!(now));
+        News { before, old, now, status: Value::Object(status) }
     }
 
     /// The object is gone.

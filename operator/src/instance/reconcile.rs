@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
+    mem::take,
     sync::Arc,
     time::Duration,
 };
@@ -37,11 +38,12 @@ use crate::{
     apply::{Error, Owner, Writer},
     health::Health,
     invalid,
+    kept::{self, Keeper, Live},
     parent_topic::{Access, Wanted, Wants},
     queue::Done,
     status::{Verdict, enforced_since},
     user::{
-        self, Generated,
+        self, Generated, Makes,
         hasher::{A_RENDERING, HashKey, Hasher},
     },
     watch::{World, picked, secrets::SecretName},
@@ -62,6 +64,7 @@ pub struct Instances {
     pub writer: Arc<Writer>,
     pub wants: Arc<Wants>,
     pub clusters: Arc<Clusters>,
+    pub keeper: Arc<Keeper>,
     pub options: build::Options,
     pub key: Arc<HashKey>,
     pub resync: Duration,
@@ -108,8 +111,10 @@ impl Instances {
                 self.clusters.release(name);
                 self.world.secrets.release(name);
                 let of = |object: &ObjectName| members::no_instance(object, name);
-                self.say_all(&Members::of(&self.world, name), of).await?;
-                Ok(Done::Settled)
+                match self.say_all(&Members::of(&self.world, name), of).await? {
+                    Done::Settled => self.keeper.gone(name).await,
+                    unsaid => Ok(unsaid),
+                }
             }
         }
     }
@@ -121,6 +126,8 @@ impl Instances {
         if memory.uid != uid {
             *memory = Memory { uid: uid.clone(), ..Memory::default() };
         }
+        let (policy, retain_for) = (instance.spec.deletion_policy, instance.spec.retain_for.get());
+        self.keeper.policy(name, &uid, policy, retain_for).await?;
         if instance.spec.paused {
             // Whatever happens meanwhile is looked at afterwards.
             memory.resynced = None;
@@ -158,6 +165,10 @@ impl Instances {
                     return self.give_way(name, instance, &problem).await;
                 }
             }
+        }
+        if let Err(error) = self.keep(name, &objects, &rendered, built.is_some()).await {
+            self.say_instance(instance, &error.verdict(), told_before(instance)).await?;
+            return Err(error);
         }
         // Before brokers are told: who makes a topic is who says that it was not there before.
         self.want_topics(name, &objects, &rendered, built.is_some());
@@ -208,7 +219,7 @@ impl Instances {
             applied: applied.is_some(),
             runs: !held || !brokers.is_empty(),
         };
-        self.say_members(name, &objects, &rendering).await?;
+        let all_is_said = self.say_members(name, &objects, &rendering).await?;
         if let Some(failed) = failed.or(generated.failed.into_values().next()) {
             return Err(failed);
         }
@@ -216,12 +227,38 @@ impl Instances {
         let behind = |broker: &Broker| !broker.ending && broker.is_behind(generation, config);
         let waits = applied.is_some() && !brokers.is_empty() && (!all_loaded || brokers.iter().any(behind));
         Ok(Done::Again(match () {
+            () if !all_is_said => Duration::ZERO,
             () if !rendered.pending.is_empty() => RENDER_AGAIN,
             () if waits && !believed => ASK_AGAIN,
             () if waits => ASK_WHY,
             () if !ready => ASK_WHY,
             () => self.until_resync(instance, &memory),
         }))
+    }
+
+    /// Remembers what would be left in Kafka, and the passwords that were generated, before anything of it is made.
+    async fn keep(
+        &self,
+        name: &ObjectName,
+        objects: &Objects,
+        rendered: &Rendered,
+        built: bool,
+    ) -> Result<(), Error> {
+        let kafka = rendered.config.kafka.clone().filter(|_| built);
+        let access = kafka.map(|kafka| Access { kafka, secrets: rendered.kafka_secrets.clone() });
+        let spec = &objects.instance.spec;
+        self.keeper
+            .keep(Live {
+                instance: name,
+                uid: objects.instance.metadata.uid.as_deref().unwrap_or_default(),
+                deletion_policy: spec.deletion_policy,
+                retain_for: spec.retain_for.get(),
+                access: access.as_ref(),
+                topics: kept::topics(objects, rendered),
+                retained: kept::retained(objects),
+                passwords: kept::passwords(objects),
+            })
+            .await
     }
 
     /// Another instance has the Kafka that this one names.
@@ -261,7 +298,9 @@ impl Instances {
         let names_none = objects.instance.spec.listeners.peers.secret_ref.is_none();
         wanted.extend(names_none.then(|| of_peers.clone()));
         let mut found = self.world.secrets.fetch(name, &wanted).await?;
-        let generated = user::generate(&self.writer, &self.world.secrets, objects, &mut found).await;
+        let kept = self.keeper.is_there(name, &owner.uid);
+        let makes = Makes { writer: &self.writer, secrets: &self.world.secrets, kept: kept.as_ref() };
+        let generated = user::generate(makes, objects, &mut found).await;
         if generated.failed.values().any(|error| *error == Error::Lost) {
             return Err(Error::Lost);
         }
@@ -277,14 +316,24 @@ impl Instances {
             Some(before) => before.clone(),
             None => Arc::new(self.applied_before(name, &objects.instance).await?),
         };
-        let (key, cloned, last) = (self.key.clone(), objects.clone(), before.clone());
+        let (key, last) = (self.key.clone(), before.clone());
+        // Lent: there may be thousands.
+        let lent = Objects {
+            instance: objects.instance.clone(),
+            topics: take(&mut objects.topics),
+            users: take(&mut objects.users),
+            grants: take(&mut objects.grants),
+            secrets: take(&mut objects.secrets),
+            generated: objects.generated.take(),
+        };
         let rendering = tokio::task::spawn_blocking(move || {
             let mut hasher = Hasher::new(&key, &last, A_RENDERING);
-            render(&cloned, last.generation, |password| hasher.hash(password))
+            (render(&lent, last.generation, |password| hasher.hash(password)), lent)
         });
         let stopping =
             |_| Error::Later { what: format!("render {name}"), why: "the operator is stopping".into() };
-        let mut rendered = rendering.await.map_err(stopping)?;
+        let (mut rendered, given_back) = rendering.await.map_err(stopping)?;
+        *objects = given_back;
         certificates::check(&objects.instance, &mut rendered, Timestamp::now());
         memory.issued_until = issued.as_ref().map(|issued| issued.until);
         let mut next = None;

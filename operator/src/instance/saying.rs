@@ -2,9 +2,9 @@
 
 use std::{collections::HashMap, time::Duration};
 
-use futures_util::{StreamExt as _, stream};
+use futures_util::FutureExt as _;
 use k8s_openapi::jiff::Timestamp;
-use kube::{Resource as _, core::ObjectMeta};
+use kube::{Resource, core::ObjectMeta};
 use mqtt_operator_api::{
     Kind,
     grant::TopicGrant,
@@ -26,12 +26,15 @@ use super::{
 };
 use crate::{
     apply::{Error, Subject},
+    batch::for_a_while,
     queue::Done,
     status::{Enforced, Verdict, is_ready},
 };
 
 /// Statuses that are written at a time.
 const AT_A_TIME: usize = 16;
+/// For how long in one reconcile: what else has changed meanwhile, such as a grant that is taken back, need not wait longer.
+const A_RECONCILE: Duration = Duration::from_secs(1);
 
 /// What became of the objects of one instance.
 pub(super) struct Written<'a> {
@@ -90,12 +93,13 @@ impl Instances {
         Ok(is_ready(&conditions, instance.metadata.generation))
     }
 
+    /// True once all is said; else there is more to say, and time to look at what has changed.
     pub(super) async fn say_members(
         &self,
         name: &ObjectName,
         objects: &Objects,
         rendering: &Rendering<'_>,
-    ) -> Result<(), Error> {
+    ) -> Result<bool, Error> {
         let anonymous = objects.instance.spec.auth.anonymous_user.as_ref();
         let users: HashMap<_, _> =
             objects.users.iter().map(|user| (name_of(Kind::MqttUser, user), user)).collect();
@@ -120,8 +124,7 @@ impl Instances {
     /// The instance is not in force, and so is nothing that names it.
     pub(super) async fn members_wait(&self, name: &ObjectName) -> Result<Done, Error> {
         self.wants.clear(name);
-        self.say_all(&Members::of(&self.world, name), |_| members::waits_for(name)).await?;
-        Ok(Done::Settled)
+        self.say_all(&Members::of(&self.world, name), |_| members::waits_for(name)).await
     }
 
     /// Nothing of the instance is changed: what names it and is not in force waits until that is over.
@@ -132,17 +135,28 @@ impl Instances {
         topics.retain(|topic| waits(topic.meta(), topic.status.as_ref()));
         users.retain(|user| waits(user.meta(), user.status.as_ref()));
         grants.retain(|grant| waits(grant.meta(), grant.status.as_ref()));
-        self.say_all(&Members { topics, users, grants }, |_| members::waits_for(name)).await?;
-        Ok(Done::Settled)
+        self.say_all(&Members { topics, users, grants }, |_| members::waits_for(name)).await
     }
 
     pub(super) async fn say_all(
         &self,
         members: &Members,
         verdict: impl Fn(&ObjectName) -> Verdict,
-    ) -> Result<(), Error> {
+    ) -> Result<Done, Error> {
         let Members { topics, users, grants } = members;
-        self.say_each(topics, users, grants, |object| Some(verdict(object))).await
+        let all = self.say_each(topics, users, grants, |object| Some(verdict(object))).await?;
+        Ok(if all { Done::Settled } else { Done::Again(Duration::ZERO) })
+    }
+
+    async fn say_member(&self, member: &Member<'_>, verdict: &Verdict) -> Result<(), Error> {
+        let Member { object, metadata, status } = member;
+        let seen = json!(status);
+        self.writer.say(&subject(object, metadata, &seen), verdict, Map::new()).await.map(drop)
+    }
+
+    fn is_news(&self, member: &Member<'_>, verdict: &Verdict) -> bool {
+        let Member { object, metadata, status } = member;
+        self.writer.has_news(&subject(object, metadata, &json!(status)), verdict)
     }
 
     async fn say_each(
@@ -151,25 +165,31 @@ impl Instances {
         users: &[MqttUser],
         grants: &[TopicGrant],
         verdict: impl Fn(&ObjectName) -> Option<Verdict>,
-    ) -> Result<(), Error> {
-        let mut all = Vec::new();
-        all.extend(
-            topics.iter().map(|topic| (name_of(Kind::ParentTopic, topic), topic.meta(), json!(topic.status))),
-        );
-        all.extend(users.iter().map(|user| (name_of(Kind::MqttUser, user), user.meta(), json!(user.status))));
-        all.extend(
-            grants.iter().map(|grant| (name_of(Kind::TopicGrant, grant), grant.meta(), json!(grant.status))),
-        );
-        let mut said = Vec::new();
-        for (object, metadata, seen) in &all {
-            if let Some(verdict) = verdict(object) {
-                said.push(async move {
-                    self.writer.say(&subject(object, metadata, seen), &verdict, Map::new()).await.map(drop)
-                });
-            }
-        }
-        let said: Vec<Result<(), Error>> = stream::iter(said).buffer_unordered(AT_A_TIME).collect().await;
-        said.into_iter().collect()
+    ) -> Result<bool, Error> {
+        let topics = topics.iter().map(|topic| Member::of(Kind::ParentTopic, topic, topic.status.as_ref()));
+        let users = users.iter().map(|user| Member::of(Kind::MqttUser, user, user.status.as_ref()));
+        let grants = grants.iter().map(|grant| Member::of(Kind::TopicGrant, grant, grant.status.as_ref()));
+        let members = topics.chain(users).chain(grants);
+        let told = members.filter_map(|member| verdict(&member.object).map(|verdict| (member, verdict)));
+        let told: Vec<_> = told.filter(|(member, verdict)| self.is_news(member, verdict)).collect();
+        let all = told.len();
+        let say = told.iter().map(|(member, verdict)| self.say_member(member, verdict).boxed());
+        let said = for_a_while(Box::new(say), AT_A_TIME, A_RECONCILE).await;
+        let whole = said.len() == all;
+        said.into_iter().collect::<Result<(), Error>>().map(|()| whole)
+    }
+}
+
+/// What names an instance, and what its status says.
+struct Member<'a> {
+    object: ObjectName,
+    metadata: &'a ObjectMeta,
+    status: Option<&'a Status>,
+}
+
+impl<'a> Member<'a> {
+    fn of<K: Resource>(kind: Kind, object: &'a K, status: Option<&'a Status>) -> Self {
+        Self { object: name_of(kind, object), metadata: object.meta(), status }
     }
 }
 

@@ -16,18 +16,22 @@ pub mod clients;
 mod deletion;
 pub mod wants;
 
-use std::{collections::HashSet, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
 
 use kube::Resource as _;
 use mqtt_kafka::{Admin, Fault, Found, TopicSettings};
 use mqtt_operator_api::{
     Kind,
-    parent_topic::ParentTopic,
+    parent_topic::{DeletionPolicy, ParentTopic},
     render::{ObjectName, name_of},
     status::READY,
 };
 use parking_lot::Mutex;
 use serde_json::{Map, json};
+use tokio::time::Instant;
 
 pub use self::{
     clients::Clients,
@@ -35,6 +39,7 @@ pub use self::{
 };
 use crate::{
     apply::{Error, Subject, Writer},
+    kept::Keeper,
     queue::Done,
     status::{Enforced, Verdict, is_ready},
     watch::World,
@@ -51,6 +56,9 @@ pub struct Topics {
     clients: Arc<Clients>,
     /// UIDs of objects whose topic was made by this process: their status may not have been seen to say so.
     made: Mutex<HashSet<String>>,
+    keeper: Arc<Keeper>,
+    /// Objects whose topic is still to be deleted, and when they were seen to be gone.
+    gone: Mutex<HashMap<ObjectName, Instant>>,
 }
 
 impl Topics {
@@ -59,9 +67,10 @@ impl Topics {
         writer: Arc<Writer>,
         wants: Arc<Wants>,
         clients: Arc<Clients>,
+        keeper: Arc<Keeper>,
         resync: std::time::Duration,
     ) -> Self {
-        Self { world, writer, wants, resync, clients, made: Mutex::default() }
+        Self { world, writer, wants, resync, clients, made: Mutex::default(), keeper, gone: Mutex::default() }
     }
 
     /// Brings the topic of one object in line: made, adopted, grown, its settings put back. Takes a minute at most.
@@ -73,14 +82,18 @@ impl Topics {
                 crate::invalid::say(&self.writer, name, invalid).await?;
                 return Ok(Done::Settled);
             }
-            None => return Ok(Done::Settled),
+            None => return self.delete(name).await,
         };
+        self.gone.lock().remove(name);
+        self.free(name, topic).await?;
         if topic.metadata.deletion_timestamp.is_some() {
-            return self.delete(name, topic).await;
+            return Ok(Done::Settled);
+        }
+        if topic.spec.deletion_policy == DeletionPolicy::Retain {
+            self.keeper.forget_topic(name).await?;
         }
         // Of what is not in force the instance's loop speaks.
         let Some((instance, wanted)) = self.wants.get(name) else { return Ok(Done::Settled) };
-        self.guard(name, topic).await?;
         let outcome = self.ensure(&instance, &wanted).await;
         // Meanwhile it may have lost its name to another object, or its instance.
         if self.wants.get(name).is_none() {

@@ -7,8 +7,11 @@ pub mod password;
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
+    time::Duration,
 };
 
+use futures_util::FutureExt as _;
+use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt as _;
 use mqtt_operator_api::{
     Kind,
@@ -19,8 +22,15 @@ use mqtt_operator_api::{
 use self::password::{Found, Plan, plan};
 use crate::{
     apply::{Error, Owner, Writer},
+    batch::for_a_while,
+    kept::Record,
     watch::secrets::{SecretName, Secrets, Value},
 };
+
+/// Secrets that are looked at, and made, at a time.
+const AT_A_TIME: usize = 16;
+/// For how long in one rendering: what else has changed need not wait longer.
+const A_RENDERING: Duration = Duration::from_secs(1);
 
 /// What became of the Secrets of generated passwords.
 #[derive(Debug, Default)]
@@ -31,20 +41,47 @@ pub struct Generated {
     pub failed: BTreeMap<ObjectName, Error>,
 }
 
-/// Sees to the Secrets of all users who name none, and tells the objects which they are. `found` has all Secrets that
-/// users name, and gets those that are made.
+/// Who makes them, and of what.
+#[derive(Clone, Copy)]
+pub struct Makes<'a> {
+    pub writer: &'a Writer,
+    pub secrets: &'a Secrets,
+    /// Of the instance, and of those that were before it.
+    pub kept: Option<&'a Record>,
+}
+
+/// Sees to the Secrets of all users who name none, or of as many as time allows, and tells the objects which they are. `found`
+/// has all Secrets that users name, and gets those that are made.
 pub async fn generate(
-    writer: &Writer,
-    secrets: &Secrets,
+    makes: Makes<'_>,
     objects: &mut Objects,
     found: &mut BTreeMap<SecretName, Arc<Value>>,
 ) -> Generated {
     let mut outcome = Generated::default();
     let mut theirs = BTreeSet::new();
+    let mut left = Vec::new();
     for user in objects.users.iter().filter(|user| user.spec.password_secret_ref.is_none()) {
         let object = name_of(Kind::MqttUser, user);
-        let name = (object.namespace.clone(), user.generated_secret_name());
-        match one(writer, secrets, user, &name, found.get(&name)).await {
+        let there = found.get(&(object.namespace.clone(), user.generated_secret_name()));
+        // Whatever there is no time for, and whatever fails: what lets devices in goes on to do so.
+        if there.is_some_and(|there| there.owner.is_some() && there.owner == user.uid()) {
+            theirs.insert(object);
+        }
+        if !matches!(plan_for(user, there, makes.kept), Ok((Plan::Keep, Some(_)))) {
+            left.push(user);
+        }
+    }
+    let there = &*found;
+    let looked_at = left.into_iter().map(|user| {
+        async move {
+            let object = name_of(Kind::MqttUser, user);
+            let name = (object.namespace.clone(), user.generated_secret_name());
+            (object, one(makes, user, &name, there.get(&name)).await, name)
+        }
+        .boxed()
+    });
+    for (object, kept, name) in for_a_while(Box::new(looked_at), AT_A_TIME, A_RENDERING).await {
+        match kept {
             Ok(Kept::As(value)) => {
                 found.insert(name, value);
                 theirs.insert(object);
@@ -63,20 +100,19 @@ enum Kept {
 }
 
 async fn one(
-    writer: &Writer,
-    secrets: &Secrets,
+    Makes { writer, secrets, kept }: Makes<'_>,
     user: &MqttUser,
     name: &SecretName,
     found: Option<&Arc<Value>>,
 ) -> Result<Kept, Error> {
-    match plan_for(user, found)? {
+    match plan_for(user, found, kept)? {
         (Plan::Keep, Some(value)) => return Ok(Kept::As(value)),
         (Plan::Refuse(problem), _) => return Ok(Kept::Refused(problem)),
         (Plan::Keep | Plan::Apply(_), _) => {}
     }
     // A watch may lag behind, and what is written on the strength of it would be a second password.
     let fresh = secrets.read_now(name).await?;
-    match plan_for(user, fresh.as_ref())? {
+    match plan_for(user, fresh.as_ref(), kept)? {
         (Plan::Keep, Some(value)) => Ok(Kept::As(value)),
         (Plan::Keep, None) => {
             Err(Error::Later { what: format!("Secret {}/{}", name.0, name.1), why: "is not there".into() })
@@ -89,10 +125,17 @@ async fn one(
     }
 }
 
-fn plan_for(user: &MqttUser, found: Option<&Arc<Value>>) -> Result<(Plan, Option<Arc<Value>>), Error> {
+fn plan_for(
+    user: &MqttUser,
+    found: Option<&Arc<Value>>,
+    kept: Option<&Record>,
+) -> Result<(Plan, Option<Arc<Value>>), Error> {
     let mut random = [0; 32];
     getrandom::fill(&mut random)
         .map_err(|error| Error::Later { what: "make a password".into(), why: error.to_string() })?;
     let there = found.map(|value| Found { owner: value.owner.as_deref(), data: &value.data });
-    Ok((plan(user, there, random), found.cloned()))
+    let (object, uid) = (name_of(Kind::MqttUser, user), user.uid().unwrap_or_default());
+    let now = Timestamp::now().as_second();
+    let kept = kept.and_then(|kept| kept.taken_back(&object, &uid, &user.username(), now));
+    Ok((plan(user, there, kept.as_ref(), random), found.cloned()))
 }

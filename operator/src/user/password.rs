@@ -38,12 +38,21 @@ pub enum Plan {
     Refuse(Problem),
 }
 
-/// What is to become of the Secret of a user without a `passwordSecretRef`. `random` comes from the system and is used
-/// for nothing else.
-pub fn plan(user: &MqttUser, found: Option<Found<'_>>, random: [u8; RANDOM_BYTES]) -> Plan {
+/// What is to become of the Secret of a user without a `passwordSecretRef`. Where there is none, what is `kept` of one is taken
+/// back. `random` comes from the system and is used for nothing else.
+pub fn plan(
+    user: &MqttUser,
+    found: Option<Found<'_>>,
+    kept: Option<&BTreeMap<String, Vec<u8>>>,
+    random: [u8; RANDOM_BYTES],
+) -> Plan {
     let asked = user.annotations().get(ROTATE).filter(|asked| !asked.is_empty());
-    let Some(found) = found else { return Plan::Apply(secret(user, new(random), None, asked)) };
-    if found.owner.is_none() || found.owner != user.uid().as_deref() {
+    let Some(data) = found.map(|found| found.data).or(kept) else {
+        return Plan::Apply(secret(user, new(random), None, asked));
+    };
+    if let Some(found) = found
+        && (found.owner.is_none() || found.owner != user.uid().as_deref())
+    {
         let object = name_of(Kind::MqttUser, user);
         let secret = format!("{}/{}", object.namespace, user.generated_secret_name());
         let message = format!(
@@ -51,7 +60,7 @@ pub fn plan(user: &MqttUser, found: Option<Found<'_>>, random: [u8; RANDOM_BYTES
         );
         return Plan::Refuse(Problem { object, field: "spec.passwordSecretRef".into(), message });
     }
-    let value = |key: &str| found.data.get(key).filter(|value| !value.is_empty());
+    let value = |key: &str| data.get(key).filter(|value| !value.is_empty());
     let Some(password) = value(PASSWORD) else { return Plan::Apply(secret(user, new(random), None, asked)) };
     let (followed, previous) = (value(ROTATION), value(PREVIOUS_PASSWORD));
     let wanted = match (asked, followed) {
@@ -61,8 +70,8 @@ pub fn plan(user: &MqttUser, found: Option<Found<'_>>, random: [u8; RANDOM_BYTES
         (Some(_), _) => secret(user, password.clone(), previous.cloned(), asked),
         (None, _) => secret(user, password.clone(), None, None),
     };
-    let data = wanted.data.iter().flatten().map(|(key, value)| (key, &value.0));
-    if data.eq(found.data) { Plan::Keep } else { Plan::Apply(wanted) }
+    let entries = wanted.data.iter().flatten().map(|(key, value)| (key, &value.0));
+    if found.is_some() && entries.eq(data) { Plan::Keep } else { Plan::Apply(wanted) }
 }
 
 /// Whether a password looks like one that was generated.

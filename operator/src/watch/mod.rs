@@ -7,7 +7,10 @@
 pub mod secrets;
 mod stores;
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{
+    collections::{BTreeSet, HashSet},
+    sync::Arc,
+};
 
 use k8s_openapi::{
     api::{
@@ -26,12 +29,12 @@ use mqtt_operator_api::{
     Kind,
     grant::TopicGrant,
     instance::MqttInstance,
-    parent_topic::ParentTopic,
+    parent_topic::{DeletionPolicy, ParentTopic},
     refs::InstanceRef,
     render::{ObjectName, name_of},
     user::MqttUser,
 };
-
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use self::{
@@ -63,7 +66,35 @@ pub struct World {
     pub secrets: Secrets,
     /// One of the four kinds was listed anew: what went meanwhile was not told.
     listed: Arc<Notify>,
+    /// What is gone and said at last that something of it is to stay: there may have been no time to look at it before.
+    stays: Stays,
 }
+
+type Stays = Arc<Mutex<HashSet<ObjectName>>>;
+
+/// One of the four kinds.
+pub(crate) trait Kept {
+    /// Whether what it says now is that something of it stays in Kafka when it goes.
+    fn stays(&self) -> bool {
+        false
+    }
+}
+
+impl Kept for MqttInstance {
+    fn stays(&self) -> bool {
+        self.spec.deletion_policy == DeletionPolicy::Retain
+    }
+}
+
+impl Kept for ParentTopic {
+    fn stays(&self) -> bool {
+        self.spec.deletion_policy == DeletionPolicy::Retain
+    }
+}
+
+impl Kept for MqttUser {}
+
+impl Kept for TopicGrant {}
 
 /// An object that an instance owns.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -78,8 +109,10 @@ impl World {
     pub fn watch(client: &Client, namespaces: &[String], queue: &Arc<Queue>, writer: &Arc<Writer>) -> Self {
         let scope = Scope { client: client.clone(), namespaces: namespaces.to_vec() };
         let listed = Arc::new(Notify::new());
-        let children = Children { queue: queue.clone(), writer: writer.clone() };
+        let stays = Stays::default();
+        let children = Children { queue: queue.clone(), writer: writer.clone(), stays: stays.clone() };
         Self {
+            stays,
             instances: scope.watch(None, children.ours(&listed, Kind::MqttInstance, |_: &MqttInstance| None)),
             topics: scope.watch(
                 None,
@@ -152,6 +185,25 @@ impl World {
         owned
     }
 
+    /// Whether an object that is gone said at last that something of it is to stay; told once.
+    pub fn was_to_stay(&self, object: &ObjectName) -> bool {
+        self.stays.lock().remove(object)
+    }
+
+    /// Whether any pod of an instance is left, be it of one that is gone.
+    pub fn has_pods(&self, instance: &ObjectName) -> bool {
+        self.pods.state().iter().any(|pod| pods_instance(pod).as_ref() == Some(instance))
+    }
+
+    /// Whether a ParentTopic of an instance names this topic, though the instance may be gone.
+    pub fn has_topic(&self, instance: &ObjectName, topic: &str) -> bool {
+        let mut found = false;
+        visit(&self.topics, |object| {
+            found |= instance_of(object, &object.spec.instance_ref) == *instance && object.topic() == topic;
+        });
+        found
+    }
+
     /// The pods of the StatefulSet with this UID.
     pub fn pods_of(&self, namespace: &str, stateful_set: &str) -> Vec<Arc<Pod>> {
         let theirs = |pod: &Arc<Pod>| {
@@ -196,6 +248,12 @@ pub fn instance_of<K: Resource>(object: &K, named: &InstanceRef) -> ObjectName {
     ObjectName { kind: Kind::MqttInstance, namespace, name: named.name.clone() }
 }
 
+/// The instance that a pod says it is of.
+fn pods_instance(pod: &Pod) -> Option<ObjectName> {
+    let name = pod.labels().get("app.kubernetes.io/instance")?.clone();
+    Some(ObjectName { kind: Kind::MqttInstance, namespace: pod.namespace()?, name })
+}
+
 fn collect<K: Resource<DynamicType = ()> + Clone + Send + Sync + 'static>(
     into: &mut Vec<Owned>,
     stores: &Stores<K>,
@@ -237,26 +295,34 @@ fn same_but_for_status(one: &ObjectMeta, other: &ObjectMeta) -> bool {
 pub(crate) struct Children {
     queue: Arc<Queue>,
     writer: Arc<Writer>,
+    stays: Stays,
 }
 
 impl Children {
     /// What a change of one of the four kinds sets off.
-    fn ours<K: Resource<DynamicType = ()> + Clone>(
+    fn ours<K: Kept + Resource<DynamicType = ()> + Clone>(
         &self,
         listed: &Arc<Notify>,
         kind: Kind,
         named: impl Fn(&K) -> Option<&InstanceRef> + Clone + Send + Sync + 'static,
     ) -> impl Fn(Seen<'_, Read<K>>) + Clone + Send + Sync + 'static {
-        let (Self { queue, writer }, listed) = (self.clone(), listed.clone());
+        let (Self { queue, writer, stays }, listed) = (self.clone(), listed.clone());
         move |seen| {
             let object = match seen {
                 // A status that was written, by us as a rule.
                 Seen::Changed(object, Some(before)) if same_but_for_status(object.meta(), before.meta()) => {
                     return;
                 }
-                Seen::Changed(object, _) => object,
+                Seen::Changed(object, _) => {
+                    stays.lock().remove(&name_of(kind, object));
+                    object
+                }
                 Seen::Gone(object) => {
-                    writer.gone(&name_of(kind, object));
+                    let name = name_of(kind, object);
+                    writer.gone(&name);
+                    if object.0.as_ref().is_ok_and(Kept::stays) {
+                        stays.lock().insert(name);
+                    }
                     object
                 }
                 Seen::Listed => return listed.notify_one(),
@@ -295,10 +361,7 @@ impl Children {
         let queue = self.queue.clone();
         move |seen| {
             let (Seen::Changed(pod, _) | Seen::Gone(pod)) = seen else { return };
-            let instance = pod.labels().get("app.kubernetes.io/instance");
-            if let (Some(name), Some(namespace)) = (instance, pod.namespace()) {
-                queue.add(ObjectName { kind: Kind::MqttInstance, namespace, name: name.clone() });
-            }
+            pods_instance(pod).into_iter().for_each(|instance| queue.add(instance));
         }
     }
 

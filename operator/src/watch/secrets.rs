@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use futures_util::{StreamExt as _, stream};
+use futures_util::FutureExt as _;
 use k8s_openapi::api::core::v1::Secret;
 use kube::{
     Api, Client, Resource as _, ResourceExt as _, core::PartialObjectMeta, runtime::reflector::ObjectRef,
@@ -22,7 +22,10 @@ use super::{
     Children, controller,
     stores::{Seen, Watched},
 };
-use crate::apply::{Error, PATIENCE};
+use crate::{
+    apply::{Error, PATIENCE},
+    batch,
+};
 
 /// How long the first list of a namespace may take.
 const LIST: Duration = Duration::from_secs(15);
@@ -78,13 +81,11 @@ impl Secrets {
         for namespace in namespaces {
             self.watched(namespace).await?;
         }
-        let mut reads = Vec::new();
-        for name in wanted {
-            reads.push(async move { Ok((name.clone(), self.read(name).await?)) });
-        }
-        let read: Vec<Result<_, Error>> = stream::iter(reads).buffer_unordered(AT_A_TIME).collect().await;
+        let reads = wanted
+            .iter()
+            .map(|name| async move { Ok::<_, Error>((name.clone(), self.read(name).await?)) }.boxed());
         let mut found = BTreeMap::new();
-        for one in read {
+        for one in batch::all(Box::new(reads), AT_A_TIME).await {
             if let (name, Some(value)) = one? {
                 found.insert(name, value);
             }

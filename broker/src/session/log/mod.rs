@@ -76,7 +76,7 @@ use crate::{
     router::Logged,
 };
 
-const TOPIC: &str = "__mqtt-sessions";
+const TOPIC: &str = mqtt_broker_api::topics::SESSIONS;
 /// Besides a message an `M` holds those who get it, and an `S` a will and what is known of a connection.
 const RECORD_BYTES: u32 = 512 * 1024;
 
