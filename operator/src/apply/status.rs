@@ -3,17 +3,23 @@
 //! What was written last is remembered until the watch has told it or until [`Writer::forget_status`], for a watch may lag behind;
 //! else `lastTransitionTime` would move twice for one change.
 
-use std::collections::HashMap;
+use std::{
+    collections::HashMap,
+    hash::{DefaultHasher, Hash as _, Hasher as _},
+};
 
 use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::{Condition, Time},
     jiff::Timestamp,
 };
-use kube::api::{Patch, PatchParams};
+use kube::{
+    api::{Patch, PatchParams},
+    core::ObjectMeta,
+};
 use mqtt_operator_api::{
     Kind,
     render::ObjectName,
-    status::{READY, STALLED},
+    status::{READY, STALLED, Status},
 };
 use parking_lot::Mutex;
 use serde_json::{Map, Value, json};
@@ -31,9 +37,13 @@ pub struct Subject<'a> {
     pub seen: &'a Value,
 }
 
-/// By object: its UID, and the status that was written last and not seen since.
 #[derive(Default)]
-pub(super) struct Statuses(Mutex<HashMap<ObjectName, (String, Value)>>);
+pub(super) struct Statuses {
+    /// By object: its UID, and the status that was written last and not seen since.
+    written: Mutex<HashMap<ObjectName, (String, Value)>>,
+    /// By object: digests of what was found to be no news.
+    settled: Mutex<HashMap<ObjectName, u64>>,
+}
 
 /// A status that is to be, and what it takes the place of.
 struct News {
@@ -46,7 +56,7 @@ struct News {
 impl Statuses {
     /// What was written last, as long as the watch has not told it: then what is seen is all there is to know.
     fn not_seen_yet(&self, object: &ObjectName, uid: &str, seen: &Value) -> Option<Value> {
-        let mut statuses = self.0.lock();
+        let mut statuses = self.written.lock();
         let (of, written) = statuses.get(object)?;
         if of == uid && written != seen {
             return Some(written.clone());
@@ -81,7 +91,7 @@ impl Writer {
         let what = format!("write the status of {object}");
         let patched = async { api.patch_status(&object.name, &params, &patch).await.map(drop) };
         self.write(&what, super::absent_is_fine(patched)).await?;
-        self.statuses.0.lock().insert((*object).clone(), ((*uid).to_owned(), status));
+        self.statuses.written.lock().insert((*object).clone(), ((*uid).to_owned(), status));
         if worth_telling(object.kind, &old, verdict) {
             tracing::info!("{object}: {}: {}", verdict.reason, verdict.message);
             self.tell(subject, verdict).await;
@@ -89,10 +99,32 @@ impl Writer {
         Ok(now)
     }
 
-    /// Whether that would be anything new.
-    pub fn has_news(&self, subject: &Subject<'_>, verdict: &Verdict) -> bool {
-        let News { before, status, .. } = self.news(subject, verdict, Map::new());
-        status != before
+    /// Whether that would be anything new to who has this status. The same question about the same object is answered without another
+    /// look.
+    pub fn has_news(
+        &self,
+        object: &ObjectName,
+        metadata: &ObjectMeta,
+        status: Option<&Status>,
+        verdict: &Verdict,
+    ) -> bool {
+        let mut hasher = DefaultHasher::new();
+        (&metadata.uid, &metadata.resource_version, format!("{verdict:?}")).hash(&mut hasher);
+        let asked = hasher.finish();
+        if self.statuses.settled.lock().get(object) == Some(&asked) {
+            return false;
+        }
+        let (uid, seen) = (metadata.uid.as_deref().unwrap_or_default(), json!(status));
+        let subject = Subject { object, uid, generation: metadata.generation, seen: &seen };
+        let News { before, status, .. } = self.news(&subject, verdict, Map::new());
+        let is_new = status != before;
+        let mut settled = self.statuses.settled.lock();
+        if is_new {
+            settled.remove(object);
+        } else {
+            settled.insert(object.clone(), asked);
+        }
+        is_new
     }
 
     fn news(&self, subject: &Subject<'_>, verdict: &Verdict, more: Map<String, Value>) -> News {
@@ -109,12 +141,14 @@ impl Writer {
 
     /// The object is gone.
     pub fn gone(&self, object: &ObjectName) {
-        self.statuses.0.lock().remove(object);
+        self.statuses.written.lock().remove(object);
+        self.statuses.settled.lock().remove(object);
     }
 
     /// What others have made of statuses counts again.
     pub fn forget_status(&self, which: impl Fn(&ObjectName) -> bool) {
-        self.statuses.0.lock().retain(|object, _| !which(object));
+        self.statuses.written.lock().retain(|object, _| !which(object));
+        self.statuses.settled.lock().retain(|object, _| !which(object));
     }
 }
 

@@ -156,7 +156,7 @@ impl Instances {
 
     fn is_news(&self, member: &Member<'_>, verdict: &Verdict) -> bool {
         let Member { object, metadata, status } = member;
-        self.writer.has_news(&subject(object, metadata, &json!(status)), verdict)
+        self.writer.has_news(object, metadata, *status, verdict)
     }
 
     async fn say_each(
