@@ -25,7 +25,7 @@ help:
 	@echo "make demo   a small metering fleet on one machine, in seconds"
 	@echo "make bench  CPU time a message and memory a connection, beside other brokers"
 	@echo "make rumqttd-stops  does to rumqttd what README says stops it"
-	@echo "make soak   the simulation with other seeds each time, until a rule breaks or SOAK_MINUTES (60) are over"
+	@echo "make soak   the simulation with other seeds each time, and then faults of three real nodes, until something breaks or SOAK_MINUTES (60) are over, for each"
 	@echo "make before the broker of the commit before this one, which stories on several nodes begin with"
 	@echo "make fuzz   the fuzz targets, FUZZ_SECONDS (300) each, FUZZ_TARGETS to choose"
 	@echo "make crds   writes crds/, its copy in the chart and JSON schemas from the resource types"
@@ -60,9 +60,11 @@ unit: build
 	@cargo test --quiet --manifest-path broker/proto/differential/Cargo.toml --target-dir $(TARGET)/differential
 
 SOAK_MINUTES ?= 60
-soak:
+soak: build $(TOOLS)/paho $(TOOLS)/kafka-$(firstword $(KAFKAS))
 	$(call say,the simulation)
 	@SOAK_MINUTES=$(SOAK_MINUTES) cargo test --quiet --workspace --bin mqtt-broker the_rules_hold -- --nocapture
+	$(call say,three nodes$(comma) Kafka and 410 devices)
+	@SOAK_MINUTES=$(SOAK_MINUTES) cargo test --quiet --workspace --test sessions_survive whatever_befalls -- --nocapture
 
 # The broker that the commit before made: stories replace its nodes by those of this one. What both depend on is compiled once; what
 # is of this workspace has the same name in both, so it gets a folder of its own.

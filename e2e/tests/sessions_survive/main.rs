@@ -76,11 +76,15 @@ fn nothing_acknowledged_is_lost_and_qos_2_comes_once_though_the_broker_is_killed
 ) -> Result<()> {
     let mut broker = Broker::start_on(store, &manifests())?;
     let address = broker.mqtt;
-    play(address, KILLS, |_| {
-        broker.kill9()?;
-        broker.restart()?;
-        Ok("the broker died")
-    })
+    play(
+        address,
+        |fault| fault >= KILLS,
+        |_| {
+            broker.kill9()?;
+            broker.restart()?;
+            Ok("the broker died")
+        },
+    )
 }
 
 /// A node dies, ends in order, or is frozen or cut off from Kafka for longer than the others wait for it; two can't reach each
@@ -91,7 +95,9 @@ fn nothing_acknowledged_is_lost_and_qos_2_comes_once_whatever_befalls_three_node
         let kafka = store.cluster()?;
         let mut cluster = Cluster::start(store, &manifests(), NODES)?;
         let address = cluster.front.address;
-        play(address, FAULTS, |chance| {
+        let soaked = soak()?.map(|minutes| Instant::now() + minutes);
+        let is_last = |fault| fault >= FAULTS && soaked.is_none_or(|end| Instant::now() > end);
+        play(address, is_last, |chance| {
             let number = chance.usize(0..NODES);
             let kind = chance.u32(0..14);
             if kind > 11 {
@@ -150,23 +156,28 @@ fn nothing_acknowledged_is_lost_and_qos_2_comes_once_while_nodes_change_their_ve
         let address = cluster.front.address;
         let changes = [(0, &new), (1, &new), (1, &old), (1, &new), (2, &new)];
         let mut next = changes.iter();
-        play(address, u32::try_from(changes.len())?, |chance| {
-            let (number, version) = next.next().context("no change is left")?;
-            let node = cluster.node(*number)?;
-            let ends_in_order = chance.bool();
-            if ends_in_order {
-                node.stop()?;
-            } else {
-                node.kill9()?;
-            }
-            node.becomes(version);
-            node.restart()?;
-            Ok(if ends_in_order {
-                "a node ended in order and changed its version"
-            } else {
-                "a node died and changed its version"
-            })
-        })
+        let all = u32::try_from(changes.len())?;
+        play(
+            address,
+            |change| change >= all,
+            |chance| {
+                let (number, version) = next.next().context("no change is left")?;
+                let node = cluster.node(*number)?;
+                let ends_in_order = chance.bool();
+                if ends_in_order {
+                    node.stop()?;
+                } else {
+                    node.kill9()?;
+                }
+                node.becomes(version);
+                node.restart()?;
+                Ok(if ends_in_order {
+                    "a node ended in order and changed its version"
+                } else {
+                    "a node died and changed its version"
+                })
+            },
+        )
     })
 }
 
@@ -178,10 +189,18 @@ fn manifests() -> Manifests {
         .grant("fleet-all", USER, &[("pubsub", "to/#")])
 }
 
-/// Lets all devices publish to each other through this address, with so many faults; holds the promises against what came.
+/// How long faults follow each other at least: `make soak` says it in minutes.
+fn soak() -> Result<Option<Duration>> {
+    let Ok(minutes) = std::env::var("SOAK_MINUTES") else { return Ok(None) };
+    let minutes: u64 = minutes.parse().context("SOAK_MINUTES is no number")?;
+    Ok(Some(Duration::from_secs(60 * minutes)))
+}
+
+/// Lets all devices publish to each other through this address, with one fault after the other; holds the promises against what
+/// came.
 fn play(
     address: SocketAddr,
-    faults: u32,
+    is_last: impl Fn(u32) -> bool,
     mut strike: impl FnMut(&mut fastrand::Rng) -> Result<&'static str>,
 ) -> Result<()> {
     let book = Arc::new(Book::default());
@@ -192,7 +211,7 @@ fn play(
     let seed = seed_of_the_faults();
     eprintln!("seed {seed}");
     let mut chance = fastrand::Rng::with_seed(seed);
-    for fault in 1..=faults {
+    for fault in 1.. {
         meters.publish(true);
         let wanted = book.acked() + chance.usize(BETWEEN);
         wait_until(&format!("{wanted} acknowledgements before fault {fault}"), LIMIT, || {
@@ -209,12 +228,16 @@ fn play(
             Ok(book.are_back(publishers + WATCHERS + MEMBERS, publishers).then_some(()))
         })?;
         eprintln!("{fault}: {what}, all were served after {:.1} s", over.elapsed().as_secs_f64());
-        if fault % ROUND == 0 || fault == faults {
+        let ends = is_last(fault);
+        if fault % ROUND == 0 || ends {
             meters.publish(false);
             rest(&book, &mut gateways)?;
         }
+        if ends {
+            eprintln!("{} messages acknowledged and delivered over {fault} faults", book.acked());
+            break;
+        }
     }
-    eprintln!("{} messages acknowledged and delivered over {faults} faults", book.acked());
     Ok(())
 }
 
