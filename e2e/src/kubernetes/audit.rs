@@ -1,4 +1,5 @@
-//! Who changed what on the cluster: the API server's audit log, of service accounts alone.
+//! Who asked what of the cluster: the API server's audit log, of service accounts alone, and of those but the operator's only what
+//! was changed.
 
 use anyhow::{Context, Result};
 use serde::Deserialize;
@@ -6,9 +7,9 @@ use serde_json::Value;
 
 use super::Cluster;
 
-/// A request that changes something, and was answered.
+/// A request that was answered.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Write {
+pub struct Request {
     /// RFC 3339, in UTC with microseconds: it sorts as text.
     pub at: String,
     /// Such as `system:serviceaccount:mqtt-operator:mqtt-operator`.
@@ -16,6 +17,7 @@ pub struct Write {
     /// Who sent it, if that was a pod.
     pub pod: Option<String>,
     pub verb: String,
+    pub group: String,
     /// Its plural, with `/status` where that was changed.
     pub resource: String,
     pub namespace: String,
@@ -24,7 +26,11 @@ pub struct Write {
     pub code: u16,
 }
 
-impl Write {
+impl Request {
+    fn changes(&self) -> bool {
+        !["get", "list", "watch"].contains(&self.verb.as_str())
+    }
+
     /// Whether it took effect.
     pub fn is_done(&self) -> bool {
         (200..300).contains(&self.code)
@@ -33,7 +39,12 @@ impl Write {
 
 impl Cluster {
     /// All changes that service accounts asked for, the first one first.
-    pub fn writes(&self) -> Result<Vec<Write>> {
+    pub fn writes(&self) -> Result<Vec<Request>> {
+        Ok(self.requests()?.into_iter().filter(Request::changes).collect())
+    }
+
+    /// All that is noted.
+    pub fn requests(&self) -> Result<Vec<Request>> {
         let text = self.node()?.audit()?;
         // The last line may be on its way.
         let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
@@ -60,8 +71,9 @@ struct User {
 }
 
 #[derive(Default, Deserialize)]
-#[serde(default)]
+#[serde(default, rename_all = "camelCase")]
 struct ObjectRef {
+    api_group: String,
     resource: String,
     subresource: String,
     namespace: String,
@@ -73,17 +85,18 @@ struct Status {
     code: u16,
 }
 
-fn read(line: &str) -> Result<Write> {
+fn read(line: &str) -> Result<Request> {
     let Event { request_received_timestamp, verb, user, object_ref, response_status } =
         serde_json::from_str(line)?;
-    let ObjectRef { resource, subresource, namespace, name } = object_ref;
+    let ObjectRef { api_group, resource, subresource, namespace, name } = object_ref;
     let below = if subresource.is_empty() { "" } else { "/" };
     let pod = user.extra.pointer("/authentication.kubernetes.io~1pod-name/0").and_then(Value::as_str);
-    Ok(Write {
+    Ok(Request {
         at: request_received_timestamp,
         pod: pod.map(str::to_owned),
         user: user.username,
         verb,
+        group: api_group,
         resource: format!("{resource}{below}{subresource}"),
         namespace,
         name,

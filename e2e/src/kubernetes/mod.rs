@@ -29,7 +29,7 @@ use rustix::process::Signal;
 
 use self::node::Node;
 pub use self::{
-    audit::Write,
+    audit::Request,
     crowd::Crowd,
     images::Images,
     kafka::{Consumer, PodKafka},

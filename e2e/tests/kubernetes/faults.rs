@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use mqtt_e2e::{
-    kubernetes::{Part, Write},
+    kubernetes::{Part, Request},
     wait_until,
 };
 use rustix::process::Signal;
@@ -28,7 +28,7 @@ fn whatever_happens_to_operators_and_the_api_server_one_writes_and_nothing_is_st
 
     // Killed while it works: as soon as it has written something, and again.
     let written = || -> Result<usize> {
-        let here = |write: &Write| write.namespace == namespace.name();
+        let here = |write: &Request| write.namespace == namespace.name();
         Ok(cluster.writes()?.into_iter().filter(here).filter(|write| write.user == operator.user()).count())
     };
     meters.apply(json!({}), &[])?;
@@ -66,7 +66,7 @@ fn whatever_happens_to_operators_and_the_api_server_one_writes_and_nothing_is_st
 
     // From the first write of the new leader on there is none of the one that froze.
     let since = cluster.writes()?.split_off(noted);
-    let by = |write: &Write, pod: &str| write.pod.as_deref() == Some(pod) && write.resource != "leases";
+    let by = |write: &Request, pod: &str| write.pod.as_deref() == Some(pod) && write.resource != "leases";
     let taken_over =
         since.iter().find(|write| by(write, &leader)).context("the new leader writes nothing")?;
     let late = since.iter().find(|write| by(write, &frozen) && write.is_done() && write.at > taken_over.at);

@@ -12,6 +12,7 @@ mod lifecycle;
 mod meters;
 mod passwords;
 mod rest;
+mod rights;
 mod rivals;
 mod scale;
 mod scope;

@@ -3,7 +3,7 @@
 use std::{thread::sleep, time::Duration};
 
 use anyhow::{Result, ensure};
-use mqtt_e2e::{kubernetes::Write, wait_until};
+use mqtt_e2e::{kubernetes::Request, wait_until};
 use serde_json::json;
 
 use crate::meters::Meters;
@@ -21,7 +21,7 @@ fn once_all_is_in_force_nothing_is_written_but_the_lease() -> Result<()> {
 /// Waits until the operator writes nothing here for a while but the Lease.
 pub(crate) fn rests(meters: &Meters) -> Result<()> {
     let (cluster, user) = (meters.namespace.cluster(), meters.operator.user());
-    let writes = || -> Result<(Vec<Write>, usize)> {
+    let writes = || -> Result<(Vec<Request>, usize)> {
         let all = cluster.writes()?.into_iter().filter(|write| write.user == user);
         let (leases, others): (Vec<_>, Vec<_>) = all.partition(|write| write.resource == "leases");
         let here = others.into_iter().filter(|write| write.namespace == meters.namespace.name());

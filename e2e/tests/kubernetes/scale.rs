@@ -130,7 +130,7 @@ fn thousands_of_users_and_grants_are_in_force_soon_and_taken_back_sooner() -> Re
     ledger.ensure_kept(&entries, Repeats::SameId)
 }
 
-fn is_of_members(write: &mqtt_e2e::kubernetes::Write) -> bool {
+fn is_of_members(write: &mqtt_e2e::kubernetes::Request) -> bool {
     write.resource == "topicgrants/status" || write.resource == "mqttusers/status"
 }
 
