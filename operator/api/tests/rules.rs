@@ -92,6 +92,8 @@ fn an_instance_is_held_to_its_bounds() {
                 Some("spec.limits.packetSize: must be a whole number or text"),
             ),
             (json!({"session": {"expiry": "0s"}}), None),
+            (json!({"retainFor": "1s", "deletionPolicy": "Delete"}), None),
+            (json!({"retainFor": "0s"}), Some("spec.retainFor: must lie between 1s and 876000h")),
             (
                 json!({"session": {"expiry": "2 hours"}}),
                 Some("spec.session.expiry: \"2 hours\" is not a duration"),
@@ -570,7 +572,7 @@ fn every_rule_compiles_says_what_to_do_and_is_cheap() {
             + items.map(|items| check(items, &format!("{path}[]"))).sum::<usize>()
     }
     for (kind, rules) in
-        [(Kind::MqttInstance, 24), (Kind::ParentTopic, 11), (Kind::MqttUser, 4), (Kind::TopicGrant, 7)]
+        [(Kind::MqttInstance, 25), (Kind::ParentTopic, 11), (Kind::MqttUser, 4), (Kind::TopicGrant, 7)]
     {
         assert_eq!(check(&crds::schema(kind).unwrap(), kind.name()), rules, "rules of {kind}");
     }
