@@ -75,6 +75,9 @@ struct RunArgs {
     /// What nobody announced is put back within this time.
     #[arg(long, default_value = "10m")]
     resync: Duration,
+    /// For tests: after so many changes the process dies; zero: it lives.
+    #[arg(long, default_value_t = 0, hide = true)]
+    dies_after: u64,
 }
 
 #[derive(Clone, Copy, clap::ValueEnum)]
@@ -131,6 +134,7 @@ fn run_operator(args: RunArgs) -> ExitCode {
         lease: args.lease,
         address: args.address,
         resync: args.resync.get(),
+        dies_after: args.dies_after,
         options,
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();

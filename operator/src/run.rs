@@ -55,6 +55,8 @@ pub struct Settings {
     /// Where health and metrics are served.
     pub address: SocketAddr,
     pub resync: Duration,
+    /// For tests: after so many changes it dies; zero: it lives.
+    pub dies_after: u64,
     pub options: Options,
 }
 
@@ -135,7 +137,8 @@ async fn act(
     ended: watch::Receiver<bool>,
 ) -> Result<(), Error> {
     health.set(Stage::Listing);
-    let writer = Arc::new(Writer::new(client.clone(), fence.clone(), &settings.identity));
+    let writer = Writer::new(client.clone(), fence.clone(), &settings.identity);
+    let writer = Arc::new(writer.dying_after(settings.dies_after));
     let key = hash_key(settings, &writer).await?;
     let world = Arc::new(World::watch(&client, &settings.watch_namespaces, &queue, &writer));
     world.ready().await;

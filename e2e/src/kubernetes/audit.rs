@@ -24,6 +24,8 @@ pub struct Request {
     pub name: String,
     /// Of HTTP.
     pub code: u16,
+    /// Whoever sent it had no right to; what is forbidden for another reason, as in a namespace that goes, is not meant.
+    pub lacks_right: bool,
 }
 
 impl Request {
@@ -61,6 +63,8 @@ struct Event {
     #[serde(default)]
     object_ref: ObjectRef,
     response_status: Status,
+    #[serde(default)]
+    annotations: Value,
 }
 
 #[derive(Deserialize)]
@@ -86,7 +90,7 @@ struct Status {
 }
 
 fn read(line: &str) -> Result<Request> {
-    let Event { request_received_timestamp, verb, user, object_ref, response_status } =
+    let Event { request_received_timestamp, verb, user, object_ref, response_status, annotations } =
         serde_json::from_str(line)?;
     let ObjectRef { api_group, resource, subresource, namespace, name } = object_ref;
     let below = if subresource.is_empty() { "" } else { "/" };
@@ -101,5 +105,6 @@ fn read(line: &str) -> Result<Request> {
         namespace,
         name,
         code: response_status.code,
+        lacks_right: annotations.get("authorization.k8s.io/decision") == Some(&"forbid".into()),
     })
 }

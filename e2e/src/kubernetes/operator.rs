@@ -1,13 +1,24 @@
 //! The operator as a user installs it: its chart, once for the cluster, in a namespace that enforces the profile
 //! `restricted`, and two of it.
 
-use std::sync::OnceLock;
+use std::{
+    fs,
+    process::{Command, Stdio},
+    sync::OnceLock,
+    thread::sleep,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result, anyhow};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
+use tempfile::NamedTempFile;
 
 use super::Cluster;
-use crate::clients::root;
+use crate::{broker::built, clients::root};
+
+/// How often it is looked whether a process has ended.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 /// The namespace, the release, and what the chart calls the operator's Lease and Deployment.
 const NAME: &str = "mqtt-operator";
@@ -131,6 +142,39 @@ impl Operator {
                 .map(drop),
             _ => self.wait_until_up(),
         }
+    }
+
+    /// A process of the operator beside the cluster, in the place of its pods, that dies after so many changes. Answers which was the
+    /// last, or none if it has made no more for so long.
+    pub fn dies_after(&self, changes: usize, limit: Duration) -> Result<Option<String>> {
+        let said = NamedTempFile::new()?;
+        let image = format!("--broker-image={}", self.cluster.images().broker);
+        let mut command = Command::new(built("mqtt-operator")?);
+        command.args([
+            "run",
+            "--namespace",
+            NAME,
+            "--identity",
+            "dies",
+            "--lease",
+            NAME,
+            "--address",
+            "127.0.0.1:0",
+        ]);
+        command.args([image, format!("--dies-after={changes}")]).stdout(Stdio::null()).stderr(said.reopen()?);
+        let mut process = self.cluster.on_its_path(&mut command)?.spawn()?;
+        let start = Instant::now();
+        while start.elapsed() < limit {
+            if process.try_wait()?.is_some() {
+                let said = fs::read_to_string(said.path())?;
+                let what = said.lines().find_map(|line| line.strip_prefix("dies after: "));
+                return Ok(Some(what.with_context(|| format!("it ended by itself: {said}"))?.to_owned()));
+            }
+            sleep(LOOK_AGAIN);
+        }
+        kill_process(Pid::from_child(&process), Signal::TERM)?;
+        process.wait()?;
+        Ok(None)
     }
 
     /// What it remembers of an instance, as its Secret's annotations tell it; none: nothing.

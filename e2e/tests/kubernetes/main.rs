@@ -17,6 +17,7 @@ mod rivals;
 mod scale;
 mod scope;
 mod several;
+mod steps;
 mod topics;
 mod users;
 mod whose_turn;

@@ -50,10 +50,11 @@ const APART: Duration = Duration::from_secs(5);
 const ROUND: u32 = 10;
 /// Acknowledgements between a restart and the next kill.
 const BETWEEN: std::ops::Range<usize> = 300..1500;
+/// How soon after a fault all devices have a connection and an answer.
+const BACK: Duration = Duration::from_secs(10);
 /// Between two messages of one device.
 const PACE: Duration = Duration::from_millis(800);
-/// For acknowledgements to come again after a restart, for all devices to have a connection and an answer, and for all to be
-/// there after the end.
+/// For acknowledgements to come again after a restart, and for all to be there after the end.
 const LIMIT: Duration = Duration::from_secs(60);
 const USER: &str = "fleet";
 const PASSWORD: &str = "fleet-secret";
@@ -222,7 +223,7 @@ fn play(
         let what = strike(&mut chance)?;
         let over = Instant::now();
         book.fault_is_over();
-        wait_until(&format!("all devices to be served after fault {fault}: {what}"), LIMIT, || {
+        wait_until(&format!("all devices to be served after fault {fault}: {what}"), BACK, || {
             gateways.iter_mut().try_for_each(|gateway| gateway.turn(&book, true))?;
             let publishers = METERS + GATEWAYS;
             Ok(book.are_back(publishers + WATCHERS + MEMBERS, publishers).then_some(()))

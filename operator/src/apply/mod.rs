@@ -9,7 +9,13 @@ mod events;
 pub mod ledger;
 mod status;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 use k8s_openapi::{
     ByteString,
@@ -22,6 +28,7 @@ use kube::{
     core::{ApiResource, DynamicObject, GroupVersionKind, ObjectMeta},
 };
 use mqtt_operator_api::{Kind, render::ObjectName};
+use rustix::process::{Signal, getpid, kill_process};
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
@@ -59,13 +66,29 @@ pub struct Writer {
     pub ledger: Ledger,
     statuses: Statuses,
     events: Events,
+    /// Tests let the process die after so many changes; zero: it lives.
+    dies_after: AtomicU64,
 }
 
 impl Writer {
     /// `identity` is told in events.
     pub fn new(client: Client, fence: Arc<Fence>, identity: &str) -> Self {
         let events = Events::new(client.clone(), identity);
-        Self { client, fence, ledger: Ledger::default(), statuses: Statuses::default(), events }
+        let (ledger, statuses) = (Ledger::default(), Statuses::default());
+        Self { client, fence, ledger, statuses, events, dies_after: AtomicU64::new(0) }
+    }
+
+    /// The process dies as by `kill -9` after so many changes.
+    pub fn dying_after(self, changes: u64) -> Self {
+        Self { dies_after: AtomicU64::new(changes), ..self }
+    }
+
+    /// Something was changed, in the cluster or in Kafka.
+    pub fn step(&self, what: &str) {
+        if self.dies_after.load(Relaxed) > 0 && self.dies_after.fetch_sub(1, Relaxed) == 1 {
+            eprintln!("dies after: {what}");
+            let _ = kill_process(getpid(), Signal::KILL);
+        }
     }
 
     /// Brings one object in line, by server-side apply; what it does not name is left as others want it. Answers its
@@ -292,7 +315,9 @@ impl Writer {
         written: impl Future<Output = Result<T, kube::Error>>,
     ) -> Result<T, Error> {
         let left = self.fence.left().ok_or(Error::Lost)?;
-        run(what, left.min(PATIENCE), written).await
+        let outcome = run(what, left.min(PATIENCE), written).await;
+        self.step(what);
+        outcome
     }
 
     async fn ask<T>(

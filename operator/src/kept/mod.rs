@@ -278,6 +278,8 @@ impl Keeper {
                 stays = true;
             } else if let Err(error) = admin.delete(&topic).await {
                 return failed(error);
+            } else {
+                self.writer.step(&format!("delete Kafka topic {topic}"));
             }
         }
         if stays {

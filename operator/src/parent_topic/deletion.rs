@@ -121,6 +121,7 @@ impl Topics {
                     );
                     return Ok(Done::Failed);
                 }
+                self.writer.step(&format!("delete Kafka topic {topic}"));
                 let message = format!("Kafka topic {topic} is deleted, with all that was stored in it");
                 Verdict::ready("TopicDeleted", message)
             }

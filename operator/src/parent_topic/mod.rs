@@ -135,7 +135,11 @@ impl Topics {
         let admin = self.client(instance, &wanted.access)?;
         let settings = TopicSettings::of_parent(&wanted.parent, wanted.packet_size);
         let copies = wanted.access.kafka.replication_factor;
-        mqtt_kafka::ensure(&admin, &wanted.parent.topic, settings, copies).await
+        let found = mqtt_kafka::ensure(&admin, &wanted.parent.topic, settings, copies).await;
+        if found.as_ref().is_ok_and(|found| found.made) {
+            self.writer.step(&format!("make Kafka topic {}", wanted.parent.topic));
+        }
+        found
     }
 
     fn client(&self, instance: &ObjectName, access: &Access) -> Result<Admin, mqtt_kafka::Error> {
