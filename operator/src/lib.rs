@@ -8,7 +8,7 @@
 //! - [`status`]: what is said on an object, as conditions; [`invalid`]: on one that can't be read;
 //! - [`apply`]: the only writer; [`leader`]: whether this process may write;
 //! - [`run`]: the process that has all of it; [`health`], [`metrics`]: what it tells of itself;
-//! - [`batch`]: many requests, for as long as there is time;
+//! - [`batch`]: many requests, for as long as there is time; [`digest`]: what is the same for the same;
 //! - [`check`]: whether one is at work;
 //! - [`cli`]: the command line.
 
@@ -16,6 +16,7 @@ pub mod apply;
 pub mod batch;
 pub mod check;
 pub mod cli;
+pub mod digest;
 pub mod health;
 pub mod instance;
 pub mod invalid;

@@ -3,10 +3,7 @@
 //! Promises: an object is written again as soon as something else is wanted, or as somebody else has changed or deleted
 //! it and the watch has told so.
 
-use std::{
-    collections::HashMap,
-    hash::{DefaultHasher, Hash as _, Hasher as _},
-};
+use std::collections::HashMap;
 
 use parking_lot::Mutex;
 use serde_json::Value;
@@ -60,13 +57,6 @@ pub enum Known {
     AsAppliedAt(String),
     /// It has to be applied.
     Otherwise,
-}
-
-/// A digest of what is wanted.
-pub fn digest(object: &Value) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    object.to_string().hash(&mut hasher);
-    hasher.finish()
 }
 
 impl Ledger {

@@ -38,7 +38,7 @@ pub use self::{
     status::Subject,
 };
 use self::{events::Events, ledger::Known, status::Statuses};
-use crate::leader::Fence;
+use crate::{digest::digest, leader::Fence};
 
 /// Who writes, as the API server's `managedFields` tell it.
 pub const MANAGER: &str = "mqtt-operator";
@@ -94,7 +94,7 @@ impl Writer {
     /// Brings one object in line, by server-side apply; what it does not name is left as others want it. Answers its
     /// resourceVersion. `known`: it has been seen to be its owner's.
     pub async fn apply(&self, owner: &Owner, object: &Value, known: bool) -> Result<String, Error> {
-        let (item, wanted) = (Item::of(object), ledger::digest(object));
+        let (item, wanted) = (Item::of(object), digest(&object.to_string()));
         let as_applied = match self.ledger.known(&item, wanted) {
             Known::AsApplied(version) => return Ok(version),
             Known::AsAppliedAt(version) => Some(version),
@@ -118,12 +118,12 @@ impl Writer {
         Ok(version)
     }
 
-    /// The same for the Secret of a user, which was seen to be theirs or not to be there; answers it whole.
-    pub async fn apply_secret(&self, owner: &Owner, secret: &Secret) -> Result<Secret, Error> {
+    /// The same for a Secret that was seen to be its owner's or not to be there, or is the operator's own; answers it whole.
+    pub async fn apply_secret(&self, namespace: &str, secret: &Secret) -> Result<Secret, Error> {
         let name = secret.metadata.name.as_deref().unwrap_or_default();
-        let secrets: Api<Secret> = Api::namespaced(self.client.clone(), &owner.object.namespace);
+        let secrets: Api<Secret> = Api::namespaced(self.client.clone(), namespace);
         let params = PatchParams::apply(MANAGER).force();
-        let what = format!("apply Secret {}/{name}", owner.object.namespace);
+        let what = format!("apply Secret {namespace}/{name}");
         self.write(&what, secrets.patch(name, &params, &Patch::Apply(secret))).await
     }
 
@@ -196,15 +196,6 @@ impl Writer {
         );
         let patched = async { api.patch(&object.name, &params, &patch).await.map(drop) };
         self.write(&format!("change the finalizers of {object}"), absent_is_fine(patched)).await
-    }
-
-    /// Brings a Secret of the operator's own in line.
-    pub async fn apply_own(&self, namespace: &str, secret: &Secret) -> Result<(), Error> {
-        let name = secret.metadata.name.as_deref().unwrap_or_default();
-        let secrets: Api<Secret> = Api::namespaced(self.client.clone(), namespace);
-        let params = PatchParams::apply(MANAGER).force();
-        let what = format!("apply Secret {namespace}/{name}");
-        self.write(&what, secrets.patch(name, &params, &Patch::Apply(secret))).await.map(drop)
     }
 
     /// Those of the operator's own that a label selector matches.

@@ -3,10 +3,7 @@
 //! What was written last is remembered until the watch has told it or until [`Writer::forget_status`], for a watch may lag behind;
 //! else `lastTransitionTime` would move twice for one change.
 
-use std::{
-    collections::HashMap,
-    hash::{DefaultHasher, Hash as _, Hasher as _},
-};
+use std::collections::HashMap;
 
 use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::{Condition, Time},
@@ -25,7 +22,10 @@ use parking_lot::Mutex;
 use serde_json::{Map, Value, json};
 
 use super::{Error, MANAGER, Writer};
-use crate::status::{Turn, Verdict, conditions};
+use crate::{
+    digest::digest,
+    status::{Turn, Verdict, conditions},
+};
 
 /// The object that a status is written on.
 #[derive(Clone, Copy, Debug)]
@@ -108,9 +108,7 @@ impl Writer {
         status: Option<&Status>,
         verdict: &Verdict,
     ) -> bool {
-        let mut hasher = DefaultHasher::new();
-        (&metadata.uid, &metadata.resource_version, format!("{verdict:?}")).hash(&mut hasher);
-        let asked = hasher.finish();
+        let asked = digest(&(&metadata.uid, &metadata.resource_version, format!("{verdict:?}")));
         if self.statuses.settled.lock().get(object) == Some(&asked) {
             return false;
         }

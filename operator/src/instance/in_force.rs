@@ -6,7 +6,6 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
-    hash::{DefaultHasher, Hash as _, Hasher as _},
     time::Duration,
 };
 
@@ -20,7 +19,7 @@ use mqtt_operator_api::{
 use tokio::time::Instant;
 
 use super::nodes::Broker;
-use crate::status::Enforced;
+use crate::{digest::digest, status::Enforced};
 
 /// What is remembered of one instance.
 #[derive(Debug, Default)]
@@ -165,12 +164,6 @@ fn serving(brokers: &[Broker]) -> impl Iterator<Item = &Broker> {
 
 fn has(broker: &Broker, generation: u64, hash: &str) -> bool {
     broker.acl.as_ref().is_some_and(|acl| acl.generation == generation && acl.hash == hash)
-}
-
-fn digest(text: &str) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    text.hash(&mut hasher);
-    hasher.finish()
 }
 
 #[cfg(test)]

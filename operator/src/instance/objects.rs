@@ -7,11 +7,11 @@ use std::collections::{HashMap, HashSet};
 
 use mqtt_operator_api::instance::MqttInstance;
 use serde_json::Value;
-use sha2::{Digest as _, Sha256};
 
 use super::build::{Built, Kept};
 use crate::{
     apply::{Error, Item, Owner, Writer},
+    digest,
     watch::World,
 };
 
@@ -72,8 +72,7 @@ pub(super) async fn apply(
         note(without_monitor(writer, owner, built).await)?;
     }
     mounted.sort();
-    let digest = Sha256::digest(mounted.join("\n"));
-    let mounted = digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+    let mounted = digest::short(&mounted.join("\n"));
     Ok(Applied { mounted, failed, held })
 }
 

@@ -156,9 +156,11 @@ impl Instances {
         if let (Some(next), Some(secret)) = (next, built.as_mut().and_then(|built| built.peers.as_mut())) {
             next.keep_in(secret);
         }
-        if let (Some(kafka), Some(_)) = (&rendered.config.kafka, &built) {
-            let access = Access { kafka: kafka.clone(), secrets: rendered.kafka_secrets.clone() };
-            self.clusters.ask(name, &Arc::new(access));
+        // None: not all is there that it takes.
+        let access = rendered.config.kafka.clone().filter(|_| built.is_some());
+        let access = access.map(|kafka| Arc::new(Access { kafka, secrets: rendered.kafka_secrets.clone() }));
+        if let Some(access) = &access {
+            self.clusters.ask(name, access);
             if self.is_new(name, instance) {
                 self.clusters.wait(name).await;
                 if let Some(problem) = self.conflict(instance) {
@@ -166,12 +168,12 @@ impl Instances {
                 }
             }
         }
-        if let Err(error) = self.keep(name, &objects, &rendered, built.is_some()).await {
+        if let Err(error) = self.keep(name, &objects, &rendered, access.as_deref()).await {
             self.say_instance(instance, &error.verdict(), told_before(instance)).await?;
             return Err(error);
         }
         // Before brokers are told: who makes a topic is who says that it was not there before.
-        self.want_topics(name, &objects, &rendered, built.is_some());
+        self.want_topics(name, &objects, &rendered, access.as_ref());
         let parents: BTreeSet<_> =
             rendered.config.parents.iter().map(|parent| parent.topic.clone()).collect();
         self.wants.loading(name, parents.clone());
@@ -242,10 +244,8 @@ impl Instances {
         name: &ObjectName,
         objects: &Objects,
         rendered: &Rendered,
-        built: bool,
+        access: Option<&Access>,
     ) -> Result<(), Error> {
-        let kafka = rendered.config.kafka.clone().filter(|_| built);
-        let access = kafka.map(|kafka| Access { kafka, secrets: rendered.kafka_secrets.clone() });
         let spec = &objects.instance.spec;
         self.keeper
             .keep(Live {
@@ -253,7 +253,7 @@ impl Instances {
                 uid: objects.instance.metadata.uid.as_deref().unwrap_or_default(),
                 deletion_policy: spec.deletion_policy,
                 retain_for: spec.retain_for.get(),
-                access: access.as_ref(),
+                access,
                 topics: kept::topics(objects, rendered),
                 retained: kept::retained(objects),
                 passwords: kept::passwords(objects),
@@ -346,7 +346,7 @@ impl Instances {
             memory.progress.begun(rendered.acl.generation, seen);
         }
         rendered.problems.extend(generated.problems.iter().cloned());
-        let wrong: BTreeSet<_> = rendered.problems.iter().map(|problem| &problem.object).collect();
+        let wrong = Problem::objects(&rendered.problems);
         // After a start: what was enforced is so as it was, as far as the operator that said so could tell.
         let said = memory.before.is_none().then(|| enforced_objects(objects, before.generation));
         let enforced = |object: &ObjectName| said.as_ref().and_then(|said| said.get(object).copied());
@@ -408,12 +408,15 @@ impl Instances {
     }
 
     /// Tells the topics' loop what Kafka shall have.
-    fn want_topics(&self, name: &ObjectName, objects: &Objects, rendered: &Rendered, built: bool) {
-        let Some(kafka) = rendered.config.kafka.clone().filter(|_| built) else {
-            return self.wants.clear(name);
-        };
-        let access = Arc::new(Access { kafka, secrets: rendered.kafka_secrets.clone() });
-        let wrong: BTreeSet<_> = rendered.problems.iter().map(|problem| &problem.object).collect();
+    fn want_topics(
+        &self,
+        name: &ObjectName,
+        objects: &Objects,
+        rendered: &Rendered,
+        access: Option<&Arc<Access>>,
+    ) {
+        let Some(access) = access else { return self.wants.clear(name) };
+        let wrong = Problem::objects(&rendered.problems);
         let wanted = objects.topics.iter().filter_map(|topic| {
             let object = name_of(Kind::ParentTopic, topic);
             let parent = rendered.config.parents.iter().find(|parent| parent.topic == topic.topic())?;
@@ -427,7 +430,7 @@ impl Instances {
                 (object, wanted)
             })
         });
-        self.wants.set(name, &access, wanted.collect());
+        self.wants.set(name, access, wanted.collect());
     }
 
     /// What is remembered of what was written is looked at before it counts again.

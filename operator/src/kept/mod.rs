@@ -21,16 +21,16 @@ use kube::{Resource as _, ResourceExt as _, core::ObjectMeta};
 use mqtt_operator_api::{
     Kind,
     parent_topic::{DeletionPolicy, ParentTopic},
-    render::{ObjectName, Objects, Rendered, name_of},
+    render::{ObjectName, Objects, Problem, Rendered, name_of},
     user::{MqttUser, USERNAME},
 };
 use parking_lot::Mutex;
-use sha2::{Digest as _, Sha256};
 
 pub use self::record::{Live, Record};
 use self::record::{Named, Password, Topic};
 use crate::{
     apply::{Error, Writer},
+    digest,
     instance::clusters::Clusters,
     parent_topic::Clients,
     queue::{Done, Queue},
@@ -347,7 +347,7 @@ impl Keeper {
             data: Some([(KEY.to_owned(), ByteString(json))].into()),
             ..Secret::default()
         };
-        self.writer.apply_own(&self.namespace, &secret).await
+        self.writer.apply_secret(&self.namespace, &secret).await.map(drop)
     }
 
     fn acts_in(&self, namespace: &str) -> bool {
@@ -356,8 +356,7 @@ impl Keeper {
 
     /// Names of namespaces and instances are too long to be put together.
     fn name(&self, instance: &ObjectName) -> String {
-        let digest = Sha256::digest(format!("{}/{}", instance.namespace, instance.name));
-        let short: String = digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+        let short = digest::short(&format!("{}/{}", instance.namespace, instance.name));
         format!("{}-kept-{short}", self.prefix)
     }
 }
@@ -393,11 +392,11 @@ impl Cell {
 
 /// The topics in force that go with their ParentTopic.
 pub fn topics(objects: &Objects, rendered: &Rendered) -> BTreeMap<String, Topic> {
-    let wrong = |topic: &ParentTopic| {
-        let object = name_of(Kind::ParentTopic, topic);
-        rendered.problems.iter().any(|problem| problem.object == object)
+    let wrong = Problem::objects(&rendered.problems);
+    let goes = |topic: &&ParentTopic| {
+        topic.spec.deletion_policy == DeletionPolicy::Delete
+            && !wrong.contains(&name_of(Kind::ParentTopic, *topic))
     };
-    let goes = |topic: &&ParentTopic| topic.spec.deletion_policy == DeletionPolicy::Delete && !wrong(topic);
     let of = |topic: &ParentTopic| {
         let uid = topic.meta().uid.as_deref().unwrap_or_default();
         (topic.topic(), Topic::of(&name_of(Kind::ParentTopic, topic), uid))

@@ -21,7 +21,7 @@ use mqtt_operator_api::{
 
 use self::password::{Found, Plan, plan};
 use crate::{
-    apply::{Error, Owner, Writer},
+    apply::{Error, Writer},
     batch::for_a_while,
     kept::Record,
     watch::secrets::{SecretName, Secrets, Value},
@@ -67,16 +67,17 @@ pub async fn generate(
         if there.is_some_and(|there| there.owner.is_some() && there.owner == user.uid()) {
             theirs.insert(object);
         }
-        if !matches!(plan_for(user, there, makes.kept), Ok((Plan::Keep, Some(_)))) {
-            left.push(user);
+        match plan_for(user, there, makes.kept) {
+            Ok((Plan::Keep, Some(_))) => {}
+            Ok((Plan::Refuse(problem), _)) => outcome.problems.push(problem),
+            Ok((Plan::Keep | Plan::Apply(_), _)) | Err(_) => left.push(user),
         }
     }
-    let there = &*found;
     let looked_at = left.into_iter().map(|user| {
         async move {
             let object = name_of(Kind::MqttUser, user);
             let name = (object.namespace.clone(), user.generated_secret_name());
-            (object, one(makes, user, &name, there.get(&name)).await, name)
+            (object, one(makes, user, &name).await, name)
         }
         .boxed()
     });
@@ -99,18 +100,13 @@ enum Kept {
     Refused(Problem),
 }
 
+/// Makes or changes one that is not as it should be, as far as was seen. A watch may lag behind, and what is written on the strength
+/// of it would be a second password.
 async fn one(
     Makes { writer, secrets, kept }: Makes<'_>,
     user: &MqttUser,
     name: &SecretName,
-    found: Option<&Arc<Value>>,
 ) -> Result<Kept, Error> {
-    match plan_for(user, found, kept)? {
-        (Plan::Keep, Some(value)) => return Ok(Kept::As(value)),
-        (Plan::Refuse(problem), _) => return Ok(Kept::Refused(problem)),
-        (Plan::Keep | Plan::Apply(_), _) => {}
-    }
-    // A watch may lag behind, and what is written on the strength of it would be a second password.
     let fresh = secrets.read_now(name).await?;
     match plan_for(user, fresh.as_ref(), kept)? {
         (Plan::Keep, Some(value)) => Ok(Kept::As(value)),
@@ -119,8 +115,7 @@ async fn one(
         }
         (Plan::Refuse(problem), _) => Ok(Kept::Refused(problem)),
         (Plan::Apply(secret), _) => {
-            let owner = Owner { object: name_of(Kind::MqttUser, user), uid: user.uid().unwrap_or_default() };
-            Ok(Kept::As(secrets.hold(name.clone(), writer.apply_secret(&owner, &secret).await?)))
+            Ok(Kept::As(secrets.hold(name.clone(), writer.apply_secret(&name.0, &secret).await?)))
         }
     }
 }

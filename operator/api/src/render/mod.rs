@@ -63,6 +63,13 @@ pub struct Rendered {
     pub problems: Vec<Problem>,
 }
 
+impl Problem {
+    /// Which objects have one.
+    pub fn objects(problems: &[Self]) -> BTreeSet<&ObjectName> {
+        problems.iter().map(|problem| &problem.object).collect()
+    }
+}
+
 /// A password that the document is to have a hash of.
 #[derive(Clone, Copy)]
 pub struct Password<'a> {
